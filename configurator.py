@@ -1,0 +1,151 @@
+"""
+Command-line settings for every script here: `key=value` overrides a global.
+
+A script keeps its settings as plain globals at the top of the file and calls configure() right below them:
+
+    learning_rate = 3e-3  # peak learning rate
+    schedule = 'cosine'   # cosine | linear | step | wsd: how the learning rate falls
+    configure(globals())
+
+and then this works, without a word of argparse:
+
+    python train.py learning_rate=1e-3             # also --learning_rate=1e-3
+    python train.py compile                        # a bare name switches a True/False setting on; also --compile
+    python train.py big.txt learning_rate=1e-3     # first the `key = value` lines of big.txt, then the command line
+    python train.py --help                         # the docstring, and each setting with its comment
+
+The comment is part of the contract: where it opens with words between bars, as `cosine | linear | step | wsd:`
+above, exactly those values are accepted. A value must fit the type of its default. Nothing is ever executed:
+values are Python literals, read by ast.literal_eval. Every mistake ends in one line on stderr and exit status 2.
+"""
+import ast, difflib, math, os, re, sys
+
+def usage(message):
+    """End the program over a mistake in the command itself: one line on stderr, exit status 2."""
+    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+def configure(settings):
+    """
+    Override `settings` (a script's globals()) from the command line, and return the names that were given there.
+    Does nothing when the script is imported.
+    """
+    if settings['__name__'] != '__main__':
+        return set()
+    sys.excepthook = one_line  # from here on, what the operating system refuses ends in one line too
+    with open(settings['__file__'], encoding='utf-8') as f:
+        source = f.read()
+    if any(arg in ('-h', '--help') for arg in sys.argv[1:]):
+        print(help_text(source))
+        sys.exit(0)
+    defaults = {k: v for k, v in settings.items()
+                if not k.startswith('_') and isinstance(v, (bool, int, float, str, type(None)))}
+    choices, given = read_choices(source), set()
+    for arg in sys.argv[1:]:
+        key, equals, text = arg.removeprefix('--').partition('=')
+        if equals:
+            pairs = [(key, text, '')]
+        elif isinstance(defaults.get(key), bool):
+            pairs = [(key, 'True', '')]
+        elif key in defaults:
+            usage(f"{key} needs a value: {key}={defaults[key] or '...'}")
+        elif os.path.isfile(arg):
+            pairs = read_file(arg)
+        else:
+            usage(f"{arg!r} is neither key=value nor a file of settings{nearest(key, defaults)}")
+        for key, value, where in pairs:
+            if key not in defaults:
+                usage(f"{where}there is no setting {key!r}{nearest(key, defaults)}")
+            settings[key] = convert(key, value, defaults[key], choices.get(key), where)
+            given.add(key)
+    return given
+
+def convert(key, value, default, choices=None, where=''):
+    """
+    The value for a setting: text from the command line, or a literal from a file, made to fit the default's type.
+    ('batch_size', '1e3', 12) -> 1000    ('grad_clip', '5', 1.0) -> 5.0    ('compile', 'yes', False) -> True
+    """
+    def wrong(expected):
+        usage(f"{where}{key}={value}: expected {expected}")
+    if isinstance(default, str):  # text is taken as it stands: no quotes needed, and it may hold '=' or start with '-'
+        if not isinstance(value, str):
+            wrong("text in quotes")
+        if choices and value not in choices:
+            wrong(f"one of {', '.join(choices)}{nearest(value, choices)}")
+        return value
+    literal = value
+    if isinstance(value, str):
+        try:
+            literal = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            literal = value.strip()  # yes, true, or a mistake that the checks below name
+    if isinstance(default, bool):  # note: bool before int, because True is an int to Python
+        truth = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
+        if str(literal).lower() not in truth:
+            wrong("True or False")
+        return truth[str(literal).lower()]
+    if literal is None or str(literal).lower() == 'none':
+        if default is not None:
+            wrong("a whole number" if isinstance(default, int) else "a number")
+        return None
+    if isinstance(literal, bool) or not isinstance(literal, (int, float)) or not math.isfinite(literal):
+        wrong("a whole number" if isinstance(default, int) else "a number" if default is not None else "a number or None")
+    if isinstance(default, int):
+        if literal != int(literal):
+            wrong("a whole number")
+        return int(literal)
+    return float(literal) if isinstance(default, float) else literal
+
+def read_file(path):
+    """`key = value` lines, as Python would read them but never run -> [(key, literal, 'file:line: '), ...]"""
+    try:
+        with open(path, encoding='utf-8') as f:
+            lines = ast.parse(f.read()).body
+    except (SyntaxError, ValueError) as e:  # note: UnicodeDecodeError is a ValueError
+        usage(f"{path}:{getattr(e, 'lineno', None) or 1}: expected lines of the form key = value")
+    pairs = []
+    for line in lines:
+        where = f"{path}:{line.lineno}: "
+        if not (isinstance(line, ast.Assign) and len(line.targets) == 1 and isinstance(line.targets[0], ast.Name)):
+            usage(f"{where}expected key = value")
+        key = line.targets[0].id
+        try:
+            pairs.append((key, ast.literal_eval(line.value), where))
+        except ValueError:
+            usage(f"{where}{key}: expected a literal (5, 0.1, 'text', True, None); settings files are read, never executed")
+    return pairs
+
+def settings_block(source):
+    """The lines of a script between its docstring and its configure() call."""
+    start = ast.parse(source).body[0].end_lineno
+    lines = source.splitlines()[start:]
+    return lines[:next(i for i, line in enumerate(lines) if line.startswith('configure('))]
+
+def read_choices(source):
+    """`schedule = 'cosine' # cosine | linear: how ...` -> {'schedule': ['cosine', 'linear']}"""
+    found = {}
+    for line in settings_block(source):
+        m = re.match(r"(\w+) *= *'[^']*' *# *([\w-]+(?: \| [\w-]+)+)(?::|$)", line)
+        if m:
+            found[m[1]] = m[2].split(' | ')
+    return found
+
+def help_text(source):
+    """What --help prints: the script's docstring, then the settings as they stand in its source."""
+    block = [line for line in settings_block(source) if not re.match(r'(import|from) ', line)]
+    return ast.get_docstring(ast.parse(source)) + '\n\nsettings (key=value):\n' + '\n'.join(block).rstrip()
+
+def nearest(word, words):
+    """' (did you mean ...?)' for a misspelling, else a pointer to --help where the words are settings."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else "" if isinstance(words, list) else " (--help lists the settings)"
+
+def one_line(kind, error, trace):
+    """An excepthook: no such file, disk full, permission denied, Ctrl-C … are the user's to mend, so say just that."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\ninterrupted", file=sys.stderr)
+        os._exit(130)
+    elif issubclass(kind, OSError):
+        print(f"{os.path.basename(sys.argv[0])}: {error.filename or ''}: {error.strerror or error}".replace(' : ', ' '), file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -1,0 +1,409 @@
+"""
+Everything from outside becomes our files: text in, token ids out, in data/<dataset>/.
+
+    python prepare.py                                          # Python's own standard library: 12 MB, no network needed
+    python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob, .jsonl with a "text"
+    python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
+    python prepare.py dataset=words tokenizer=word vocab_size=5000
+
+A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a short
+vocabulary, long sequences), words (short sequences, but every vocabulary runs out of words), or byte-pair encoding,
+which starts from bytes and keeps merging the commonest pair: any text can be written, and common words cost one token.
+The byte-pair trainer is written out below; encoding then runs in tiktoken, on the ranks that we trained.
+
+What is written: train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies above 65,535),
+and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more gives every tenth
+document to validation; of fewer, the last tenth of each. Files are read and written in pieces, so size does not matter.
+"""
+from configurator import configure, usage
+
+dataset = 'python'       # python, shakespeare, tinystories, fineweb; or, with input=, a name for your own
+input = ''               # a text file, a folder (read recursively), a glob ('notes/*.md'), or .jsonl with a "text" in each line
+tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
+vocab_size = 1024        # for bpe and word, special tokens included; larger makes text shorter and the model bigger
+normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
+strip_control = False    # drop control characters other than tab and newline
+drop_duplicates = True   # keep one of several identical documents: copies would leak from training into validation
+min_length = 0           # drop documents of fewer characters
+shards = 1               # fineweb: how many files of 100M tokens to train on, up to 103
+data_dir = 'data'        # where the datasets live
+configure(globals())
+
+import codecs, glob, hashlib, heapq, http.client, json, os, re, sys, sysconfig, time, unicodedata, urllib.error, urllib.request
+from collections import Counter, defaultdict
+import numpy as np
+import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
+import tiktoken
+from model import SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, Tokenizer
+
+PIECE = 1 << 20          # characters read at a time
+SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
+
+# ---------------------------------------------------------------------------------------------------------------
+# 1. Byte-pair encoding, trained
+
+def train_bpe(words, vocab_size, pattern=SPLIT_PATTERN):
+    """
+    Counter of words -> vocabulary, a list of bytes: the 256 single bytes, then one entry per merge.
+
+        {'aaab': 1, 'aab': 2}: aa occurs 4 times (2 + 1 + 1), so vocab[256] = b'aa', and the words become [aa a b], [aa b]
+
+    Merge the commonest pair of neighbours, again and again (Sennrich et al. 2016). Recounting all pairs after every
+    merge would take minutes, so three things are kept up to date instead: each pair's count, the words that each pair
+    occurs in, and a heap of (count, pair). A merge then touches only the words that hold it. Ties go to the lower ids.
+    """
+    vocab = [bytes([b]) for b in range(256)]
+    known = {token: i for i, token in enumerate(vocab)}
+    parts = [list(word.encode('utf-8', 'replace')) for word in words]  # each distinct word once …
+    weight = list(words.values())                                      # … and how often it occurs
+    counts, where = Counter(), defaultdict(set)
+    for w, ids in enumerate(parts):
+        for pair in zip(ids, ids[1:]):
+            counts[pair] += weight[w]
+            where[pair].add(w)
+    heap = [(-count, pair) for pair, count in counts.items()]
+    heapq.heapify(heap)
+    while len(vocab) < vocab_size and heap:
+        count, pair = heapq.heappop(heap)
+        if -count != counts[pair]:  # an old entry: the count has changed since
+            if counts[pair] > 0:
+                heapq.heappush(heap, (-counts[pair], pair))
+            continue
+        if count == 0:
+            break
+        a, b = pair
+        token = vocab[a] + vocab[b]
+        new = known.setdefault(token, len(vocab))  # subtle: aa+a and a+aa are the same bytes, so they share one id
+        if new == len(vocab):
+            vocab.append(token)
+        changed = set()
+        for w in where.pop(pair):
+            ids, n = parts[w], weight[w]
+            i = 0
+            while i < len(ids) - 1:
+                if ids[i] == a and ids[i + 1] == b:
+                    if i > 0:  # (left, a) was here and becomes (left, new)
+                        left = ids[i - 1]
+                        counts[left, a] -= n
+                        counts[left, new] += n
+                        where[left, new].add(w)
+                        changed.add((left, new))
+                    if i + 2 < len(ids):  # and (b, right) becomes (new, right)
+                        right = ids[i + 2]
+                        counts[b, right] -= n
+                        counts[new, right] += n
+                        where[new, right].add(w)
+                        changed.add((new, right))
+                    ids[i:i + 2] = [new]
+                i += 1
+        counts[pair] = 0
+        for pair in changed:
+            heapq.heappush(heap, (-counts[pair], pair))
+    return vocab
+
+# ---------------------------------------------------------------------------------------------------------------
+# 2. Where text comes from. A document is (split or None, an iterator of pieces of its text); nothing is read whole.
+
+def pieces_of(path):
+    """
+    The text of a file, piece by piece. subtle: a piece ends where one newline stands between two non-spaces. No token
+    of ours crosses such a place, so cutting there changes nothing; a text without any is cut every 16 pieces.
+    """
+    try:
+        with open(path, encoding='utf-8') as f:
+            text = ''
+            while more := f.read(PIECE):
+                if '\0' in more:
+                    sys.exit(f"{path} holds zero bytes, so it is not text: give input= a text file")
+                text += more
+                last = re.match(r'(?s).*\S\n(?=\S)', text)
+                cut = last.end() if last else len(text) if len(text) >= 16 * PIECE else 0
+                yield text[:cut]
+                text = text[cut:]
+            yield text
+    except UnicodeDecodeError as e:
+        sys.exit(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x}): convert it, e.g.  iconv -f latin1 -t utf-8")
+
+def is_text(path):
+    """Whether the first 64 kB look like text: in a folder, pictures and the like are passed over."""
+    with open(path, 'rb') as f:
+        head = f.read(1 << 16)
+    try:
+        codecs.getincrementaldecoder('utf-8')().decode(head)  # incremental: the cut may fall within a character
+        return b'\0' not in head
+    except UnicodeDecodeError:
+        return False
+
+def file_documents(paths):
+    """One document a file, or one a line of .jsonl."""
+    for path in paths:
+        if not path.endswith('.jsonl'):
+            yield None, pieces_of(path)
+            continue
+        with open(path, encoding='utf-8') as f:
+            for number, line in enumerate(f, 1):
+                if line.strip():
+                    try:
+                        text = json.loads(line)['text']
+                        assert isinstance(text, str)
+                    except (ValueError, KeyError, TypeError, AssertionError):
+                        sys.exit(f"{path} line {number}: expected a JSON object with a \"text\", as {{\"text\": \"once upon a time\"}}")
+                    yield None, [text]
+
+def local_files(spec):
+    """A file, folder or glob -> sorted paths of the text files in it; exits where there are none."""
+    if os.path.isfile(spec):
+        return [spec]
+    found = sorted(p for p in glob.glob(os.path.join(spec, '**') if os.path.isdir(spec) else spec, recursive=True) if os.path.isfile(p))
+    paths = [p for p in found if is_text(p)]  # note: glob passes over hidden files and folders by itself
+    if len(paths) < len(found):
+        print(f"passed over {len(found) - len(paths):,} of {len(found):,} files: not UTF-8 text")
+    if not paths:
+        sys.exit(f"input={spec}: no text files there")
+    return paths
+
+def python_documents():
+    """The standard library of the Python that runs this, without its tests and without what pip installed."""
+    root = sysconfig.get_paths()['stdlib']
+    left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__'}
+    paths = [p for p in glob.glob(os.path.join(root, '**', '*.py'), recursive=True)
+             if not left_out & set(os.path.relpath(p, root).split(os.sep)) and is_text(p)]
+    if not paths:
+        sys.exit(f"this Python came without its library's source ({root}): try  python prepare.py dataset=mine input=book.txt")
+    return file_documents(sorted(paths, key=lambda p: os.path.relpath(p, root).replace(os.sep, '/')))  # the same order everywhere
+
+def shakespeare_documents():
+    """Karpathy's tiny Shakespeare: 40,000 lines, 1,115,394 characters, 65 of them distinct."""
+    return file_documents([download('https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt',
+                                    'shakespeare.txt', 1115394, '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed')])
+
+def tinystories_documents():
+    """Stories that a three-year-old understands, written by GPT-4 (Eldan & Li 2023): 2.2 GB."""
+    base = 'https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-'
+    for split, name in (('train', 'train.txt'), ('val', 'valid.txt')):
+        story = []
+        for line in open(download(base + name, 'tinystories-' + name), encoding='utf-8'):
+            if line.strip() != '<|endoftext|>':
+                story.append(line)
+            elif story:
+                yield split, [''.join(story).strip()]
+                story = []
+        yield split, [''.join(story).strip()]
+
+# to add a dataset of text, write a function that yields its documents, and name it here
+DATASETS = {'python': python_documents, 'shakespeare': shakespeare_documents, 'tinystories': tinystories_documents}
+
+def documents():
+    """All documents of this run, cleaned; each call starts again from the first."""
+    for split, pieces in file_documents(local_files(input)) if input else DATASETS[dataset]():
+        yield split, map(clean, pieces)
+
+def clean(text):
+    if normalize != 'none':
+        text = unicodedata.normalize(normalize, text)
+    return ''.join(c for c in text if c in '\t\n' or unicodedata.category(c) != 'Cc') if strip_control else text
+
+def split_documents(plan):
+    """The documents that the plan keeps, as (split, number of the document, piece of text)."""
+    for number, ((_, pieces), (split, length)) in enumerate(zip(documents(), plan)):
+        at = 0
+        for piece in pieces:
+            if split in ('train', 'val'):
+                yield split, number, piece
+            elif split == 'both':  # one of few documents: its last tenth is for validation
+                cut = min(max(int(0.9 * length) - at, 0), len(piece))
+                yield from ((part, number, text) for part, text in (('train', piece[:cut]), ('val', piece[cut:])) if text)
+            at += len(piece)
+
+def make_plan():
+    """First pass: what becomes of each document. A list of ('train' | 'val' | 'both' | 'dropped', length in characters)."""
+    plan, seen, dropped = [], set(), Counter()
+    for split, pieces in documents():
+        length, digest = 0, hashlib.sha256()
+        for piece in pieces:
+            length += len(piece)
+            digest.update(piece.encode('utf-8', 'surrogatepass'))
+        reason = 'empty' if not length else 'too short' if length < min_length else \
+            'duplicate' if drop_duplicates and digest.digest() in seen else None
+        seen.add(digest.digest())
+        dropped[reason] += reason is not None
+        plan.append(('dropped', length) if reason else (split or 'any', length))
+    kept = [i for i, (split, _) in enumerate(plan) if split == 'any']
+    for n, i in enumerate(kept):
+        plan[i] = ('both' if len(kept) < 10 else 'val' if n % 10 == 9 else 'train', plan[i][1])
+    for reason, count in dropped.items():
+        if count:
+            print(f"dropped {count:,} of {len(plan):,} documents: {reason}")
+    if all(split == 'dropped' for split, _ in plan):
+        sys.exit(f"no text in {input or dataset}: every document is empty" + (f" or shorter than min_length={min_length}" if min_length else ""))
+    return plan
+
+# ---------------------------------------------------------------------------------------------------------------
+# 3. Downloads
+
+def download(url, name, size=None, sha256=None):
+    """
+    A file from the network, kept in data_dir/downloads; its path. What is there already is not fetched again, and a
+    broken-off download goes on where it stopped. Size and sha256 are checked where known, and a file gets its name
+    only when it is whole. Exits with one line where the network, the server or the contents disappoint.
+    """
+    folder = os.path.join(data_dir, 'downloads')
+    path = os.path.join(folder, name)
+    if os.path.exists(path):
+        return path
+    os.makedirs(folder, exist_ok=True)
+    part = path + '.part'
+    for attempt in range(3):
+        have = os.path.getsize(part) if os.path.exists(part) else 0
+        request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                if response.status != 206:  # the server starts from the beginning, so we do
+                    have = 0
+                total = have + int(response.headers.get('Content-Length') or 0)
+                if size and total > size:
+                    sys.exit(f"{url} is {total:,} bytes, but {size:,} are expected: the file there has changed")
+                with open(part, 'ab' if have else 'wb') as f:
+                    start = time.time()
+                    while block := response.read(1 << 16):
+                        f.write(block)
+                        have += len(block)
+                        progress(name, have, total, start)
+            if not total or have >= total:
+                break
+            problem = f"the connection broke after {have:,} of {total:,} bytes"
+        except urllib.error.HTTPError as e:
+            if e.code == 416:  # nothing left to send: what we have is whole, or not a piece of this file
+                break
+            sys.exit(f"{url}: the server answers {e.code} {e.reason}")
+        except (OSError, http.client.HTTPException) as e:  # no network, no such host, time-out, reset …
+            problem = getattr(e, 'reason', e)
+    else:
+        sys.exit(f"cannot download {url}: {problem}. Run again to go on; without a network, python prepare.py dataset=python needs none")
+    digest = hashlib.sha256()
+    with open(part, 'rb') as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    if (size and os.path.getsize(part) != size) or (sha256 and digest.hexdigest() != sha256):
+        os.remove(part)
+        sys.exit(f"{url}: wrong contents (sha256 {digest.hexdigest()[:16]}…, expected {str(sha256)[:16]}…): deleted; run again")
+    os.replace(part, path)
+    return path
+
+def progress(name, done, total, start):
+    """One line that rewrites itself, on a terminal; silent where output goes to a file."""
+    if sys.stdout.isatty():
+        rate = done / max(time.time() - start, 1e-3)
+        left = f" of {total / 1e6:,.1f} MB, {max(total - done, 0) / max(rate, 1):,.0f} s left" if total else " MB"
+        print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end='\n' if done == total else '', flush=True)
+
+def fineweb_shards():
+    """
+    FineWeb (Penedo et al. 2024) as GPT-2 token ids: (split, ids) from shards of 100M tokens that modded-nanogpt also
+    trains on. Each starts with 256 int32 (a magic number, a version, the count); then come the ids, as uint16.
+    """
+    base = 'https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main/'
+    for split, name in [('val', 'fineweb_val_000000.bin')] + [('train', f'fineweb_train_{i + 1:06d}.bin') for i in range(shards)]:
+        path = download(base + name, name)
+        header = np.fromfile(path, dtype='<i4', count=256)
+        if len(header) < 256 or header[0] != 20240520 or header[1] != 1 or os.path.getsize(path) != 1024 + 2 * header[2]:
+            sys.exit(f"{path} is not a token shard, or is cut off: delete it and run again")
+        ids = np.memmap(path, dtype='<u2', offset=1024, mode='r')
+        for i in range(0, len(ids), PIECE):
+            yield split, ids[i:i + PIECE]
+
+# ---------------------------------------------------------------------------------------------------------------
+# 4. From text to ids on disk
+
+def make_tokenizer(plan):
+    """Second pass: learn the vocabulary that the settings ask for, from the training text."""
+    if tokenizer == 'gpt2':
+        try:
+            gpt2 = tiktoken.get_encoding('gpt2')
+        except Exception as e:  # no network, or a proxy's page instead of the file: tiktoken has many ways to say so
+            sys.exit(f"tokenizer=gpt2 downloads GPT-2's vocabulary once, and could not ({type(e).__name__}): tokenizer=bpe needs no network")
+        return Tokenizer('bpe', sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get), gpt2._pat_str)
+    seen, length, pattern = Counter(), 0, regex.compile(SPLIT_PATTERN)
+    for split, _, piece in split_documents(plan):
+        if tokenizer == 'char':
+            seen.update(piece)  # every character, validation's too: nanoGPT's way
+        elif split == 'train' and length < SAMPLE:
+            seen.update(pattern.findall(piece) if tokenizer == 'bpe' else WORD_PATTERN.findall(piece))
+            length += len(piece)
+    if tokenizer == 'bpe':
+        return Tokenizer('bpe', train_bpe(seen, vocab_size - len(SPECIAL_TOKENS)))
+    unknown = '\ufffd' if tokenizer == 'char' else '<unk>'
+    seen.pop(unknown, None)
+    room = vocab_size - len(SPECIAL_TOKENS) - 1
+    kept = sorted(seen) if tokenizer == 'char' else [w for w, _ in sorted(seen.items(), key=lambda wn: (-wn[1], wn[0]))[:room]]
+    return Tokenizer(tokenizer, [unknown] + kept)
+
+def token_stream(tok, plan):
+    """Third pass: (split, ids) in order, with <|endoftext|> between documents."""
+    last = {}
+    for split, number, piece in split_documents(plan):
+        between = [tok.eot] if last.get(split, number) != number else []
+        last[split] = number
+        yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
+
+def main():
+    if not input and dataset not in DATASETS and dataset != 'fineweb':
+        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb; or input=PATH for text of your own")
+    if input and not glob.glob(input):
+        sys.exit(f"input={input}: no such file or folder")
+    if not re.fullmatch(r'[\w.-]+', dataset) or dataset.startswith('.'):
+        usage(f"dataset={dataset}: expected a plain name, for the folder {data_dir}/NAME")
+    least = {'bpe': 256 + len(SPECIAL_TOKENS), 'word': 2 + len(SPECIAL_TOKENS)}.get(tokenizer, 0)
+    if vocab_size < least:
+        usage(f"vocab_size={vocab_size}: tokenizer={tokenizer} needs at least {least} (every byte, or <unk> and a word; and {len(SPECIAL_TOKENS)} special tokens)")
+    if not 1 <= shards <= 103:
+        usage(f"shards={shards}: expected 1 to 103")
+
+    start = time.time()
+    folder = os.path.join(data_dir, dataset)
+    os.makedirs(folder, exist_ok=True)
+    # 1. what to keep, and 2. the vocabulary
+    if dataset == 'fineweb' and not input:
+        globals()['tokenizer'] = 'gpt2'  # these ids are GPT-2's
+        plan, tok = [], make_tokenizer([])
+        stream = ((split, ids, 0) for split, ids in fineweb_shards())
+    else:
+        plan = make_plan()
+        tok = make_tokenizer(plan)
+        stream = token_stream(tok, plan)
+    # 3. the ids, under temporary names until everything is there
+    dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
+    counts = {split: {'tokens': 0, 'documents': 0, 'bytes': 0} for split in ('train', 'val')}
+    names = [os.path.join(folder, name) for name in ('train.bin', 'val.bin', 'meta.json')]
+    try:
+        with open(names[0] + '.tmp', 'wb') as train, open(names[1] + '.tmp', 'wb') as val:
+            for split, ids, n_bytes in stream:
+                (train if split == 'train' else val).write(np.asarray(ids, dtype=dtype).tobytes())
+                counts[split]['tokens'] += len(ids)
+                counts[split]['bytes'] += n_bytes
+        for split in counts:
+            counts[split]['documents'] = sum(s in (split, 'both') for s, _ in plan)
+            if counts[split]['tokens'] < 2:
+                sys.exit(f"only {counts[split]['tokens']} tokens of {split} text in {input or dataset}: too little to learn from, give it more")
+        meta = {'dataset': dataset, 'source': os.path.abspath(input) if input else dataset, 'dtype': dtype, 'splits': counts,
+                'normalize': normalize, 'strip_control': strip_control, 'tokenizer': tok.to_dict()}
+        with open(names[2] + '.tmp', 'w', encoding='utf-8') as f:
+            json.dump(meta, f)
+        for name in names:
+            os.replace(name + '.tmp', name)
+    finally:  # after an error or Ctrl-C nothing half-written stays, and what was there before is untouched
+        for name in names:
+            if os.path.exists(name + '.tmp'):
+                os.remove(name + '.tmp')
+    # 4. what came of it
+    print(f"{folder}: tokenizer {tokenizer}, {tok.vocab_size:,} tokens in the vocabulary, {time.time() - start:.1f} s")
+    for split, c in counts.items():
+        print(f"  {split + '.bin':<10} {c['tokens']:>12,} tokens" +
+              (f"  {c['documents']:>8,} documents  {c['bytes']:>12,} bytes  {c['bytes'] / c['tokens']:.2f} bytes per token" if c['bytes'] else ''))
+    ids = np.fromfile(names[1], dtype=dtype, count=4000).tolist()
+    lines = [line for line in tok.decode(ids).split('\n')[1:-1] if 40 <= len(line) <= 90] or [tok.decode(ids[:20])]
+    print('  a line of it, token by token: ' + '|'.join(tok.decode([i]) for i in tok.encode(lines[0])))
+    print(f"next:  python train.py dataset={dataset}")
+
+if __name__ == '__main__':
+    main()
