@@ -33,6 +33,7 @@ def configure(settings):
     if settings['__name__'] != '__main__':
         return set()
     sys.excepthook = one_line  # from here on, what the operating system refuses ends in one line too
+    sys.stdout.reconfigure(errors='replace')  # a terminal that cannot show a character shows a question mark
     with open(settings['__file__'], encoding='utf-8') as f:
         source = f.read()
     if any(arg in ('-h', '--help') for arg in sys.argv[1:]):
@@ -119,7 +120,7 @@ def settings_block(source):
     """The lines of a script between its docstring and its configure() call."""
     start = ast.parse(source).body[0].end_lineno
     lines = source.splitlines()[start:]
-    return lines[:next(i for i, line in enumerate(lines) if line.startswith('configure('))]
+    return lines[:next(i for i, line in enumerate(lines) if re.match(r'(\w+ = )?configure\(', line))]
 
 def read_choices(source):
     """`schedule = 'cosine' # cosine | linear: how ...` -> {'schedule': ['cosine', 'linear']}"""
@@ -144,7 +145,6 @@ def one_line(kind, error, trace):
     """An excepthook: no such file, disk full, permission denied, Ctrl-C … are the user's to mend, so say just that."""
     if issubclass(kind, KeyboardInterrupt):
         print("\ninterrupted", file=sys.stderr)
-        os._exit(130)
     elif issubclass(kind, OSError):
         print(f"{os.path.basename(sys.argv[0])}: {error.filename or ''}: {error.strerror or error}".replace(' : ', ' '), file=sys.stderr)
     else:

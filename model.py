@@ -14,10 +14,10 @@ Read it top to bottom; each section needs only those above it:
 Shape letters, here and in every script: B batch, T time (tokens), C channels (n_embd), H heads, D channels per
 head, V vocabulary. There is nothing to run here:  python train.py  uses it, and tests/test_model.py shows it off.
 """
-import codecs, ctypes, dataclasses, json, math, os, re, sys, time
+import codecs, ctypes, json, math, os, re, sys
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 import numpy as np
 import tiktoken
 import torch
@@ -196,6 +196,7 @@ def rotate(x, cos, sin):
     Turn each channel pair (a, b) of x (B, T, H, D) by its position's angle: (a cos - b sin, b cos + a sin).
     A query turned by t and a key turned by s have a dot product that depends on t - s alone: relative position.
     """
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return x * cos + x.roll(x.size(-1) // 2, -1) * sin  # roll swaps the halves: (a, b) -> (b, a)
 
 def attention_by_hand(q, k, v, mask=None, dropout_p=0.0):
@@ -516,7 +517,7 @@ def draw(logits, u):
     [0, 1). The row's own u decides alone, so a row samples the same tokens in whatever company.
     """
     cumulative = logits.float().softmax(-1).cumsum(-1)
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     token = torch.searchsorted(cumulative, u[:, None] * total, right=True)
     last = torch.searchsorted(cumulative, total)  # subtle: u * total can round up to total, past the last possible token
     return torch.minimum(token, last).squeeze(1)
@@ -632,21 +633,28 @@ def stream_text(model, tokenizer, prompts, stop=(), **sampling):
 # ---------------------------------------------------------------------------------------------------------------
 # 5. Optimizers
 
+@cache
+def has_bfloat16(kind):
+    """Whether this kind of device ('cpu', 'cuda', 'mps') multiplies bfloat16 natively: elsewhere it is slower than float32."""
+    return torch.cuda.is_bf16_supported(including_emulation=False) if kind == 'cuda' else \
+        kind == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
 def orthogonalize(G, steps=5):
     """
-    The nearest matrix to each G (…, n, m) with all singular values (about) 1: the Newton–Schulz iteration of Muon
-    (https://kellerjordan.github.io/posts/muon/), whose three constants make small singular values grow quickest; they
-    end between 0.7 and 1.2, which is near enough.
+    The nearest matrix to each G (N, n, m) with all singular values (about) 1: the Newton–Schulz iteration of Muon
+    (https://kellerjordan.github.io/posts/muon/), X <- aX + (bA + cA²)X with A = XXᵀ. Its constants make small singular
+    values grow quickest; they end between 0.7 and 1.2, which is near enough, and so is bfloat16 where it is quick.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    X = G.bfloat16() if G.is_cuda else G  # note: on a CPU float32 is the quicker at these sizes
+    X = G.bfloat16() if has_bfloat16(G.device.type) else G
     tall = X.size(-2) > X.size(-1)
-    X = X.mT if tall else X  # the small side first: the products below are (n, n)
-    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # singular values now at most 1
+    X = (X.mT if tall else X).contiguous()  # the small side first: A is (n, n)
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value is larger than this norm, so all are now <= 1
     for _ in range(steps):
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
-    return X.mT if tall else X
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # bA + cA²
+        X = torch.baddbmm(X, B, X, beta=a)           # aX + BX
+    return (X.mT if tall else X).to(G.dtype)
 
 class Muon(torch.optim.Optimizer):
     """
@@ -674,7 +682,7 @@ class Muon(torch.optim.Optimizer):
                 lr = group['lr'] * max(1, rows / columns) ** 0.5  # so that a tall matrix moves its outputs as far as a square one
                 directions = orthogonalize(torch.stack([update for _, update in batch]))
                 for (p, _), direction in zip(batch, directions):
-                    p.mul_(1 - group['lr'] * group['weight_decay']).add_(direction.to(p.dtype), alpha=-lr)
+                    p.mul_(1 - group['lr'] * group['weight_decay']).add_(direction, alpha=-lr)
 
 def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learning_rate=0.03, weight_decay=0.0, betas=(0.9, 0.95)):
     """
@@ -727,8 +735,7 @@ def load_dataset(folder):
 
 def resolve_device(device='auto', dtype='auto'):
     """
-    ('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32'), …: the best that this machine has. bfloat16 where the
-    hardware multiplies it natively, since elsewhere it is slower than float32. Exits where a device asked for is missing.
+    ('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32'), …: the best that this machine has. Exits where a device asked for is missing.
     """
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -738,9 +745,7 @@ def resolve_device(device='auto', dtype='auto'):
         sys.exit(f"device={device} is not on this machine: try device=cpu" if kind in missing else
                  f"device={device}: expected auto, cpu, cuda, cuda:0 … or mps")
     if dtype == 'auto':
-        native = {'cuda': lambda: torch.cuda.is_bf16_supported(including_emulation=False), 'mps': lambda: False,
-                  'cpu': lambda: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()}[kind]()
-        dtype = 'bfloat16' if native else 'float16' if kind == 'cuda' else 'float32'
+        dtype = 'bfloat16' if has_bfloat16(kind) else 'float16' if kind == 'cuda' else 'float32'
     if kind == 'cpu' and sys.platform == 'linux':
         # glibc hands large blocks back to the kernel at every free(), and the next malloc() gets them zeroed again, page
         # by page; in a training loop that is the same few megabytes all day. Keep them. (M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3)
@@ -795,10 +800,10 @@ def describe(model, batch_size=0, dtype='float32', optimizer='adamw'):
     in a training step of batch_size rows.
     """
     c = model.config
-    total = sum(p.numel() for p in model.parameters())
-    inner = sum(p.numel() for n, p in model.named_parameters() if 'blocks.' in n)
-    tables = sum(p.numel() for n, p in model.named_parameters() if n.startswith(('wte', 'wpe', 'table')) and p is not getattr(model, 'head', model.wte if hasattr(model, 'wte') else None))
-    used = total - (0 if c.tie_weights else tables)  # looking a row up in a table multiplies nothing
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    total, inner = sum(sizes.values()), sum(n for name, n in sizes.items() if 'blocks.' in name)
+    tables = ('wpe', 'table') if c.tie_weights else ('wte', 'wpe', 'table')  # looking a row up multiplies nothing
+    used = sum(n for name, n in sizes.items() if not name.startswith(tables))
     # each weight multiplies once forward and twice backward, 2 FLOPs each; attention adds QK and AV, T times as long as wide
     flops = 6 * used + (12 * c.n_layer * c.n_head * c.head_dim * c.block_size if c.model_type == 'gpt' else 0)  # (Chowdhery et al. 2022, B)
     b = 2 if dtype != 'float32' else 4

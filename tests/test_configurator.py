@@ -1,0 +1,90 @@
+"""The command line: what a value may look like, and how a mistake is answered."""
+import time
+import pytest
+from conftest import ROOT, refused, run
+
+SCRIPT = '''"""A script with settings."""
+from configurator import configure
+rate = 0.1            # a float
+rows = 12             # an int
+loud = False          # a bool
+name = 'abc'          # any text
+shape = 'round'       # round | square: only these
+limit = None          # a number, or None
+given = configure(globals())
+print([rate, rows, loud, name, shape, limit], sorted(given))
+'''
+DEFAULTS = [0.1, 12, False, 'abc', 'round', None]
+
+@pytest.fixture
+def script(tmp_path):
+    (tmp_path / 'script.py').write_text(SCRIPT, encoding='utf-8')
+    return lambda *args: run(tmp_path / 'script.py', *args, cwd=tmp_path)
+
+@pytest.mark.parametrize('args, changed', [
+    ([], {}),
+    (['rate=5'], {0: 5.0}),                    # an int is a fine float
+    (['rows=1e3'], {1: 1000}),                 # and 1e3 a fine int
+    (['--rows=-4'], {1: -4}),
+    (['rate=-1e-3'], {0: -0.001}),
+    (['loud'], {2: True}), (['--loud'], {2: True}), (['loud=yes'], {2: True}), (['loud=1'], {2: True}), (['loud=FALSE'], {2: False}),
+    (['name=a=b'], {3: 'a=b'}), (['name=-x'], {3: '-x'}), (['name='], {3: ''}), (['name=None'], {3: 'None'}), (['name=5'], {3: '5'}),
+    (['shape=square'], {4: 'square'}),
+    (['limit=3'], {5: 3}), (['limit=None'], {5: None}),
+    (['rows=1', 'rows=2'], {1: 2}),            # later wins
+])
+def test_values(script, args, changed):
+    expected = [changed.get(i, d) for i, d in enumerate(DEFAULTS)]
+    names = sorted({a.strip('-').split('=')[0] for a in args})
+    assert script(*args).stdout.strip() == f'{expected} {names}'
+
+@pytest.mark.parametrize('arg, words', [
+    ('rat=1', ["'rat'", 'did you mean rate?']),
+    ('rows=1.5', ['rows=1.5', 'whole number']),
+    ('rows=many', ['rows=many', 'whole number']), ('rows=None', ['whole number']), ('rows=True', ['whole number']), ('rows=1e999', ['whole number']),
+    ('rate=fast', ['rate=fast', 'a number']), ('rate=[1]', ['a number']),
+    ('loud=maybe', ['True or False']),
+    ('shape=sqare', ['round, square', 'did you mean square?']),
+    ('limit=x', ['a number or None']),
+    ('rate', ['rate needs a value']),
+    ('missing.txt', ['neither key=value nor a file']),
+    ('rate=' + '(' * 5000, ['a number']), ('=5', ['no setting']),
+])
+def test_mistakes_end_in_one_line_and_status_2(script, arg, words):
+    refused(script(arg), *words, status=2)
+
+def test_settings_file(script, tmp_path):
+    (tmp_path / 'big.txt').write_text("# a comment\nrows = 7\nrate = 1\nname = 'from the file'\n", encoding='utf-8')
+    assert script('big.txt', 'rows=8').stdout.startswith("[1.0, 8, False, 'from the file'")
+    assert script('rows=8', 'big.txt').stdout.startswith("[1.0, 7,")
+
+@pytest.mark.parametrize('text, words', [
+    ('rows = 7\nrowz = 8', ['bad.txt:2', "'rowz'", 'did you mean rows?']),
+    ('rows = "x"', ['bad.txt:1', 'whole number']),
+    ('rows = __import__("os").getpid()', ['bad.txt:1', 'never executed']),
+    ('import os', ['bad.txt:1', 'key = value']),
+    ('rows = = 3', ['bad.txt:1']),
+    ('name = 5', ['bad.txt:1', 'text in quotes']),
+    ('\xff', ['bad.txt']),
+])
+def test_mistakes_in_a_settings_file(script, tmp_path, text, words):
+    (tmp_path / 'bad.txt').write_text(text, encoding='latin-1')
+    refused(script('bad.txt'), *words, status=2)
+
+def test_importing_changes_nothing(tmp_path):
+    (tmp_path / 'script.py').write_text(SCRIPT, encoding='utf-8')
+    (tmp_path / 'other.py').write_text('import script', encoding='utf-8')
+    assert run(tmp_path / 'other.py', 'rate=5', 'nonsense', cwd=tmp_path).stdout.strip() == f'{DEFAULTS} []'
+
+@pytest.mark.parametrize('name', ['prepare.py', 'train.py', 'sample.py'])
+def test_help_is_quick_and_complete(name, tmp_path):
+    seconds = []
+    for _ in range(3):
+        start = time.time()
+        done = run(name, '--help', cwd=tmp_path)
+        seconds.append(time.time() - start)
+    assert min(seconds) < 0.5  # importing torch alone takes longer: the settings stand above the heavy imports
+    source = (ROOT / name).read_text(encoding='utf-8')
+    assert done.returncode == 0 and source.split('"""')[1].strip().splitlines()[0] in done.stdout
+    assert 'dataset = ' in done.stdout or 'out_dir = ' in done.stdout
+    assert 'import' not in done.stdout.split('settings (key=value):')[1]

@@ -1,0 +1,334 @@
+"""
+Pretraining: a model reads text and learns to say what comes next.
+
+    python train.py                                           # a small GPT on Python's standard library, minutes on a laptop
+    python train.py dataset=shakespeare max_iters=500         # any dataset that prepare.py made
+    python train.py init_from=resume                          # go on exactly where a run stopped
+    python train.py model_type=bigram                         # the ladder: bigram, mlp, lstm, gpt
+    torchrun --nproc_per_node=8 train.py                      # the same run on 8 GPUs, or 8 CPU processes
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py   # or on 2 machines
+
+Writes out_dir/ckpt.pt (the best weights so far: all that sample.py needs), out_dir/resume.pt (everything to go on
+exactly) and out_dir/log.csv. Ctrl-C finishes the step, saves and says how to go on. The batch of step t is a function
+of (seed, t) alone, so a run that was resumed, or spread over more processes, reads the same text in the same order.
+"""
+from configurator import configure, usage
+
+# what, and where to
+out_dir = 'out'
+init_from = 'scratch'   # scratch, resume (go on with the run in out_dir), or the folder of a checkpoint to start from
+dataset = 'python'      # a folder in data_dir, made by prepare.py
+data_dir = 'data'
+# the model: the defaults are a small Qwen3 by architecture; GPT-2 is position=learned norm=layernorm mlp=gelu
+# qk_norm=no bias=yes tie_weights=yes
+model_type = 'gpt'      # gpt | lstm | mlp | bigram: the ladder of language models
+n_layer = 4
+n_head = 3              # heads of 64 channels, as in GPT-2
+n_kv_head = 0           # heads for keys and values (grouped-query attention); 0: as many as n_head
+n_embd = 192
+block_size = 256        # context length, in tokens
+position = 'rotary'     # rotary | learned | sinusoidal
+norm = 'rmsnorm'        # rmsnorm | layernorm
+mlp = 'swiglu'          # swiglu | gelu
+qk_norm = True          # normalise queries and keys: attention stays calm at high learning rates
+bias = False            # biases in linear layers and layer norms
+tie_weights = False     # one matrix for reading and writing tokens
+dropout = 0.0           # 0 for pretraining; 0.1 and more where the same text is read many times
+# how much
+batch_size = 8                   # rows that a process computes at once: halve it when memory runs out, and …
+gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
+max_iters = 1500                 # 1500 steps * 8 rows * 256 tokens = 3.1M tokens
+# how fast
+optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
+learning_rate = 3e-3        # AdamW's peak rate
+muon_learning_rate = 0.03   # Muon's peak rate; its steps are orthogonal matrices, so it is a different scale
+schedule = 'linear'         # cosine | linear | step | wsd | constant: how the rate falls; wsd: stable, then down in the last fifth
+warmup_iters = 20           # steps in which the rate rises from 0
+lr_decay_iters = 0          # the schedule ends here; 0: max_iters
+min_lr = 0.0                # where it ends (AdamW's; Muon's falls in proportion)
+weight_decay = 0.0
+beta1 = 0.9                 # AdamW's memory of the gradient: about 1 / (1 - beta1) = 10 steps
+beta2 = 0.95                # and of its square: about 20 steps
+grad_clip = 1.0             # longest gradient let through; 0: any
+# how it goes
+eval_interval = 250         # steps between evaluations
+eval_iters = 20             # batches of batch_size rows in each, always the same ones, evenly spread over val.bin
+log_interval = 10           # steps between lines
+sample_every = 1            # show what the model writes at every so many evaluations; 0: never
+# on what
+device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
+dtype = 'auto'              # auto | float32 | bfloat16 | float16: of the multiplications; the weights stay float32
+compile = False             # fuse the model's operations with torch.compile: slow to start, then faster
+seed = 1337
+given = configure(globals())
+SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
+
+import bz2, csv, gzip, lzma, math, os, signal, sys, time
+from contextlib import nullcontext
+from dataclasses import asdict, fields
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from model import (GPTConfig, build_model, configure_optimizers, describe, generate, load_checkpoint, load_dataset,
+                   resolve_device, save_atomically, Tokenizer)
+
+# peak dense bfloat16 FLOP/s of accelerators, by what their names contain (from NVIDIA's data sheets)
+PEAKS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12, 'T4': 65e12}
+
+def get_batch(data, step, rows, first, count):
+    """
+    `count` of the `rows` rows in the batch of this step, from row `first` on: inputs x and targets y, each (count, T).
+    y is x moved by one: the target of every token is the token after it.
+    """
+    starts = np.random.default_rng([seed, step]).integers(len(data) - block_size, size=rows)[first:first + count]
+    both = torch.from_numpy(np.stack([data[i:i + block_size + 1] for i in starts]).astype(np.int64))
+    return both[:, :-1], both[:, 1:]
+
+def eval_windows(data, n):
+    """Where the n evaluation windows start: evenly spread; or end to end over everything, where n would overlap or is 0."""
+    if n and n * block_size < len(data) - 1:
+        return np.linspace(0, len(data) - block_size - 1, n).astype(int)
+    return np.arange(0, len(data) - 1, block_size)
+
+def window(data, starts):
+    """Windows -> x, y (n, T); past the end of the data, y is -100, which counts for nothing."""
+    x = torch.zeros(len(starts), block_size, dtype=torch.long)
+    y = torch.full((len(starts), block_size), -100)
+    for row, i in enumerate(starts):
+        ids = torch.from_numpy(data[i:i + block_size + 1].astype(np.int64))
+        x[row, :len(ids) - 1], y[row, :len(ids) - 1] = ids[:-1], ids[1:]
+    return x, y
+
+def rate(step):
+    """The fraction of the peak learning rate at this step: up in the warmup, then down as the schedule says."""
+    end, floor = lr_decay_iters or max_iters, min_lr / learning_rate
+    if step < warmup_iters:
+        return (step + 1) / (warmup_iters + 1)
+    done = min((step - warmup_iters) / max(end - warmup_iters, 1), 1.0)  # 0 … 1
+    shape = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done)),
+             'step': 1.0 if done < 0.6 else 0.1 if done < 0.85 else 0.01, 'wsd': min(1.0, (1 - done) / 0.2)}[schedule]
+    return floor + (1 - floor) * shape
+
+def train():
+    # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
+    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    chief = rank == 0  # the one that prints and saves
+    resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
+    if resumed:  # the run's own settings, unless given again
+        globals().update({k: v for k, v in resumed['settings'].items() if k not in given})
+    where = f"cuda:{os.environ['LOCAL_RANK']}" if world > 1 and device in ('auto', 'cuda') and torch.cuda.is_available() else device
+    where, number = resolve_device(where, dtype)
+    kind = where.split(':')[0]
+    if kind == 'cuda':
+        torch.cuda.set_device(where)
+    if world > 1:
+        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
+    say = print if chief else lambda *a, **k: None
+    rows = batch_size * gradient_accumulation_steps
+    if rows % world:
+        usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes")
+    mine = rows // world
+
+    # 2. data
+    tokenizer, data = load_dataset(os.path.join(data_dir, dataset))
+    for split, ids in data.items():
+        if len(ids) <= block_size:
+            sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: give prepare.py more text, or train with block_size={max(len(ids) // 2, 1)}")
+
+    # 3. model
+    torch.manual_seed(seed)  # every process draws the same weights
+    names = {f.name for f in fields(GPTConfig)} & set(globals())
+    step, best = 0, math.inf
+    old = resumed or (load_checkpoint(init_from) if init_from != 'scratch' else None)
+    if old and Tokenizer.from_dict(old['tokenizer']) != tokenizer:
+        sys.exit(f"the checkpoint in {out_dir if resumed else init_from} reads with another tokenizer than dataset={dataset}: prepare that text again with its vocabulary, or train from scratch")
+    try:
+        config = GPTConfig(**old['config']) if old else GPTConfig(vocab_size=tokenizer.vocab_size, **{k: globals()[k] for k in names})
+    except ValueError as e:
+        usage(str(e))
+    model = build_model(config)
+    if old:
+        model.load_state_dict(old['model'])
+    model.to(where)
+    optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
+    scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
+    if resumed:
+        for o, state in zip(optimizers, resumed['optimizers']):
+            o.load_state_dict(state)
+        scaler.load_state_dict(resumed['scaler'])
+        step, best = resumed['step'], resumed['best']
+    old = resumed = None  # let go of the copies
+    autocast = torch.autocast(kind, dtype=getattr(torch, number)) if number != 'float32' else nullcontext()
+    run = torch.compile(model) if compile else model
+    if world > 1:
+        run = DistributedDataParallel(run, broadcast_buffers=False)
+
+    # 4. what this will cost
+    cost = describe(model, batch_size, number, optimizer)
+    tokens = rows * block_size
+    say(f"{config.model_type}: {cost['parameters']:,} parameters, {cost['in the layers']:,} of them in the layers; on {where}, {number}, {world} process{'es' * (world > 1)}")
+    say(f"{tokens:,} tokens per step * {max_iters:,} steps = {tokens * max_iters:,} tokens ({tokens * max_iters / len(data['train']):.1f} times through the text, "
+        f"{tokens * max_iters / cost['parameters']:.1f} per parameter), {cost['flops_per_token'] * tokens * max_iters:.2g} FLOPs")
+    say("memory, about: " + ', '.join(f"{k} {v / 2**20:,.0f} MB" for k, v in cost['memory'].items()))
+    os.makedirs(out_dir, exist_ok=True)
+    log_path = os.path.join(out_dir, 'log.csv')
+    if chief and step == 0:
+        for name in ('ckpt.pt', 'resume.pt', 'log.csv'):  # an earlier run's results are set aside, not lost
+            path = os.path.join(out_dir, name)
+            if os.path.exists(path):
+                os.replace(path, path.replace(name, 'previous-' + name))
+    log = csv.writer(open(log_path, 'a', newline='', encoding='utf-8', buffering=1)) if chief else None
+    if chief and step == 0:
+        log.writerow('step tokens train_loss val_loss rate grad_norm tokens_per_second seconds'.split())
+
+    @torch.no_grad()
+    def evaluate(ids, starts):
+        """Mean loss in nats over the targets in these windows, which the processes share out among them."""
+        model.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        for i in range(rank * batch_size, len(starts), world * batch_size):
+            x, y = window(ids, starts[i:i + batch_size])
+            with autocast:
+                total[0] += model(x.to(where), y.to(where), reduction='sum').item()
+            total[1] += (y >= 0).sum()
+        model.train()
+        if world > 1:
+            dist.all_reduce(total := total.to(where))
+        return (total[0] / total[1]).item()
+
+    def save(name, **more):
+        save_atomically(os.path.join(out_dir, name), {
+            'format': 'ninefiles-1', 'model': model.state_dict(), 'config': asdict(config), 'tokenizer': tokenizer.to_dict(),
+            'step': step, 'settings': settings, **more})
+
+    def progress():
+        """What resume.pt holds beyond the model: with it, a run that stopped ends in the same weights, bit for bit."""
+        return {'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(), 'best': best}
+
+    # 5. Ctrl-C and kill ask us to stop after this step; a second Ctrl-C stops at once
+    stop = []
+    def on_signal(number, frame):
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(number)
+    for name in ('SIGINT', 'SIGTERM'):
+        signal.signal(getattr(signal, name), on_signal)
+
+    # 6. the loop
+    settings = {k: globals()[k] for k in SETTINGS}
+    peak = next((flops for name, flops in PEAKS.items() if kind == 'cuda' and name in torch.cuda.get_device_name()), None)
+    first_step, history, losses, stopping, val_loss = step, [], [], False, None
+    model.train()
+    start = mark = time.time()
+    while True:
+        # 6.1 evaluate, save, show
+        if step % eval_interval == 0 or step == max_iters:
+            before = time.time()
+            val_loss = evaluate(data['val'], eval_windows(data['val'], eval_iters * batch_size))
+            say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
+            if val_loss < best:  # note: False for nan, so a broken model never replaces a good one
+                best = val_loss
+                if chief:
+                    save('ckpt.pt', val_loss=best, dataset=dataset)
+            if chief and step > first_step:
+                save('resume.pt', **progress())
+                if sample_every and step // eval_interval % sample_every == 0:
+                    with autocast:
+                        ids = [t[0] for t in generate(model, [[tokenizer.eot]], 80, temperature=0.8, seed=seed, stop_tokens=[tokenizer.eot])]
+                    say('    | ' + tokenizer.decode(ids).replace('\n', '\n    | '))
+            mark += time.time() - before  # the clock of tokens per second stands still meanwhile
+        if step >= max_iters or stopping:
+            break
+        # 6.2 forward and backward: the rows of this process, batch_size at a time
+        torch.manual_seed((seed << 40) + (step << 12) + rank)  # dropout, too, depends on nothing but the step
+        x, y = get_batch(data['train'], step, rows, rank * mine, mine)
+        loss_sum = torch.zeros((), device=where)
+        for i in range(0, mine, batch_size):
+            last = i + batch_size >= mine
+            with autocast, nullcontext() if world == 1 or last else run.no_sync():  # exchange gradients once a step
+                loss = run(x[i:i + batch_size].to(where), y[i:i + batch_size].to(where), reduction='sum') / tokens
+                scaler.scale(loss * world).backward()  # * world: the processes' gradients are averaged, and we want their sum
+            loss_sum += loss.detach()
+        losses.append(loss_sum)
+        # 6.3 update
+        for o in optimizers:
+            scaler.unscale_(o)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+        for o in optimizers:
+            for group in o.param_groups:
+                group['lr'] = group['initial_lr'] * rate(step)
+            scaler.step(o)
+            o.zero_grad(set_to_none=True)
+        scaler.update()
+        step += 1
+        # 6.4 report
+        if step % log_interval == 0 or step == max_iters or (stop and world == 1):
+            report = torch.stack(losses + [torch.tensor(float(len(stop)), device=where)])
+            if world > 1:
+                dist.all_reduce(report)  # the sum over processes; and if one was asked to stop, all do
+            *values, stopping = report.tolist()
+            for at, value in enumerate(values, step - len(values)):
+                if not math.isfinite(value):
+                    sys.exit(f"the loss is {value} at step {at}, where the learning rate was {learning_rate * rate(at):.2g} (Muon's {muon_learning_rate * rate(at):.2g}): "
+                             f"try a lower one. {out_dir}/ckpt.pt still holds the best model, of validation loss {best:.4f}")
+            now = time.time()
+            mean, speed = sum(values) / len(values), tokens * len(values) / (now - mark)
+            mfu = f" ({100 * speed * cost['flops_per_token'] / peak / world:.0f} % of peak)" if peak else ''
+            left = int((max_iters - step) * (now - start) / (step - first_step))
+            say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
+                f"{speed:,.0f} tokens/s{mfu} | {left // 60}:{left % 60:02d} left")
+            if chief:
+                log.writerow([step, step * tokens, f"{mean:.6f}", f"{val_loss:.6f}" if val_loss else '', f"{rate(step - 1):.6f}",
+                              f"{grad_norm:.4f}", f"{speed:.0f}", f"{now - start:.2f}"])
+            history.append(mean)
+            losses, val_loss, mark = [], None, now
+
+    # 7. the end: what was learned
+    if stopping:
+        if chief:
+            save('resume.pt', **progress())
+        say(f"stopped after step {step}; go on with  python train.py init_from=resume out_dir={out_dir}")
+    else:
+        ids = data['val'][:1_000_000]
+        loss = evaluate(ids, eval_windows(ids, 0))
+        say(f"loss {sparkline(history)} {history[-1]:.3f}" if history else 'nothing left to train')
+        say(f"validation loss over {len(ids):,} tokens: {loss:.4f}, perplexity {math.exp(loss):.2f}")
+        if chief and tokenizer.kind != 'word':  # note: <unk> loses text, so words have no honest count of bytes
+            text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
+            bits = {'gzip -9': 8 * len(gzip.compress(text, 9)), 'bzip2': 8 * len(bz2.compress(text)), 'xz': 8 * len(lzma.compress(text)),
+                    'this model': loss * (len(ids) - 1) / math.log(2)}
+            say(f"a language model is a compressor: bits per byte on the same {len(text):,} bytes of validation text: "
+                + ', '.join(f"{name} {b / len(text):.3f}" for name, b in bits.items()))
+        if chief:
+            plot(log_path)
+        say("next:  python sample.py" + (f" out_dir={out_dir}" if out_dir != 'out' else ''))
+    if world > 1:
+        dist.destroy_process_group()
+
+def sparkline(values, width=50):
+    """[4, 3, 2, 1] -> '█▆▃▁': a curve in one line of text."""
+    bars = ' ▁▂▃▄▅▆▇█' if 'utf' in (sys.stdout.encoding or '').lower() else ' .:-=+*#@'
+    values = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
+    low, high = min(values), max(values)
+    return ''.join(bars[1 + round(7 * (v - low) / max(high - low, 1e-9))] for v in values)
+
+def plot(log_path):
+    """log.csv -> loss.png beside it, where matplotlib is installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use('Agg')  # a file, no window
+    import matplotlib.pyplot as plt
+    with open(log_path, encoding='utf-8') as f:
+        table = list(csv.DictReader(f))
+    for name in ('train_loss', 'val_loss'):
+        points = [(int(r['step']), float(r[name])) for r in table if r[name]]
+        plt.plot(*zip(*points), label=name)
+    plt.xlabel('step'), plt.ylabel('loss, nats per token'), plt.legend(), plt.grid(alpha=0.3)
+    plt.savefig(log_path.replace('log.csv', 'loss.png'), dpi=120)
+    plt.close()
+
+if __name__ == '__main__':
+    train()
