@@ -324,18 +324,21 @@ class GPT(LanguageModel):
 
     def init_weights(self):
         """
-        Start where learning is easy. A linear layer of n inputs keeps the size of what passes through it if its
-        weights have std 1/sqrt(n). The two matrices that write into the residual stream in each block are scaled
-        down by sqrt(2 n_layer), so that the sum of all these writes does not grow with depth (GPT-2).
+        Start where learning is easy. A layer of n inputs keeps the size of what passes through if its weights have std
+        1/sqrt(n). The two matrices of each block that write into the residual stream start at zero: every block begins as
+        "change nothing", at any depth, and grows from there. GPT-2's own recipe (everything 0.02, those two divided by
+        sqrt(2 n_layer) so that their sum does not grow with depth) is kept for tied weights, where one matrix must serve
+        as embedding and as output.
         """
         for name, p in self.named_parameters():
             if name.endswith('bias'):
                 nn.init.zeros_(p)
+            elif p.ndim == 2 and self.config.tie_weights:
+                writes = name.endswith(('proj.weight', 'down.weight'))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer) if writes else 0.02)
             elif p.ndim == 2:
-                std = 0.02 if name.startswith(('wte', 'wpe', 'head')) else p.size(1) ** -0.5
-                if name.endswith(('proj.weight', 'down.weight')):
-                    std /= math.sqrt(2 * self.config.n_layer)
-                nn.init.normal_(p, std=std)
+                std = 0.5 if name.startswith(('wte', 'wpe')) else 0.0 if name.endswith(('proj.weight', 'down.weight')) else p.size(1) ** -0.5
+                nn.init.normal_(p, std=std / 50 if name.startswith('head') else std)
 
     def hidden(self, idx, positions=None, mask=None, cache=None):
         """

@@ -111,6 +111,12 @@ def rate(step):
     return floor + (1 - floor) * shape
 
 def train():
+    for name in ('batch_size', 'gradient_accumulation_steps', 'eval_interval', 'eval_iters', 'log_interval'):
+        if globals()[name] < 1:
+            usage(f"{name}={globals()[name]}: expected at least 1")
+    for name in ('learning_rate', 'muon_learning_rate'):
+        if globals()[name] <= 0:
+            usage(f"{name}={globals()[name]}: expected more than 0")
     # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     chief = rank == 0  # the one that prints and saves
@@ -162,7 +168,7 @@ def train():
     autocast = torch.autocast(kind, dtype=getattr(torch, number)) if number != 'float32' else nullcontext()
     run = torch.compile(model) if compile else model
     if world > 1:
-        run = DistributedDataParallel(run, broadcast_buffers=False)
+        run = DistributedDataParallel(run, forward_sync_buffers=False)
 
     # 4. what this will cost
     cost = describe(model, batch_size, number, optimizer)

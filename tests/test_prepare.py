@@ -1,0 +1,259 @@
+"""From text to files: the byte-pair trainer, the splits, the cleaning, the downloads, and every way to go wrong."""
+import hashlib, http.server, json, threading
+from collections import Counter
+import numpy as np
+import pytest
+import prepare as P
+from conftest import prose, refused, run
+from model import SPECIAL_TOKENS, Tokenizer, load_dataset
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    """Set prepare.py's settings and run it here; returns the folder that it wrote."""
+    def prepare(**changes):
+        for name, value in {'data_dir': str(tmp_path / 'data'), 'dataset': 'mine', 'vocab_size': 300, **changes}.items():
+            monkeypatch.setattr(P, name, value)
+        P.main()
+        return tmp_path / 'data' / P.dataset
+    return prepare
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding='utf-8')
+    return str(path)
+
+# ---- byte-pair encoding ----
+
+def slow_bpe(words, vocab_size):
+    """The same algorithm as one would first write it: count every pair again for every merge."""
+    vocab = [bytes([b]) for b in range(256)]
+    parts = {w: list(w.encode()) for w in words}
+    while len(vocab) < vocab_size:
+        counts = Counter()
+        for w, ids in parts.items():
+            for pair in zip(ids, ids[1:]):
+                counts[pair] += words[w]
+        if not counts:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        token = vocab[best[0]] + vocab[best[1]]
+        if token not in vocab:
+            vocab.append(token)
+        for w, ids in parts.items():
+            i = 0
+            while i < len(ids) - 1:
+                if (ids[i], ids[i + 1]) == best:
+                    ids[i:i + 2] = [vocab.index(token)]
+                i += 1
+    return vocab
+
+def test_bpe_by_hand():
+    assert P.train_bpe(Counter({'aaab': 1, 'aab': 2}), 260)[256:] == [b'aa', b'aab', b'ab', b'aaab']
+    # aa 4, ab 3 | then aa+b 2, aa+a 1, a+b 1 | then a+b before aa+a: a tie, and its ids are lower | then aa+ab
+
+
+@pytest.mark.parametrize('words', [Counter(prose().split()), Counter({'aaaaaaaa': 3, 'aaaaa': 2, 'aaa': 7, 'abababab': 5, 'é': 9, 'éé': 2}), Counter({'a': 5}), Counter()])
+def test_fast_bpe_is_slow_bpe(words):
+    assert P.train_bpe(words, 320) == slow_bpe(words, 320)
+
+def test_trained_vocabulary_encodes_as_it_was_merged():
+    text = prose(500)
+    tokenizer = Tokenizer('bpe', P.train_bpe(Counter(P.regex.findall(P.SPLIT_PATTERN, text)), 320))
+    assert tokenizer.decode(tokenizer.encode(text)) == text and len(tokenizer.encode(text)) < len(text) / 2
+
+# ---- splits and files ----
+
+def test_one_long_text_gives_its_last_tenth_to_validation(settings, tmp_path):
+    text = prose()
+    folder = settings(input=write(tmp_path / 'a.txt', text), tokenizer='char')
+    tokenizer, data = load_dataset(str(folder))
+    cut = int(0.9 * len(text))
+    assert tokenizer.decode(data['train'].tolist()) == text[:cut] and tokenizer.decode(data['val'].tolist()) == text[cut:]
+
+def test_every_tenth_document_is_for_validation(settings, tmp_path):
+    write(tmp_path / 'in' / 'b.jsonl', ''.join(json.dumps({'text': f'document {i}'}) + '\n' for i in range(25)))
+    folder = settings(input=str(tmp_path / 'in'), tokenizer='bpe')
+    tokenizer, data = load_dataset(str(folder))
+    assert tokenizer.decode(data['val'].tolist()) == 'document 9<|endoftext|>document 19'
+    assert data['train'].tolist().count(tokenizer.eot) == 22
+
+@pytest.mark.parametrize('kind', ['bpe', 'char'])
+def test_what_is_read_comes_back(settings, tmp_path, kind):
+    text = 'Grüße, 世界! 🙂\n\n  indented\r\ttab ' + prose(300)
+    folder = settings(input=write(tmp_path / 'a.txt', text), tokenizer=kind, vocab_size=5000)
+    tokenizer, data = load_dataset(str(folder))
+    assert tokenizer.decode(data['train'].tolist() + data['val'].tolist()) == text.replace('\r', '\n')  # as Python reads text files
+
+def test_reading_in_pieces_changes_nothing(settings, tmp_path, monkeypatch):
+    text = prose() + '\n\n  \n\nx\n y\n\n\n' + 'no line break ' * 50 + '🙂' * 50
+    path = write(tmp_path / 'a.txt', text)
+    whole = (settings(input=path) / 'train.bin').read_bytes()
+    monkeypatch.setattr(P, 'PIECE', 64)
+    assert (settings(input=path) / 'train.bin').read_bytes() == whole
+
+def test_a_text_without_line_breaks_is_read_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(P, 'PIECE', 10)
+    pieces = list(P.pieces_of(write(tmp_path / 'a.txt', 'word ' * 1000)))
+    assert ''.join(pieces) == 'word ' * 1000 and max(map(len, pieces)) <= 160
+
+def test_large_vocabularies_take_four_bytes(settings, tmp_path):
+    folder = settings(input=write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(80000))), tokenizer='word', vocab_size=90000)
+    tokenizer, data = load_dataset(str(folder))
+    assert data['train'].dtype == np.uint32 and tokenizer.vocab_size > 65536
+    assert tokenizer.decode(data['train'][:3].tolist()) == 'w0 w1'
+
+def test_the_python_dataset(settings, capsys):
+    folder = settings(dataset='python', input='', vocab_size=400)
+    tokenizer, data = load_dataset(str(folder))
+    text = tokenizer.decode(data['train'][:200_000].tolist())
+    assert len(data['train']) > 1_000_000 and 'import' in text and '<|endoftext|>' in text
+    assert 'bytes per token' in capsys.readouterr().out
+
+# ---- cleaning ----
+
+def test_cleaning(settings, tmp_path, capsys):
+    for i, text in enumerate(['one document', 'one document', '', 'no', 'ﬁne\x07 print'] + [f'another document {i}' for i in range(8)]):
+        write(tmp_path / 'in' / f'{i:02d}.txt', text)
+    folder = settings(input=str(tmp_path / 'in'), normalize='NFKC', strip_control=True, min_length=4)
+    tokenizer, data = load_dataset(str(folder))
+    text = tokenizer.decode(data['train'].tolist())
+    out = capsys.readouterr().out
+    assert text.startswith('one document<|endoftext|>fine print<|endoftext|>another')
+    assert '1 of 13 documents: duplicate' in out and '1 of 13 documents: empty' in out and '1 of 13 documents: too short' in out
+
+def test_binary_files_in_a_folder_are_passed_over(settings, tmp_path, capsys):
+    write(tmp_path / 'in' / 'a.txt', prose(400))
+    (tmp_path / 'in' / 'b.png').write_bytes(b'\x89PNG\x00\xff')
+    settings(input=str(tmp_path / 'in'))
+    assert 'passed over 1 of 2 files' in capsys.readouterr().out
+
+# ---- mistakes ----
+
+@pytest.mark.parametrize('content, words', [
+    (b'', ['every document is empty']), (b'\x00\x01binary', ['zero bytes']), (b'caf\xe9 au lait', ['not UTF-8', '0xe9']), (b'x', ['too little'])])
+def test_files_that_cannot_be_used(settings, tmp_path, content, words):
+    (tmp_path / 'a.txt').write_bytes(content)
+    with pytest.raises(SystemExit) as e:
+        settings(input=str(tmp_path / 'a.txt'))
+    assert all(w in str(e.value) for w in words) and '\n' not in str(e.value)
+    assert not any((tmp_path / 'data' / 'mine').iterdir())  # nothing half-written
+
+@pytest.mark.parametrize('line, words', [('{"text": 5}', 'line 2'), ('not json', 'line 2'), ('{"body": "x"}', 'line 2'), ('[]', 'line 2')])
+def test_a_bad_line_of_jsonl_is_named(settings, tmp_path, line, words):
+    with pytest.raises(SystemExit, match=words):
+        settings(input=write(tmp_path / 'a.jsonl', '{"text": "fine"}\n' + line + '\n'))
+
+def test_what_was_there_survives_a_failure(settings, tmp_path):
+    folder = settings(input=write(tmp_path / 'a.txt', prose(400)))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    (tmp_path / 'bad.txt').write_bytes(b'fine\n' * 100 + b'\xff')
+    with pytest.raises(SystemExit):
+        settings(input=str(tmp_path / 'bad.txt'))
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+@pytest.mark.parametrize('args, words, status', [
+    (['dataset=pyton'], ['pyton', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2), (['vocab_size=100'], ['vocab_size=100', '261'], 2),
+    (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2), (['input=nowhere'], ['nowhere', 'no such file'], 1), (['dataset=../up', 'input=.'], ['plain name'], 2)])
+def test_mistakes_on_the_command_line(tmp_path, args, words, status):
+    refused(run('prepare.py', *args, cwd=tmp_path), *words, status=status)
+
+@pytest.mark.parametrize('damage, words', [
+    (lambda f: (f / 'train.bin').write_bytes((f / 'train.bin').read_bytes()[:-2]), 'train.bin has'),
+    (lambda f: (f / 'val.bin').unlink(), 'val.bin has 0 bytes'),
+    (lambda f: (f / 'meta.json').write_text('{"tok'), 'meta.json is damaged'),
+    (lambda f: (f / 'meta.json').write_text('{}'), 'meta.json is damaged'),
+    (lambda f: (f / 'meta.json').unlink(), 'prepare.py dataset=mine')])
+def test_damage_is_noticed(settings, tmp_path, damage, words):
+    folder = settings(input=write(tmp_path / 'a.txt', prose(400)))
+    damage(folder)
+    with pytest.raises(SystemExit, match=words):
+        load_dataset(str(folder))
+
+# ---- GPT-2's vocabulary ----
+
+def test_gpt2_keeps_its_own_ids(settings, tmp_path, monkeypatch):
+    """Its real vocabulary needs a network; a small one of the same form stands in for it."""
+    import tiktoken
+    ranks = {**{bytes([b]): b for b in range(256)}, b'th': 256, b'the': 257}
+    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: tiktoken.Encoding('gpt2', pat_str=P.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={'<|endoftext|>': 258}))
+    tokenizer, data = load_dataset(str(settings(input=write(tmp_path / 'a.txt', 'the end. ' * 20), tokenizer='gpt2')))
+    assert data['train'][0] == 257 and tokenizer.eot == 258 and list(tokenizer.special) == SPECIAL_TOKENS
+
+def test_gpt2_without_a_network(settings, tmp_path, monkeypatch):
+    import tiktoken
+    def offline(name):
+        raise ConnectionError('no route')
+    monkeypatch.setattr(tiktoken, 'get_encoding', offline)
+    with pytest.raises(SystemExit, match='tokenizer=bpe needs no network'):
+        settings(input=write(tmp_path / 'a.txt', 'x'), tokenizer='gpt2')
+
+# ---- downloads, from a server on this machine ----
+
+CONTENT = prose(20000).encode()
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """Serves CONTENT at /whole; /breaks stops half-way, and goes on when asked to; /never always stops; /norange starts over."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append((self.path, self.headers.get('Range')))
+            if self.path == '/missing':
+                return self.send_error(404)
+            start = int((self.headers.get('Range') or 'bytes=0-')[6:-1]) if self.path != '/norange' else 0
+            body = CONTENT[start:]
+            self.send_response(206 if start else 200)
+            self.send_header('Content-Length', str(len(body)))
+            self.end_headers()
+            first = sum(path == self.path for path, _ in seen) == 1
+            stop = {'/breaks': first, '/norange': first, '/never': True}.get(self.path)
+            self.wfile.write(body[:len(body) // 2 if stop else None])
+        def log_message(self, *args):
+            pass
+    seen = []
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as s:
+        threading.Thread(target=s.serve_forever, daemon=True).start()
+        monkeypatch.setattr(P, 'data_dir', str(tmp_path))
+        yield f'http://127.0.0.1:{s.server_port}', seen
+        s.shutdown()
+
+SHA = hashlib.sha256(CONTENT).hexdigest()
+
+@pytest.mark.parametrize('path', ['/whole', '/breaks', '/norange'])
+def test_downloads(server, path):
+    url, seen = server
+    for _ in range(2):
+        assert open(P.download(url + path, 'x.txt', len(CONTENT), SHA), 'rb').read() == CONTENT
+    assert len(seen) == (1 if path == '/whole' else 2)  # the second time, it is there already
+    if path == '/breaks':
+        assert seen[1][1] == f'bytes={len(CONTENT) // 2}-'  # it went on where it stopped
+
+def test_downloads_that_fail(server, tmp_path):
+    url, seen = server
+    with pytest.raises(SystemExit, match='wrong contents'):
+        P.download(url + '/whole', 'x.txt', None, '0' * 64)
+    with pytest.raises(SystemExit, match='expected'):
+        P.download(url + '/whole', 'x.txt', 10)
+    with pytest.raises(SystemExit, match='404'):
+        P.download(url + '/missing', 'x.txt')
+    with pytest.raises(SystemExit, match='connection broke.*Run again'):
+        P.download(url + '/never', 'y.txt')
+    with pytest.raises(SystemExit, match='dataset=python needs none'):
+        P.download('http://127.0.0.1:9/closed', 'z.txt')
+    assert not (tmp_path / 'downloads' / 'x.txt').exists() and not (tmp_path / 'downloads' / 'y.txt').exists()
+
+def test_fineweb_shards(settings, monkeypatch, tmp_path):
+    def shard(url, name):
+        header = np.zeros(256, dtype='<i4')
+        header[:3] = 20240520, 1, 1000
+        ids = np.arange(1000, dtype='<u2') + (500 if 'val' in name else 0)
+        path = tmp_path / name
+        path.write_bytes(header.tobytes() + ids.tobytes()[:broken])
+        return str(path)
+    broken = None
+    monkeypatch.setattr(P, 'download', shard)
+    monkeypatch.setattr(P, 'make_tokenizer', lambda plan: Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b'%d,%d' % (i, i) for i in range(50000)]))
+    _, data = load_dataset(str(settings(dataset='fineweb', input='', shards=2)))
+    assert data['train'].tolist() == 2 * list(range(1000)) and data['val'][0] == 500
+    broken = 100
+    with pytest.raises(SystemExit, match='cut off'):
+        settings(dataset='fineweb', input='')

@@ -1,0 +1,180 @@
+"""Training: the same text in the same order whatever happens, nothing lost, and every mistake answered in one line."""
+import csv, math, os, signal, subprocess, sys, time
+import numpy as np
+import pytest
+import torch
+import train as T
+from conftest import ROOT, refused, run
+from model import load_checkpoint, load_dataset, load_model
+
+TINY = dict(dataset='tiny', n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=20, eval_interval=10, eval_iters=2,
+            warmup_iters=2, lr_decay_iters=20, log_interval=5, sample_every=0, device='cpu', dtype='float32')
+
+@pytest.fixture
+def go(monkeypatch, tmp_path, data):
+    """Train with these settings in this process; returns ckpt.pt's or resume.pt's dictionary."""
+    monkeypatch.chdir(tmp_path)
+    def train(which='ckpt.pt', **changes):
+        monkeypatch.setattr(T, 'given', set(changes))
+        for name, value in {**TINY, 'data_dir': str(data), 'out_dir': 'out', 'init_from': 'scratch', **changes}.items():
+            monkeypatch.setattr(T, name, value)
+        T.train()
+        return load_checkpoint(os.path.join(T.out_dir, which))
+    return train
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a['model'].values(), b['model'].values(), strict=True))
+
+def arguments(data, **changes):
+    return [f'{k}={v}' for k, v in {**TINY, 'data_dir': data, **changes}.items()]
+
+# ---- data ----
+
+def test_batches_depend_on_seed_and_step_alone(monkeypatch):
+    ids = np.arange(1000, dtype=np.uint16)
+    monkeypatch.setattr(T, 'block_size', 16)
+    x, y = T.get_batch(ids, 7, 8, 0, 8)
+    assert torch.equal(y, x + 1)  # every token's target is the token after it
+    parts = [T.get_batch(ids, 7, 8, first, 2)[0] for first in (0, 2, 4, 6)]
+    assert torch.equal(torch.cat(parts), x)  # however many processes share it
+    assert not torch.equal(T.get_batch(ids, 8, 8, 0, 8)[0], x)
+
+def test_the_whole_text_can_be_drawn(monkeypatch):
+    monkeypatch.setattr(T, 'block_size', 4)
+    starts = {T.get_batch(np.arange(7, dtype=np.uint16), step, 8, 0, 8)[0][row, 0].item() for step in range(20) for row in range(8)}
+    assert starts == {0, 1, 2}  # the last window's target is the last token
+
+def test_evaluation_windows_cover_everything_once(monkeypatch):
+    monkeypatch.setattr(T, 'block_size', 4)
+    ids = np.arange(11, dtype=np.uint16)
+    x, y = T.window(ids, T.eval_windows(ids, 0))
+    assert y[y >= 0].tolist() == list(range(1, 11))  # each token is predicted once; what is past the end counts for nothing
+    assert len(T.eval_windows(np.zeros(1000), 7)) == 7
+
+# ---- schedules ----
+
+def test_schedules_by_hand(monkeypatch):
+    for name, value in dict(max_iters=100, lr_decay_iters=0, warmup_iters=0, learning_rate=1.0, min_lr=0.1).items():
+        monkeypatch.setattr(T, name, value)
+    expected = {'linear': [1, 0.55, 0.1], 'cosine': [1, 0.55, 0.1], 'constant': [1, 1, 1], 'step': [1, 1, 0.109], 'wsd': [1, 1, 0.1]}
+    for schedule, values in expected.items():
+        monkeypatch.setattr(T, 'schedule', schedule)
+        assert [T.rate(0), T.rate(50), T.rate(100)] == pytest.approx(values)
+    monkeypatch.setattr(T, 'warmup_iters', 4)
+    assert [T.rate(s) for s in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+
+# ---- exactness ----
+
+@pytest.mark.parametrize('how', [dict(), dict(dropout=0.2), dict(optimizer='adamw', gradient_accumulation_steps=3), dict(dtype='bfloat16')])
+def test_stopping_and_going_on_changes_nothing(go, how):
+    straight = go(out_dir='straight', **how)
+    go(out_dir='parts', max_iters=10, **how)
+    assert same(straight, go(out_dir='parts', init_from='resume', max_iters=20))
+
+def test_evaluating_and_sampling_more_often_changes_nothing(go):
+    assert same(go('resume.pt', out_dir='a'), go('resume.pt', out_dir='b', eval_interval=4, sample_every=1, log_interval=1))
+
+def test_accumulation_is_one_large_batch(go):
+    a, b = (go(out_dir=o, batch_size=b, gradient_accumulation_steps=8 // b, optimizer='adamw') for o, b in (('a', 8), ('b', 2)))
+    assert max((x - y).abs().max().item() for x, y in zip(a['model'].values(), b['model'].values())) < 1e-3
+
+def test_two_processes_learn_what_one_learns(tmp_path, data):
+    one = run('train.py', *arguments(data, out_dir='one', optimizer='adamw'), cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    two = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(ROOT / 'train.py'),
+                          *arguments(data, out_dir='two', optimizer='adamw')], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert two.returncode == 0, two.stderr
+    a, b = load_checkpoint(str(tmp_path / 'one')), load_checkpoint(str(tmp_path / 'two'))
+    assert abs(a['val_loss'] - b['val_loss']) < 1e-4  # sums are taken in another order, so not to the last bit
+    assert max((x - y).abs().max().item() for x, y in zip(a['model'].values(), b['model'].values())) < 1e-3
+
+# ---- learning ----
+
+@pytest.mark.parametrize('model_type', ['gpt', 'lstm', 'mlp', 'bigram'])
+def test_every_rung_of_the_ladder_learns(go, model_type):
+    out = go(model_type=model_type, max_iters=60, lr_decay_iters=60, eval_interval=30, learning_rate=0.01 if model_type != 'bigram' else 0.1)
+    guessing = math.log(out['config']['vocab_size'])
+    assert out['val_loss'] < guessing - 0.5
+    assert load_model('out')[0](torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, out['config']['vocab_size'])
+
+def test_a_run_reports_what_it_did(go, capsys):
+    go(sample_every=1)
+    text = capsys.readouterr().out
+    for word in ('parameters', 'tokens per step', 'memory', 'the best so far', 'tokens/s', 'bits per byte', 'gzip -9', 'python sample.py out_dir=', '█'):
+        assert word in text or word == 'python sample.py out_dir='
+    rows = list(csv.DictReader(open('out/log.csv')))
+    assert [int(r['step']) for r in rows] == [5, 10, 15, 20] and float(rows[-1]['train_loss']) < float(rows[0]['train_loss'])
+    assert [bool(r['val_loss']) for r in rows] == [True, False, True, False]
+
+def test_an_earlier_run_is_set_aside_not_lost(go):
+    first = go()
+    go(seed=2)
+    assert same(load_checkpoint('out/previous-ckpt.pt'), first) and not same(load_checkpoint('out'), first)
+
+def test_starting_from_old_weights(go):
+    first = go(out_dir='first')
+    second = go(out_dir='second', init_from='first', max_iters=0)
+    assert same(first, second) and second['step'] == 0
+
+# ---- stopping ----
+
+def start(tmp_path, data, **changes):
+    return subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *arguments(data, max_iters=100000, lr_decay_iters=100000, **changes)], cwd=tmp_path,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no such signals')
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, data, go, name):
+    process = start(tmp_path, data)
+    for line in process.stdout:
+        if line.startswith('step 15/'):
+            process.send_signal(getattr(signal, name))
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 0 and 'init_from=resume out_dir=out' in rest, rest
+    step = load_checkpoint(str(tmp_path / 'out' / 'resume.pt'))['step']
+    resumed = go('resume.pt', init_from='resume', max_iters=step + 3, out_dir='out')
+    assert same(resumed, go('resume.pt', max_iters=step + 3, out_dir='straight', lr_decay_iters=100000))
+
+def test_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path):
+    """A process that does nothing but save is killed at random moments; whatever stands under the name always loads."""
+    code = ("import sys, torch; sys.path.insert(0, sys.argv[1]); from model import save_atomically\n"
+            "i = 0\nwhile True:\n    save_atomically('ckpt.pt', {'format': 'ninefiles-1', 'i': i, 'x': torch.full((300_000,), float(i))}); i += 1; print(i, flush=True)")
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, '-c', code, str(ROOT)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        for _ in range(3):
+            process.stdout.readline()
+        time.sleep(rng.random() * 0.05)
+        process.kill()
+        process.wait()
+        saved = load_checkpoint(str(tmp_path / 'ckpt.pt'))
+        assert (saved['x'] == saved['i']).all()
+
+def test_a_loss_that_is_not_a_number_stops_the_run(go, capsys):
+    with pytest.raises(SystemExit) as e:
+        go(learning_rate=1e30, optimizer='adamw', grad_clip=0.0, log_interval=10)
+    words = str(e.value)
+    assert 'at step' in words and 'learning rate' in words and 'still holds the best model' in words and '\n' not in words
+    assert all(torch.isfinite(t).all() for t in load_checkpoint('out')['model'].values())
+
+# ---- mistakes ----
+
+@pytest.mark.parametrize('args, words, status', [
+    (['dataset=nowhere'], ['nowhere', 'prepare.py dataset=nowhere'], 1),
+    (['n_head=3'], ['n_embd=32 is not divisible by n_head=3'], 2),
+    (['block_size=5000'], ['not more than block_size=5000'], 1),
+    (['init_from=nowhere'], ['no checkpoint'], 1),
+    (['init_from=resume', 'out_dir=empty'], ['resume.pt'], 1),
+    (['schedule=cosin'], ['did you mean cosine'], 2),
+    (['batch_size=0'], ['batch_size'], 2),
+] + ([] if torch.cuda.is_available() else [(['device=cuda'], ['device=cuda is not on this machine', 'device=cpu'], 1)]))
+def test_mistakes(tmp_path, data, args, words, status):
+    refused(run('train.py', *arguments(data), *args, cwd=tmp_path), *words, status=status)
+
+def test_a_checkpoint_of_another_tokenizer_is_refused(go):
+    go()
+    with pytest.raises(SystemExit, match='another tokenizer'):
+        go(init_from='out', dataset='bpe', out_dir='other')
+    with pytest.raises(SystemExit, match='another tokenizer'):
+        go(init_from='resume', dataset='bpe')
