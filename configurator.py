@@ -14,9 +14,10 @@ and then this works, without a word of argparse:
     python train.py big.txt learning_rate=1e-3     # first the `key = value` lines of big.txt, then the command line
     python train.py --help                         # the docstring, and each setting with its comment
 
-The comment is part of the contract: where it opens with words between bars, as `cosine | linear | step | wsd:`
-above, exactly those values are accepted. A value must fit the type of its default. Nothing is ever executed:
-values are Python literals, read by ast.literal_eval. Every mistake ends in one line on stderr and exit status 2.
+The comment is part of the contract: where it opens with words between bars, as `cosine | linear | step |
+wsd:` above, exactly those values are accepted. A value must fit the type of its default. Nothing is ever
+executed: values are Python literals, read by ast.literal_eval. Every mistake ends in one line on stderr and
+exit status 2.
 """
 import ast, difflib, math, os, re, sys
 
@@ -27,8 +28,8 @@ def usage(message):
 
 def configure(settings):
     """
-    Override `settings` (a script's globals()) from the command line, and return the names that were given there.
-    Does nothing when the script is imported.
+    Override `settings` (a script's globals()) from the command line, and return the names that were given
+    there. Does nothing when the script is imported.
     """
     if settings['__name__'] != '__main__':
         return set()
@@ -63,11 +64,13 @@ def configure(settings):
 
 def convert(key, value, default, choices=None, where=''):
     """
-    The value for a setting: text from the command line, or a literal from a file, made to fit the default's type.
-    ('batch_size', '1e3', 12) -> 1000    ('grad_clip', '5', 1.0) -> 5.0    ('compile', 'yes', False) -> True
+    The value for a setting: text from the command line, or a literal from a file, made to fit the default's
+    type. ('batch_size', '1e3', 12) -> 1000    ('grad_clip', '5', 1.0) -> 5.0    ('compile', 'yes', False) ->
+    True
     """
     def wrong(expected):
         usage(f"{where}{key}={value}: expected {expected}")
+    number = "a whole number" if isinstance(default, int) else "a number" if default is not None else "a number or None"
     if isinstance(default, str):  # text is taken as it stands: no quotes needed, and it may hold '=' or start with '-'
         if not isinstance(value, str):
             wrong("text in quotes")
@@ -87,13 +90,13 @@ def convert(key, value, default, choices=None, where=''):
         return truth[str(literal).lower()]
     if literal is None or str(literal).lower() == 'none':
         if default is not None:
-            wrong("a whole number" if isinstance(default, int) else "a number")
+            wrong(number)
         return None
     if isinstance(literal, bool) or not isinstance(literal, (int, float)) or not math.isfinite(literal):
-        wrong("a whole number" if isinstance(default, int) else "a number" if default is not None else "a number or None")
+        wrong(number)
     if isinstance(default, int):
         if literal != int(literal):
-            wrong("a whole number")
+            wrong(number)
         return int(literal)
     return float(literal) if isinstance(default, float) else literal
 
@@ -113,7 +116,7 @@ def read_file(path):
         try:
             pairs.append((key, ast.literal_eval(line.value), where))
         except ValueError:
-            usage(f"{where}{key}: expected a literal (5, 0.1, 'text', True, None); settings files are read, never executed")
+            usage(f"{where}{key}: expected a literal like 5, 0.1, 'text', True: settings files are never executed")
     return pairs
 
 def settings_block(source):
@@ -139,13 +142,19 @@ def help_text(source):
 def nearest(word, words):
     """' (did you mean ...?)' for a misspelling, else a pointer to --help where the words are settings."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else "" if isinstance(words, list) else " (--help lists the settings)"
+    if close:
+        return f" (did you mean {close[0]}?)"
+    return "" if isinstance(words, list) else " (--help lists the settings)"
 
 def one_line(kind, error, trace):
-    """An excepthook: no such file, disk full, permission denied, Ctrl-C … are the user's to mend, so say just that."""
+    """
+    An excepthook: no such file, disk full, permission denied, Ctrl-C … are the user's to mend, so say just
+    that.
+    """
     if issubclass(kind, KeyboardInterrupt):
         print("\ninterrupted", file=sys.stderr)
     elif issubclass(kind, OSError):
-        print(f"{os.path.basename(sys.argv[0])}: {error.filename or ''}: {error.strerror or error}".replace(' : ', ' '), file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"{os.path.basename(sys.argv[0])}: {what}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

@@ -6,13 +6,13 @@ Read it top to bottom; each section needs only those above it:
     1. Tokenizer    text <-> ids: characters, words, or byte-pair encoding; special tokens; the chat template
     2. GPT          one transformer whose settings span GPT-2 (2019) to Llama and Qwen3 (2025)
     3. The ladder   what came before it, behind the same interface: bigrams, Bengio's neural model, an LSTM
-    4. Sampling     from logits to the next token: temperature, top-k, top-p, min-p, repetition penalty
+    4. Sampling     from scores to the next token, one forward pass of one token at a time
     5. Optimizers   AdamW and Muon
-    6. Checkpoints  save and load, so that a crash never costs a good model
+    6. Files        datasets and checkpoints, such that a crash never costs a good model; the device
     7. Arithmetic   parameters, FLOPs and memory, before the machine finds out
 
 Shape letters, here and in every script: B batch, T time (tokens), C channels (n_embd), H heads, D channels per
-head, V vocabulary. There is nothing to run here:  python train.py  uses it, and tests/test_model.py shows it off.
+head, V vocabulary. There is nothing to run here: train.py does, and tests/test_model.py shows what must hold.
 """
 import codecs, ctypes, json, math, os, re, sys
 from collections import defaultdict
@@ -24,22 +24,23 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # 1. Tokenizer
 
-SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pad|>']  # the last ids, in this order
+# the last ids of every vocabulary, in this order
+SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pad|>']
 
-# how byte-pair encoding cuts text before it merges anything, so that no token ever spans two words (GPT-2's rule):
-# an English contraction, a word or number or run of signs with at most one space in front, or white space
+# how byte-pair encoding cuts text before it merges anything, so that no token spans two words (GPT-2's rule): an
+# English contraction; letters, digits or signs with at most one space in front; white space
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
 
 class Tokenizer:
     """
-    Text <-> token ids. One class for the three ways of cutting text up; a checkpoint carries its own.
+    Text <-> token ids, for the three ways of cutting text up; every checkpoint carries its own.
 
-    kind 'char': one token a character; 'word': one a word, space or sign; 'bpe': byte-pair encoding (Sennrich et
-    al. 2016, over bytes as in GPT-2), whose vocab is in merge order. Ids 0 … len(vocab)-1 are the vocab, and the
+    kind 'char': a token a character; 'word': a token a word, space or sign; 'bpe': byte-pair encoding over bytes
+    (Sennrich et al. 2016; GPT-2), whose vocab is in merge order. Ids 0 … len(vocab)-1 are the vocab, and the
     special tokens follow. Text that merely spells a special token is ordinary text: encode() never returns one.
     """
     def __init__(self, kind, vocab, pattern=SPLIT_PATTERN):
@@ -49,23 +50,23 @@ class Tokenizer:
         self.eot, self.user, self.assistant, self.end, self.pad = self.special.values()
         self.names = {i: name.encode() for name, i in self.special.items()}
         if kind == 'bpe':
-            self.ranks = {token: rank for rank, token in enumerate(vocab)}
-            if len(self.ranks) != len(vocab) or any(bytes([b]) not in self.ranks for b in range(256)):
+            ranks = {token: rank for rank, token in enumerate(vocab)}
+            if len(ranks) != len(vocab) or any(bytes([b]) not in ranks for b in range(256)):
                 raise ValueError("a bpe vocabulary holds every single byte, and nothing twice")
-            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={})
+            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         elif kind in ('char', 'word'):
             self.ids = {token: i for i, token in enumerate(vocab)}  # vocab[0] stands for whatever is not in it
         else:
             raise ValueError(f"unknown tokenizer kind {kind!r}: expected char, word or bpe")
 
     def encode(self, text):
-        """'hello' -> [71, 68, 75, 75, 78]: ordinary tokens only; what the vocabulary lacks becomes its first entry."""
+        """'hello' -> [71, 68, 75, 75, 78]. What the vocabulary lacks becomes its first entry (never in bpe)."""
         if self.kind == 'bpe':
             return self.core.encode_ordinary(text)
-        return [self.ids.get(token, 0) for token in (text if self.kind == 'char' else WORD_PATTERN.findall(text))]
+        return [self.ids.get(t, 0) for t in (text if self.kind == 'char' else WORD_PATTERN.findall(text))]
 
     def token_bytes(self, i):
-        """The bytes that id i stands for. A token may be part of a character: '€' is three bytes in UTF-8."""
+        """The bytes of token i: possibly a part of a character, since '€' is three bytes in UTF-8."""
         if i in self.names:
             return self.names[i]
         return self.vocab[i] if self.kind == 'bpe' else self.vocab[i].encode('utf-8', 'replace')
@@ -98,12 +99,10 @@ class Tokenizer:
             words = self.encode(content) + [self.end]
             ids += [self.special[f'<|{role}|>']] + words
             mask += [0] + [int(role == 'assistant')] * len(words)
-        if answer:
-            ids, mask = ids + [self.assistant], mask + [0]
-        return ids, mask
+        return (ids + [self.assistant], mask + [0]) if answer else (ids, mask)
 
     def to_dict(self):
-        """A JSON-ready description; bytes are written as the Latin-1 text with the same numbers, so they read well."""
+        """A JSON-ready description; bytes are written as the Latin-1 text of the same numbers, so they read well."""
         vocab = [token.decode('latin-1') for token in self.vocab] if self.kind == 'bpe' else self.vocab
         return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern}
 
@@ -111,29 +110,29 @@ class Tokenizer:
     def from_dict(cls, d):
         """The inverse of to_dict(); raises ValueError where it makes no sense."""
         try:
-            vocab = [token.encode('latin-1') for token in d['vocab']] if d['kind'] == 'bpe' else d['vocab']
+            vocab = [t.encode('latin-1') for t in d['vocab']] if d['kind'] == 'bpe' else d['vocab']
             return cls(d['kind'], vocab, d['pattern'])
         except (KeyError, TypeError, AttributeError, UnicodeError) as e:
             raise ValueError(f"not a tokenizer: {type(e).__name__} {e}") from None
 
     def __eq__(self, other):
-        return isinstance(other, Tokenizer) and self.to_dict() == other.to_dict()
+        return self.to_dict() == other.to_dict()
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # 2. GPT
 
 @dataclass
 class GPTConfig:
     """
-    The shape of a model. The defaults are a small modern one (Qwen3 by architecture). GPT-2 is
-    position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True, tie_weights=True.
+    The shape of a model; raises ValueError for an impossible one. The defaults are a small modern model (Qwen3 by
+    architecture). GPT-2: position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True, tie_weights=True.
     """
     model_type: str = 'gpt'     # gpt | lstm | mlp | bigram: the rungs of the ladder, see section 3
-    vocab_size: int = 1024
+    vocab_size: int = 2048
     block_size: int = 256       # the longest context, in tokens
     n_layer: int = 4
-    n_head: int = 6
-    n_kv_head: int = 0          # heads that hold keys and values, shared by n_head / n_kv_head queries; 0: n_head
+    n_head: int = 3
+    n_kv_head: int = 0          # heads that hold keys and values, each shared by n_head / n_kv_head queries; 0: n_head
     n_embd: int = 192
     head_dim: int = 0           # 0: n_embd / n_head
     n_hidden: int = 0           # the MLP's inner width; 0: 4 n_embd, or 8/3 n_embd (in 64s) for swiglu's 3 matrices
@@ -141,7 +140,7 @@ class GPTConfig:
     norm: str = 'rmsnorm'       # rmsnorm | layernorm
     norm_eps: float = 1e-6
     mlp: str = 'swiglu'         # swiglu | gelu
-    qk_norm: bool = True        # normalise queries and keys, so that attention logits cannot blow up
+    qk_norm: bool = True        # normalise queries and keys, so that attention scores cannot blow up
     bias: bool = False          # biases in linear layers and layer norms
     tie_weights: bool = False   # one matrix for reading tokens in and writing them out
     causal: bool = True         # False: every token sees every token (an encoder)
@@ -161,14 +160,14 @@ class GPTConfig:
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
         if self.head_dim % 2 and self.position == 'rotary':
-            raise ValueError(f"rotary positions turn pairs of channels, but a head has {self.head_dim}: n_embd / n_head must be even")
+            raise ValueError(f"n_embd / n_head = {self.head_dim}: rotary positions need an even number")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: expected 0 <= dropout < 1")
         if not self.n_hidden:
             self.n_hidden = 4 * self.n_embd if self.mlp == 'gelu' else -(-8 * self.n_embd // 3 // 64) * 64
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019): LayerNorm without the mean and the bias."""
+    """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019): LayerNorm without mean and bias."""
     def __init__(self, width, eps):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
@@ -177,14 +176,20 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 def make_norm(config):
-    return RMSNorm(config.n_embd, config.norm_eps) if config.norm == 'rmsnorm' else \
-        nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+    if config.norm == 'rmsnorm':
+        return RMSNorm(config.n_embd, config.norm_eps)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+
+def sinusoids(T, C):
+    """Fixed positions (T, C): sines and cosines of wavelengths from 2π to 20,000π (Vaswani et al. 2017, 3.5)."""
+    angle = torch.outer(torch.arange(T).float(), 10000.0 ** (-torch.arange(0, C, 2).float() / C))  # (T, C/2)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :C]  # interleaved
 
 def rotary_table(config):
     """
-    cos and sin of the angle by which position t turns channel pair i: t / theta^(2i/D) (Su et al. 2021, eq. 15).
-    Two tables (T, 1, D), the first half of the channels paired with the second (the "half-split" convention of
-    Llama and Qwen; the paper pairs neighbours), sin already carrying the sign of the first half: see rotate().
+    cos and sin of the angle by which position t turns channel pair i: t / theta^(2i/D) (Su et al. 2021, eq. 15), each
+    (T, 1, D). The first half of the channels is paired with the second ("half-split", as in Llama and Qwen; the paper
+    pairs neighbours), and sin carries the sign that rotate() needs.
     """
     frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)  # (D/2,)
     angle = torch.outer(torch.arange(config.block_size).float(), frequency)  # (T, D/2)
@@ -193,17 +198,17 @@ def rotary_table(config):
 
 def rotate(x, cos, sin):
     """
-    Turn each channel pair (a, b) of x (B, T, H, D) by its position's angle: (a cos - b sin, b cos + a sin).
-    A query turned by t and a key turned by s have a dot product that depends on t - s alone: relative position.
+    Turn each channel pair (a, b) of x (B, T, H, D) by its position's angle: (a cos - b sin, b cos + a sin). A query
+    turned by t and a key turned by s have a dot product that depends on t - s alone: relative position.
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return x * cos + x.roll(x.size(-1) // 2, -1) * sin  # roll swaps the halves: (a, b) -> (b, a)
 
 def attention_by_hand(q, k, v, mask=None, dropout_p=0.0):
     """
-    softmax(Q Kᵀ / sqrt(D)) V (Vaswani et al. 2017, eq. 1), written out; F.scaled_dot_product_attention computes
-    the same in one pass without ever holding the (T, S) weights. q (B, H, T, D), k and v (B, H, S, D), mask True
-    where looking is allowed. Returns the result (B, H, T, D) and the weights (B, H, T, S), whose rows sum to 1.
+    softmax(Q Kᵀ / sqrt(D)) V (Vaswani et al. 2017, eq. 1), written out; F.scaled_dot_product_attention computes the
+    same in one pass without ever holding the (T, S) weights. q (B, H, T, D), k and v (B, H, S, D), mask True where
+    looking is allowed. Returns the result (B, H, T, D), and the weights (B, H, T, S), whose rows sum to 1.
     """
     scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S): how well each query matches each key
     if mask is not None:
@@ -216,16 +221,16 @@ class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         self.config, self.layer = config, layer
-        self.qkv = nn.Linear(config.n_embd, (config.n_head + 2 * config.n_kv_head) * config.head_dim, bias=config.bias)
+        heads = config.n_head + 2 * config.n_kv_head  # queries, keys, values: one matrix multiplication for all
+        self.qkv = nn.Linear(config.n_embd, heads * config.head_dim, bias=config.bias)
         self.proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.collected = None  # GPT.attention_maps() sets this to [] to collect what is attended to
+        self.collected = None  # GPT.attention_maps() makes this a list, to see who looks at whom
 
     def forward(self, x, rotary=None, mask=None, cache=None):
-        c = self.config
-        B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, c.n_head + 2 * c.n_kv_head, c.head_dim)  # one matrix multiplication for all three
+        c, (B, T, _) = self.config, x.shape
+        qkv = self.qkv(x).view(B, T, c.n_head + 2 * c.n_kv_head, c.head_dim)
         q, k, v = qkv.split((c.n_head, c.n_kv_head, c.n_kv_head), dim=2)  # each (B, T, its heads, D)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
@@ -233,19 +238,19 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D): these T tokens and all before them
-        causal = c.causal and mask is None and T > 1  # note: a single new token may look at everything there is
+        causal = c.causal and mask is None and T > 1  # note: one new token may look at everything there is
         dropout_p = c.dropout if self.training else 0.0
-        # one formula, two ways to compute it. on a CPU the written-out one is the quicker up to about 512 tokens
+        # one formula, two ways to compute it: on a CPU the written-out one is the quicker up to about 512 tokens
         if self.collected is not None or (x.device.type == 'cpu' and 1 < T <= 512):
             if causal:
                 mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
-            k, v = (t.repeat_interleave(c.n_head // c.n_kv_head, dim=1) for t in (k, v))  # share each key and value out
+            k, v = (t.repeat_interleave(c.n_head // c.n_kv_head, dim=1) for t in (k, v))  # shared within a group
             y, weights = attention_by_hand(q, k, v, mask, dropout_p)
             if self.collected is not None:
                 self.collected.append(weights)
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, causal, enable_gqa=c.n_kv_head < c.n_head)
-        return self.proj(y.transpose(1, 2).reshape(B, T, c.n_head * c.head_dim))  # heads side by side again
+        return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, H, T, D) -> (B, T, H D): heads side by side
 
 class MLP(nn.Module):
     """What each token does by itself: widen, bend, narrow. SwiGLU (Shazeer 2020) bends by a learned gate."""
@@ -261,7 +266,7 @@ class MLP(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 class Block(nn.Module):
-    """One layer. Both halves add to the residual stream x rather than replace it, so gradients pass straight through."""
+    """One layer. Both halves add to the residual stream x and never replace it, so gradients pass straight through."""
     def __init__(self, config, layer):
         super().__init__()
         self.norm1, self.attention = make_norm(config), Attention(config, layer)
@@ -274,32 +279,31 @@ class Block(nn.Module):
 
 class LanguageModel(nn.Module):
     """
-    What every rung of the ladder shares: hidden states from ids, scores from hidden states, a loss, and text.
-    A subclass provides hidden(idx) -> (B, T, C) and a Linear `head`; the rest is here.
+    What every rung of the ladder shares: a loss and scores. A subclass has hidden(idx) -> (B, T, C), and a `head`.
     """
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.padded_vocab_size = -(-config.vocab_size // 64) * 64  # rows in 64s suit the hardware; the extra ids never occur
+        self.padded_vocab_size = -(-config.vocab_size // 64) * 64  # hardware likes 64s; the extra ids never occur
 
     def logits(self, x):
-        """Hidden states (…, C) -> scores (…, V) of every token in the vocabulary; the padding rows are left out."""
+        """Hidden states (…, C) -> scores (…, V) of every token in the vocabulary; the padding is left out."""
         return F.linear(x, self.head.weight[:self.config.vocab_size])
 
     def forward(self, idx, targets=None, reduction='mean', **how):
         """
-        idx (B, T) int64. Without targets: logits (B, T, V), the scores of each next token. With targets (B, T):
-        the cross-entropy in nats, -log p(target); targets of -100 count for nothing. reduction: 'mean' | 'sum' |
-        'none' (then (B, T)). `how` goes to hidden().
+        idx (B, T) int64. Without targets: logits (B, T, V), the scores of each next token. With targets (B, T): the
+        cross-entropy -log p(target), in nats; targets of -100 count for nothing. reduction: 'mean' | 'sum' | 'none'
+        (then (B, T)). `how` goes to hidden().
         """
-        x = self.hidden(idx, **how)
+        logits = self.logits(self.hidden(idx, **how))
         if targets is None:
-            return self.logits(x)
-        losses = F.cross_entropy(self.logits(x).flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction=reduction)
-        return losses.view_as(targets) if reduction == 'none' else losses
+            return logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+        return loss.view_as(targets) if reduction == 'none' else loss
 
     def log_probs(self, idx, targets, **how):
-        """log p(target) for each position, (B, T), 0 where the target is -100: scoring, DPO and distillation start here."""
+        """log p(target) at each position, (B, T), 0 where the target is -100: what scoring, DPO, distillation need."""
         return -self(idx, targets, reduction='none', **how)
 
 class GPT(LanguageModel):
@@ -315,7 +319,7 @@ class GPT(LanguageModel):
         self.head = nn.Linear(C, self.padded_vocab_size, bias=False)
         if config.tie_weights:
             self.head.weight = self.wte.weight
-        # the tables of fixed positions are derived, not learned, so they are not saved
+        # tables of fixed positions are derived, not learned, so they are not saved
         cos, sin = rotary_table(config) if config.position == 'rotary' else (None, None)
         self.register_buffer('cos', cos, persistent=False)
         self.register_buffer('sin', sin, persistent=False)
@@ -324,63 +328,57 @@ class GPT(LanguageModel):
 
     def init_weights(self):
         """
-        Start where learning is easy. A layer of n inputs keeps the size of what passes through if its weights have std
-        1/sqrt(n). The two matrices of each block that write into the residual stream start at zero: every block begins as
-        "change nothing", at any depth, and grows from there. GPT-2's own recipe (everything 0.02, those two divided by
-        sqrt(2 n_layer) so that their sum does not grow with depth) is kept for tied weights, where one matrix must serve
-        as embedding and as output.
+        Start where learning is easy. A layer of n inputs keeps the size of what passes through if its weights have
+        std 1/sqrt(n). The two matrices of a block that write into the residual stream start at zero: every block
+        begins as "change nothing", at any depth, and grows from there. Tied weights start GPT-2's way (all 0.02,
+        those two divided by sqrt(2 n_layer), so that the sum of what is written does not grow with depth), because
+        one matrix must serve at both ends.
         """
         for name, p in self.named_parameters():
+            writes = name.endswith(('proj.weight', 'down.weight'))
             if name.endswith('bias'):
                 nn.init.zeros_(p)
             elif p.ndim == 2 and self.config.tie_weights:
-                writes = name.endswith(('proj.weight', 'down.weight'))
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer) if writes else 0.02)
             elif p.ndim == 2:
-                std = 0.5 if name.startswith(('wte', 'wpe')) else 0.0 if name.endswith(('proj.weight', 'down.weight')) else p.size(1) ** -0.5
-                nn.init.normal_(p, std=std / 50 if name.startswith('head') else std)
+                nn.init.normal_(p, std=0.0 if writes else 0.5 if name.startswith(('wte', 'wpe')) else
+                                0.002 if name.startswith('head') else p.size(1) ** -0.5)
 
     def hidden(self, idx, positions=None, mask=None, cache=None):
         """
-        ids (B, T) -> final hidden states (B, T, C). positions (T,) or (B, T): where each token stands, by default
-        0, 1, 2 …; mask (…, T, S), True where row t may look at column s, by default causal. With a KVCache, idx
-        holds only the new tokens and both follow from what the cache holds.
+        ids (B, T) -> final hidden states (B, T, C). positions (T,) or (B, T): where each token stands, by default 0, 1,
+        2 …; mask (…, T, S), True where row t may look at column s, by default causal. With a KVCache, idx holds only
+        the new tokens, and both follow from what the cache holds.
         """
-        B, T = idx.shape
         if cache is not None:
-            positions, mask = cache.extend(T, idx.device)
+            positions, mask = cache.extend(idx.size(1), idx.device)
         elif positions is None:
-            positions = torch.arange(T, device=idx.device)
+            positions = torch.arange(idx.size(1), device=idx.device)
         x = self.wte(idx)
         if self.wpe is not None:
             x = x + self.wpe(positions)
         if self.waves is not None:
             x = x * math.sqrt(self.config.n_embd) + self.waves[positions]  # scaled as in Vaswani et al. 2017, 3.4
         x = self.dropout(x)
-        rotary = (self.cos[positions], self.sin[positions]) if self.cos is not None else None  # (T, 1, D) or (B, T, 1, D)
+        rotary = (self.cos[positions], self.sin[positions]) if self.cos is not None else None  # (T, 1, D), (B, T, 1, D)
         for block in self.blocks:
             x = block(x, rotary, mask, cache)
         return self.norm(x)
 
     @torch.no_grad()
     def attention_maps(self, idx):
-        """What each token looks at: a list, per layer, of weights (B, H, T, T) whose rows sum to 1."""
-        for block in self.blocks:
-            block.attention.collected = []
-        try:
-            self.hidden(idx)
-            return [block.attention.collected[0] for block in self.blocks]
-        finally:
-            for block in self.blocks:
-                block.attention.collected = None
+        """Who looks at whom: a list, per layer, of weights (B, H, T, T) whose rows sum to 1."""
+        layers = [block.attention for block in self.blocks]
+        for layer in layers:
+            layer.collected = []
+        self.hidden(idx)
+        maps = [layer.collected[0] for layer in layers]
+        for layer in layers:
+            layer.collected = None
+        return maps
 
-def sinusoids(T, C):
-    """Fixed positions (T, C): sines and cosines of wavelengths from 2π to 20,000π (Vaswani et al. 2017, 3.5)."""
-    angle = torch.outer(torch.arange(T).float(), 10000.0 ** (-torch.arange(0, C, 2).float() / C))  # (T, C/2)
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :C]  # interleaved
-
-# ---------------------------------------------------------------------------------------------------------------
-# 3. The ladder of language models: the same question, "what comes next?", answered with more and more context
+# ------------------------------------------------------------------------------------------------------------
+# 3. The ladder of language models: the same question, "what comes next?", answered from more and more context
 
 class Bigram(LanguageModel):
     """The next token depends on this one alone: a table of V x V scores. Counting fills it in one pass; so does SGD."""
@@ -396,77 +394,76 @@ class Bigram(LanguageModel):
 
     @torch.no_grad()
     def count(self, ids, smoothing=1.0):
-        """Set the table from the pairs in ids (N,): log of (count + smoothing), which softmax turns into frequencies."""
+        """Set the table from the pairs in ids (N,): log(count + smoothing), which softmax turns into frequencies."""
         V = self.config.vocab_size
         pairs = torch.bincount(ids[:-1] * V + ids[1:], minlength=V * V).view(V, V)
         self.table.weight.copy_((pairs + smoothing).log())
 
 class NeuralMLP(LanguageModel):
-    """The last 8 tokens' embeddings side by side through one hidden layer (Bengio et al. 2003): words become vectors."""
+    """The last 8 tokens' embeddings side by side, one hidden layer (Bengio et al. 2003): words become vectors."""
     n_context = 8
 
     def __init__(self, config):
         super().__init__(config)
-        C, N = config.n_embd, self.n_context
-        self.wte = nn.Embedding(self.padded_vocab_size, C)
-        self.mix = nn.Linear(N * C, C)
-        self.head = nn.Linear(C, self.padded_vocab_size, bias=False)
+        self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
+        self.mix = nn.Linear(self.n_context * config.n_embd, config.n_embd)
+        self.head = nn.Linear(config.n_embd, self.padded_vocab_size, bias=False)
 
     def hidden(self, idx):
-        x = F.pad(self.wte(idx), (0, 0, self.n_context - 1, 0))  # (B, T+N-1, C): zeros before the beginning
-        x = x.unfold(1, self.n_context, 1).flatten(2)  # (B, T, C, N) -> (B, T, C N): at t, the tokens t-7 … t
+        x = F.pad(self.wte(idx), (0, 0, self.n_context - 1, 0))  # (B, T+7, C): zeros before the beginning
+        x = x.unfold(1, self.n_context, 1).flatten(2)  # (B, T, C, 8) -> (B, T, 8C): at t, the tokens t-7 … t
         return self.mix(x).tanh()
 
 class LSTM(LanguageModel):
     """One state carried along the whole text (Hochreiter & Schmidhuber 1997; Mikolov et al. 2010 for language)."""
     def __init__(self, config):
         super().__init__(config)
-        C = config.n_embd
+        C, dropout = config.n_embd, config.dropout if config.n_layer > 1 else 0.0
         self.wte = nn.Embedding(self.padded_vocab_size, C)
-        self.lstm = nn.LSTM(C, C, config.n_layer, batch_first=True, dropout=config.dropout if config.n_layer > 1 else 0.0)
+        self.lstm = nn.LSTM(C, C, config.n_layer, batch_first=True, dropout=dropout)
         self.head = nn.Linear(C, self.padded_vocab_size, bias=False)
 
     def hidden(self, idx):
-        return self.lstm(self.wte(idx))[0]  # note: the state starts afresh with each row; T steps, one after the other
+        return self.lstm(self.wte(idx))[0]  # note: T steps, one after the other: what the transformer did away with
 
 def build_model(config):
     """GPTConfig -> the model that its model_type names."""
     return {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}[config.model_type](config)
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # 4. Sampling
 
 class KVCache:
     """
     The keys and values of all tokens so far, so that the next token costs a forward pass of one token, not of all.
 
-    Row b's token at position p is kept in column p, whatever the other rows hold. Prompts of different lengths
-    therefore share a batch without padding on the left, and each row computes just what it would compute alone:
-    columns past a row's own length are masked, and overwritten when the row gets there.
+    Row b's token at position p is kept in column p, whatever the other rows hold. Prompts of different lengths thus
+    share a batch, and each row computes just what it would compute alone: columns past a row's own length are
+    masked, and overwritten when the row gets there.
     """
     def __init__(self, config, rows, columns=None):
         self.config, self.rows, self.columns = config, rows, columns or config.block_size
         self.lengths = [0] * rows  # tokens held, per row
-        self.k, self.v = [None] * config.n_layer, [None] * config.n_layer  # each (rows, H, columns, D), made when first used
+        self.k, self.v = [None] * config.n_layer, [None] * config.n_layer  # (rows, H, columns, D), made at first use
 
     def extend(self, T, device):
-        """Make room for T more tokens in every row: their positions (T,) or (rows, T), and the mask if one is needed."""
-        new = torch.arange(T, device=device)
-        self.width = max(self.lengths) + T
-        self.start = self.lengths[0] if min(self.lengths) == max(self.lengths) else None  # None: rows differ
-        if self.start is not None:
-            positions, mask = new + self.start, None
-            if T > 1 and self.start > 0:  # note: for T = 1, or from an empty cache, attention needs no mask of ours
-                mask = torch.arange(self.width, device=device) <= positions[:, None]  # (T, S)
+        """Make room for T more tokens a row: their positions (T,) or (rows, T), and the mask if one is needed."""
+        self.positions, mask = torch.arange(T, device=device), None
+        self.start, self.width = self.lengths[0], max(self.lengths) + T
+        columns = torch.arange(self.width, device=device)
+        if min(self.lengths) == max(self.lengths):
+            self.positions = self.positions + self.start
+            if T > 1 and self.start > 0:  # note: for one token, or in an empty cache, attention needs no mask of ours
+                mask = columns <= self.positions[:, None]  # (T, S)
         else:
-            positions = torch.tensor(self.lengths, device=device)[:, None] + new  # (rows, T)
-            mask = (torch.arange(self.width, device=device) <= positions[..., None]).unsqueeze(1)  # (rows, 1, T, S)
-        self.positions = positions
+            self.start = None  # rows differ
+            self.positions = torch.tensor(self.lengths, device=device)[:, None] + self.positions  # (rows, T)
+            mask = (columns <= self.positions[..., None]).unsqueeze(1)  # (rows, 1, T, S)
         self.lengths = [n + T for n in self.lengths]
-        return positions, mask
+        return self.positions, mask
 
     def update(self, layer, k, v):
-        """Store this layer's new keys and values (rows, H, T, D); return all of them up to the longest row (rows, H, S, D)."""
+        """Keep a layer's new keys and values (rows, H, T, D); all of them, to the longest row's end (rows, H, S, D)."""
         if self.k[layer] is None:
             shape = (self.rows, k.size(1), self.columns, k.size(3))
             self.k[layer], self.v[layer] = k.new_zeros(shape), v.new_zeros(shape)
@@ -485,31 +482,26 @@ class KVCache:
 
 def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """
-    Reshape what will be sampled from: logits (…, V), raw -> filtered, with -inf for tokens that are out. In this order:
-    temperature divides (below 1 sharpens, above 1 flattens); top_k keeps the k best (0: all; ties stay); top_p keeps
-    the fewest whose probability reaches p (nucleus sampling, Holtzman et al. 2020); min_p keeps those at least min_p
-    times as likely as the best (Nguyen et al. 2024).
+    Reshape what will be sampled from: logits (…, V) -> the same, with -inf for tokens that are out. In this order:
+    temperature divides (below 1 sharpens, above 1 flattens); top_k keeps the k best (0: all; ties stay); top_p the
+    fewest whose probability reaches p (nucleus sampling, Holtzman et al. 2020); min_p those at least min_p times as
+    likely as the best (Nguyen et al. 2024).
     """
     logits = logits / temperature
     if 0 < top_k < logits.size(-1):
-        kth = logits.topk(top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, float('-inf'))
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], float('-inf'))
     if top_p < 1:
         ordered, order = logits.sort(descending=True, stable=True)
         p = ordered.softmax(-1)
-        out = p.cumsum(-1) - p >= top_p  # the mass before a token already reaches top_p. note: the best one always stays
-        out[..., 0] = False
+        out = p.cumsum(-1) - p >= top_p  # the mass before a token already reaches top_p …
+        out[..., 0] = False              # … and the best one always stays
         logits = logits.masked_fill(out.scatter(-1, order, out), float('-inf'))
     if min_p > 0:
-        best = logits.max(-1, keepdim=True).values
-        logits = logits.masked_fill(logits < best + math.log(min_p), float('-inf'))
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), float('-inf'))
     return logits
 
 def penalize(logits, seen, penalty):
-    """
-    The repetition penalty of Keskar et al. 2019 (CTRL, 4.1): tokens already in the text lose score. logits (V,), seen ids.
-    (note: their formula divides positive scores and multiplies negative ones, so that both go down)
-    """
+    """Repetition penalty (Keskar et al. 2019, 4.1), in place: logits (V,) of ids already seen go down."""
     seen = torch.tensor(sorted(set(seen)), device=logits.device)
     scores = logits[seen]
     logits[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
@@ -517,12 +509,12 @@ def penalize(logits, seen, penalty):
 def draw(logits, u):
     """
     One token per row from softmax(logits), by inverting the cumulative distribution: logits (B, V), u (B,) uniform in
-    [0, 1). The row's own u decides alone, so a row samples the same tokens in whatever company.
+    [0, 1). A row's own u decides alone, so a row samples the same tokens in whatever company.
     """
     cumulative = logits.float().softmax(-1).cumsum(-1)
     total = cumulative[:, -1:].contiguous()
     token = torch.searchsorted(cumulative, u[:, None] * total, right=True)
-    last = torch.searchsorted(cumulative, total)  # subtle: u * total can round up to total, past the last possible token
+    last = torch.searchsorted(cumulative, total)  # subtle: u * total can round up to total, past every possible token
     return torch.minimum(token, last).squeeze(1)
 
 @torch.inference_mode()
@@ -532,30 +524,30 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
     Go on from prompts (a list of lists of ids, of any lengths), all at once: yields, for each new token, a list with
     one id per prompt, None where a row is done. A row ends after one of stop_tokens (which is yielded), after
     max_new_tokens, or when the caller adds its number to the set `finished`. temperature 0 takes the best token.
+    Raises ValueError for an empty prompt or an impossible setting.
 
-    Row i samples with its own random stream, seeded by seed + i: it reads as it would alone with that seed.
-    A context can hold block_size tokens. When it is full, the older half is dropped and the rest read afresh, so the
-    model sees between block_size / 2 and block_size tokens at any time, with the cache and without.
+    Row i samples with its own random stream, seeded by seed + i: it reads as it would alone with that seed. A context
+    can hold block_size tokens. When it is full, all but its last half is dropped and that is read afresh, so that the
+    model sees between block_size / 2 and block_size tokens of a long text, with the cache and without.
     """
-    config, device = model.config, next(model.parameters()).device
-    if not prompts or any(len(p) == 0 for p in prompts):
+    if not prompts or not all(prompts):
         raise ValueError("a prompt needs at least one token to go on from")
-    if temperature < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1 or top_k < 0 or repetition_penalty <= 0:
-        raise ValueError(f"sampling with temperature={temperature} top_k={top_k} top_p={top_p} min_p={min_p} repetition_penalty="
-                         f"{repetition_penalty}: expected temperature, top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, repetition_penalty > 0")
-    B, block_size = len(prompts), config.block_size
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1 or repetition_penalty <= 0:
+        raise ValueError(f"temperature={temperature} top_k={top_k} top_p={top_p} min_p={min_p} repetition_penalty="
+                         f"{repetition_penalty}: expected >= 0, >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, > 0")
+    B, block_size, device = len(prompts), model.config.block_size, next(model.parameters()).device
     finished = set() if finished is None else finished
     texts = [list(p) for p in prompts]
     contexts = [text[-block_size:] for text in texts]
     random = [np.random.default_rng(seed + i) for i in range(B)]
     columns = min(block_size, max(map(len, contexts)) + max_new_tokens)
-    cache = KVCache(config, B, columns) if use_cache and isinstance(model, GPT) else None
-    cut = []  # rows whose context was just cut
+    cache = KVCache(model.config, B, columns) if use_cache and isinstance(model, GPT) else None
+    cut = []  # rows whose context was just cut, to be read afresh
     training = model.training
     model.eval()
 
     def read(rows, cache):
-        """The hidden states (len(rows), C) after whole contexts. Shorter ones are padded on the right, where causality hides it."""
+        """Whole contexts -> their last tokens' hidden states (len(rows), C). Padding is on the right: causality hides it."""
         lengths = [len(contexts[b]) for b in rows]
         idx = torch.zeros(len(rows), max(lengths), dtype=torch.long)
         for i, b in enumerate(rows):
@@ -567,7 +559,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
 
     try:
         for step in range(max_new_tokens):
-            # 1. hidden states of the last tokens
+            # 1. the last tokens' hidden states
             if step == 0 or cache is None:
                 x = read(range(B), cache)
             else:
@@ -605,8 +597,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
 def stream_text(model, tokenizer, prompts, stop=(), **sampling):
     """
     generate() for people: prompts are strings (or lists of ids), and what comes is (row, piece of text) as it grows. A
-    character that spans several tokens is held back until it is whole, and so is whatever may be the beginning of one of
-    the `stop` strings, which end their row and are not shown; nor are special tokens, which end it too.
+    character of several tokens is held back until it is whole, and so is what may be the beginning of one of the `stop`
+    strings, which end their row and are not shown. Special tokens end it too.
     """
     prompts = [tokenizer.encode(p) or [tokenizer.eot] if isinstance(p, str) else p for p in prompts]
     specials, finished = set(tokenizer.special.values()), set()
@@ -617,42 +609,42 @@ def stream_text(model, tokenizer, prompts, stop=(), **sampling):
             if token is None or token in specials:
                 continue
             held[b] += decoders[b].decode(tokenizer.token_bytes(token))
-            found = [held[b].find(s) for s in stop if s in held[b]]
-            if found:
-                held[b] = held[b][:min(found)]
-                finished.add(b)
-            # keep back the longest tail that a stop string could still grow from
-            keep = 0 if found else max([n for s in stop for n in range(1, len(s)) if held[b].endswith(s[:n])], default=0)
-            piece, held[b] = held[b][:len(held[b]) - keep], held[b][len(held[b]) - keep:]
-            if found:
+            found = min((held[b].find(s) for s in stop if s in held[b]), default=-1)
+            if found >= 0:
+                piece, held[b] = held[b][:found], ''
                 decoders[b].reset()
+                finished.add(b)
+            else:  # keep back the longest tail that a stop string could still grow from
+                tails = [n for s in stop for n in range(1, len(s)) if held[b].endswith(s[:n])]
+                shown = len(held[b]) - max(tails, default=0)
+                piece, held[b] = held[b][:shown], held[b][shown:]
             if piece:
                 yield b, piece
-    for b in range(len(prompts)):
-        tail = held[b] + decoders[b].decode(b'', final=True)
-        if tail:
-            yield b, tail
+    for b, text in enumerate(held):
+        if text := text + decoders[b].decode(b'', final=True):
+            yield b, text
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # 5. Optimizers
 
 @cache
 def has_bfloat16(kind):
-    """Whether this kind of device ('cpu', 'cuda', 'mps') multiplies bfloat16 natively: elsewhere it is slower than float32."""
-    return torch.cuda.is_bf16_supported(including_emulation=False) if kind == 'cuda' else \
-        kind == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Whether this kind of device ('cpu', 'cuda', 'mps') multiplies bfloat16 natively; elsewhere it is slow."""
+    if kind == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 def orthogonalize(G, steps=5):
     """
     The nearest matrix to each G (N, n, m) with all singular values (about) 1: the Newton–Schulz iteration of Muon
-    (https://kellerjordan.github.io/posts/muon/), X <- aX + (bA + cA²)X with A = XXᵀ. Its constants make small singular
-    values grow quickest; they end between 0.7 and 1.2, which is near enough, and so is bfloat16 where it is quick.
+    (https://kellerjordan.github.io/posts/muon/), X <- aX + (bA + cA²)X with A = XXᵀ. Its constants make small
+    singular values grow quickest; they end between 0.7 and 1.2, near enough, and so is bfloat16 where it is quick.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.bfloat16() if has_bfloat16(G.device.type) else G
     tall = X.size(-2) > X.size(-1)
     X = (X.mT if tall else X).contiguous()  # the small side first: A is (n, n)
-    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value is larger than this norm, so all are now <= 1
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value exceeds this norm, so all are now <= 1
     for _ in range(steps):
         A = X @ X.mT
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # bA + cA²
@@ -662,8 +654,8 @@ def orthogonalize(G, steps=5):
 class Muon(torch.optim.Optimizer):
     """
     Momentum, then orthogonalise: every direction of a weight matrix learns at the same pace (Jordan et al. 2024). For
-    the matrices of the hidden layers only. torch.optim.Muon computes the same, a matrix at a time; here all
-    matrices of one shape go through Newton–Schulz as one batch, which on small models is several times quicker.
+    matrices inside the layers only. torch.optim.Muon computes the same, a matrix at a time; here all matrices of one
+    shape go through Newton–Schulz as one batch, which on small models is several times quicker.
     """
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -682,24 +674,26 @@ class Muon(torch.optim.Optimizer):
             for p, update in zip(params, updates):
                 batches[update.shape].append((p, update))
             for (rows, columns), batch in batches.items():
-                lr = group['lr'] * max(1, rows / columns) ** 0.5  # so that a tall matrix moves its outputs as far as a square one
+                lr = group['lr'] * max(1, rows / columns) ** 0.5  # a tall one moves its outputs as far as a square one
                 directions = orthogonalize(torch.stack([update for _, update in batch]))
                 for (p, _), direction in zip(batch, directions):
                     p.mul_(1 - group['lr'] * group['weight_decay']).add_(direction, alpha=-lr)
 
-def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learning_rate=0.03, weight_decay=0.0, betas=(0.9, 0.95)):
+def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learning_rate=0.02, weight_decay=0.0,
+                         betas=(0.9, 0.95)):
     """
-    A list of optimizers for the model's parameters. 'adamw': AdamW for everything. 'muon': Muon for the matrices inside the
-    blocks, AdamW for the rest. Only matrices decay: norms and biases have no reason to shrink, nor have embeddings, whose
-    rare rows would fade away between their gradients. A group remembers its peak rate as 'initial_lr' for the schedule.
+    A list of optimizers. 'adamw': AdamW for all parameters. 'muon': Muon for the matrices inside the blocks, AdamW for
+    the rest. Only matrices decay: norms and biases have no reason to shrink, nor have embeddings, whose rare rows would
+    fade between their gradients. A group remembers its peak rate as 'initial_lr', for the schedule.
     """
     inner, decay, rest = [], [], []
     for name, p in model.named_parameters():
         if p.requires_grad:
             embedding = name.split('.')[-2] in ('wte', 'wpe', 'table')
-            (rest if p.ndim < 2 or embedding else inner if 'blocks.' in name and optimizer == 'muon' else decay).append(p)
-    fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())
+            kind = rest if p.ndim < 2 or embedding else inner if 'blocks.' in name and optimizer == 'muon' else decay
+            kind.append(p)
     groups = [{'params': decay, 'weight_decay': weight_decay}, {'params': rest, 'weight_decay': 0.0}]
+    fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())
     optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)]
     if inner:
         optimizers.append(Muon(inner, lr=muon_learning_rate, weight_decay=weight_decay))
@@ -707,25 +701,26 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
         group['initial_lr'] = group['lr']
     return optimizers
 
-# ---------------------------------------------------------------------------------------------------------------
-# 6. Data, checkpoints, and the machine they run on
+# ------------------------------------------------------------------------------------------------------------
+# 6. Files, and the device
 
 def load_dataset(folder):
     """
-    What prepare.py wrote: the tokenizer, and {'train': ids, 'val': ids} as memory-mapped arrays, which stay on disk until
-    they are read. Exits with one line where the folder is missing, damaged or cut off.
+    What prepare.py wrote: the tokenizer, and {'train': ids, 'val': ids} as memory-mapped arrays, which stay on disk
+    until they are read. Exits with one line where the folder is missing, damaged or cut off.
     """
+    meta_path = os.path.join(folder, 'meta.json')
     again = f"run  python prepare.py dataset={os.path.basename(folder)}"
     try:
-        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
+        with open(meta_path, encoding='utf-8') as f:
             meta = json.load(f)
         tokenizer = Tokenizer.from_dict(meta['tokenizer'])
         dtype = np.dtype({'<u2': '<u2', '<u4': '<u4'}[meta['dtype']])
         expected = {split: int(meta['splits'][split]['tokens']) for split in ('train', 'val')}
     except FileNotFoundError:
-        sys.exit(f"no {os.path.join(folder, 'meta.json')}: {again}")
+        sys.exit(f"no {meta_path}: {again}")
     except (ValueError, KeyError, TypeError) as e:
-        sys.exit(f"{os.path.join(folder, 'meta.json')} is damaged ({type(e).__name__}): {again}")
+        sys.exit(f"{meta_path} is damaged ({type(e).__name__}): {again}")
     splits = {}
     for split, n in expected.items():
         path = os.path.join(folder, f'{split}.bin')
@@ -735,30 +730,8 @@ def load_dataset(folder):
         splits[split] = np.memmap(path, dtype=dtype, mode='r')
     return tokenizer, splits
 
-
-def resolve_device(device='auto', dtype='auto'):
-    """
-    ('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32'), …: the best that this machine has. Exits where a device asked for is missing.
-    """
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    kind = device.split(':')[0]
-    missing = {'cuda': not torch.cuda.is_available(), 'mps': not torch.backends.mps.is_available(), 'cpu': False}
-    if missing.get(kind, True):
-        sys.exit(f"device={device} is not on this machine: try device=cpu" if kind in missing else
-                 f"device={device}: expected auto, cpu, cuda, cuda:0 … or mps")
-    if dtype == 'auto':
-        dtype = 'bfloat16' if has_bfloat16(kind) else 'float16' if kind == 'cuda' else 'float32'
-    if kind == 'cpu' and sys.platform == 'linux':
-        # glibc hands large blocks back to the kernel at every free(), and the next malloc() gets them zeroed again, page
-        # by page; in a training loop that is the same few megabytes all day. Keep them. (M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3)
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, 'mallopt'):
-            libc.mallopt(-1, 2**31 - 1), libc.mallopt(-3, 2**30)
-    return device, dtype
-
 def save_atomically(path, what):
-    """torch.save to a temporary name, flushed to the disk, then renamed: `path` is the old file or the new, never a half."""
+    """torch.save to a temporary name, flush, rename: at any moment `path` is the old file or the new, never a half."""
     temporary = f"{path}.tmp"
     try:
         with open(temporary, 'wb') as f:
@@ -769,48 +742,68 @@ def save_atomically(path, what):
     except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
         if os.path.exists(temporary):
             os.remove(temporary)
-        sys.exit(f"cannot write {path}: {str(e).splitlines()[0]}; what was there before is untouched. Is the disk full?")
+        sys.exit(f"cannot write {path}: {str(e).splitlines()[0]}; is the disk full? What was there is untouched")
 
 def load_checkpoint(path, device='cpu'):
     """
-    The dictionary in a checkpoint; path is the file, or an out_dir that holds ckpt.pt. Exits with one line where there is
-    none or it is damaged. weights_only: a checkpoint from a stranger can hold numbers, but no code.
+    A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt. Exits with one line where there is
+    none or it is damaged. weights_only: a stranger's checkpoint can bring numbers, but no code.
     """
-    path = os.path.join(path, 'ckpt.pt') if os.path.isdir(path) or not path.endswith('.pt') else path
+    path = path if path.endswith('.pt') else os.path.join(path, 'ckpt.pt')
     if not os.path.exists(path):
         sys.exit(f"no checkpoint {path}: train one with  python train.py out_dir={os.path.dirname(path) or '.'}")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
         if checkpoint['format'] != 'ninefiles-1':
             raise ValueError(checkpoint['format'])
         return checkpoint
-    except Exception as e:  # a cut-off or foreign file can fail in any of a dozen ways
+    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
         sys.exit(f"{path} is damaged or not a checkpoint of ours ({type(e).__name__}): train again, or restore a copy")
 
 def load_model(path, device='cpu'):
-    """-> model, tokenizer and the checkpoint's dictionary ('step', 'val_loss', 'settings' …)."""
+    """-> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …)."""
     checkpoint = load_checkpoint(path, device)
     model = build_model(GPTConfig(**checkpoint['config']))
     model.load_state_dict(checkpoint['model'])
     return model.to(device), Tokenizer.from_dict(checkpoint['tokenizer']), checkpoint
 
-# ---------------------------------------------------------------------------------------------------------------
+def resolve_device(device='auto', dtype='auto'):
+    """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits where there is none."""
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    kind = device.split(':')[0]
+    present = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    if kind not in present:
+        sys.exit(f"device={device}: expected auto, cpu, cuda, cuda:0 … or mps")
+    if not present[kind]:
+        sys.exit(f"device={device} is not on this machine: try device=cpu")
+    if dtype == 'auto':
+        dtype = 'bfloat16' if has_bfloat16(kind) else 'float16' if kind == 'cuda' else 'float32'
+    if kind == 'cpu' and sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
+        # glibc returns large blocks to the kernel at every free(), and the next malloc() gets them back zeroed, page by
+        # page: in a training loop, the same megabytes all day. Keep them (-1: M_TRIM_THRESHOLD, -3: M_MMAP_THRESHOLD)
+        libc.mallopt(-1, 2**31 - 1), libc.mallopt(-3, 2**30)
+    return device, dtype
+
+# ------------------------------------------------------------------------------------------------------------
 # 7. Arithmetic
 
 def describe(model, batch_size=0, dtype='float32', optimizer='adamw'):
     """
-    What a model costs, from its shape alone: a dictionary of parameters, FLOPs per training token, and bytes of memory
-    in a training step of batch_size rows.
+    What a model costs, from its shape alone: parameters, FLOPs per token of training, and bytes of memory in a training
+    step of batch_size rows.
     """
     c = model.config
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     total, inner = sum(sizes.values()), sum(n for name, n in sizes.items() if 'blocks.' in name)
     tables = ('wpe', 'table') if c.tie_weights else ('wte', 'wpe', 'table')  # looking a row up multiplies nothing
     used = sum(n for name, n in sizes.items() if not name.startswith(tables))
-    # each weight multiplies once forward and twice backward, 2 FLOPs each; attention adds QK and AV, T times as long as wide
-    flops = 6 * used + (12 * c.n_layer * c.n_head * c.head_dim * c.block_size if c.model_type == 'gpt' else 0)  # (Chowdhery et al. 2022, B)
+    # a weight multiplies once forward, twice backward, 2 FLOPs each; attention adds QKᵀ and AV (Chowdhery 2022, app. B)
+    flops = 6 * used + (12 * c.n_layer * c.n_head * c.head_dim * c.block_size if c.model_type == 'gpt' else 0)
+    # what the backward pass needs again, in bytes per token: by layer, and the scores over the vocabulary
     b = 2 if dtype != 'float32' else 4
-    per_token = c.n_layer * (c.n_embd * (12 + 10 * b) + 4 * b * c.n_hidden + 2 * b * c.n_head * c.block_size) + c.vocab_size * (8 + b)
-    memory = {'weights': 4 * total, 'gradients': 4 * total, 'optimizer': 8 * total - (4 * inner if optimizer == 'muon' else 0),
-              'activations': per_token * batch_size * c.block_size}
+    layer = c.n_embd * (12 + 10 * b) + 4 * b * c.n_hidden + 2 * b * c.n_head * c.block_size
+    per_token = c.n_layer * layer + c.vocab_size * (8 + b)
+    memory = {'weights': 4 * total, 'gradients': 4 * total, 'activations': per_token * batch_size * c.block_size,
+              'optimizer': 8 * total - (4 * inner if optimizer == 'muon' else 0)}
     return {'parameters': total, 'in the layers': inner, 'flops_per_token': flops, 'memory': memory}

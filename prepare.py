@@ -2,25 +2,27 @@
 Everything from outside becomes our files: text in, token ids out, in data/<dataset>/.
 
     python prepare.py                                          # Python's own standard library: 12 MB, no network needed
-    python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob, .jsonl with a "text"
+    python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
 
-A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a short
-vocabulary, long sequences), words (short sequences, but every vocabulary runs out of words), or byte-pair encoding,
-which starts from bytes and keeps merging the commonest pair: any text can be written, and common words cost one token.
-The byte-pair trainer is written out below; encoding then runs in tiktoken, on the ranks that we trained.
+A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a
+short vocabulary, long sequences), words (short sequences, but every vocabulary runs out of words), or
+byte-pair encoding, which starts from bytes and keeps merging the commonest pair: any text can be written, and
+common words cost one token. The byte-pair trainer is written out below; encoding then runs in tiktoken, on
+the ranks that we trained.
 
-What is written: train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies above 65,535),
-and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more gives every tenth
-document to validation; of fewer, the last tenth of each. Files are read and written in pieces, so size does not matter.
+What is written: train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies above
+65,535), and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more
+gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
+pieces, so size does not matter.
 """
 from configurator import configure, usage
 
 dataset = 'python'       # python, shakespeare, tinystories, fineweb; or, with input=, a name for your own
-input = ''               # a text file, a folder (read recursively), a glob ('notes/*.md'), or .jsonl with a "text" in each line
+input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
-vocab_size = 1024        # for bpe and word, special tokens included; larger makes text shorter and the model bigger
+vocab_size = 4096        # for bpe and word, special tokens included; larger makes text shorter and the model bigger
 normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
 strip_control = False    # drop control characters other than tab and newline
 drop_duplicates = True   # keep one of several identical documents: copies would leak from training into validation
@@ -29,7 +31,8 @@ shards = 1               # fineweb: how many files of 100M tokens to train on, u
 data_dir = 'data'        # where the datasets live
 configure(globals())
 
-import codecs, glob, hashlib, heapq, http.client, json, os, re, sys, sysconfig, time, unicodedata, urllib.error, urllib.request
+import codecs, glob, hashlib, heapq, http.client, json, os, re, sys, sysconfig, time, unicodedata
+import urllib.error, urllib.request
 from collections import Counter, defaultdict
 import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
@@ -39,18 +42,19 @@ from model import SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, Tokenizer
 PIECE = 1 << 20          # characters read at a time
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # 1. Byte-pair encoding, trained
 
 def train_bpe(words, vocab_size, pattern=SPLIT_PATTERN):
     """
     Counter of words -> vocabulary, a list of bytes: the 256 single bytes, then one entry per merge.
 
-        {'aaab': 1, 'aab': 2}: aa occurs 4 times (2 + 1 + 1), so vocab[256] = b'aa', and the words become [aa a b], [aa b]
+        {'aaab': 1, 'aab': 2}: aa occurs 2 + 1 + 1 times, so vocab[256] = b'aa', and the words become [aa a b], [aa b]
 
-    Merge the commonest pair of neighbours, again and again (Sennrich et al. 2016). Recounting all pairs after every
-    merge would take minutes, so three things are kept up to date instead: each pair's count, the words that each pair
-    occurs in, and a heap of (count, pair). A merge then touches only the words that hold it. Ties go to the lower ids.
+    Merge the commonest pair of neighbours, again and again (Sennrich et al. 2016). Recounting all pairs after
+    every merge would take minutes, so three things are kept up to date instead: each pair's count, the words
+    that each pair occurs in, and a heap of (count, pair). A merge then touches only the words that hold it.
+    Ties go to the lower ids.
     """
     vocab = [bytes([b]) for b in range(256)]
     known = {token: i for i, token in enumerate(vocab)}
@@ -101,13 +105,15 @@ def train_bpe(words, vocab_size, pattern=SPLIT_PATTERN):
             heapq.heappush(heap, (-counts[pair], pair))
     return vocab
 
-# ---------------------------------------------------------------------------------------------------------------
-# 2. Where text comes from. A document is (split or None, an iterator of pieces of its text); nothing is read whole.
+# ------------------------------------------------------------------------------------------------------------
+# 2. Where text comes from. A document is (split or None, an iterator of pieces of its text); nothing is read
+# whole.
 
 def pieces_of(path):
     """
-    The text of a file, piece by piece. subtle: a piece ends where one newline stands between two non-spaces. No token
-    of ours crosses such a place, so cutting there changes nothing; a text without any is cut every 16 pieces.
+    The text of a file, piece by piece. subtle: a piece ends where one newline stands between two non-spaces.
+    No token of ours crosses such a place, so cutting there changes nothing; a text without any is cut every
+    16 pieces.
     """
     try:
         with open(path, encoding='utf-8') as f:
@@ -122,7 +128,7 @@ def pieces_of(path):
                 text = text[cut:]
             yield text
     except UnicodeDecodeError as e:
-        sys.exit(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x}): convert it, e.g.  iconv -f latin1 -t utf-8")
+        sys.exit(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x}): convert it first, as with iconv")
 
 def is_text(path):
     """Whether the first 64 kB look like text: in a folder, pictures and the like are passed over."""
@@ -147,14 +153,15 @@ def file_documents(paths):
                         text = json.loads(line)['text']
                         assert isinstance(text, str)
                     except (ValueError, KeyError, TypeError, AssertionError):
-                        sys.exit(f"{path} line {number}: expected a JSON object with a \"text\", as {{\"text\": \"once upon a time\"}}")
+                        sys.exit(f"{path} line {number}: expected JSON like {{\"text\": \"once upon a time\"}}")
                     yield None, [text]
 
 def local_files(spec):
     """A file, folder or glob -> sorted paths of the text files in it; exits where there are none."""
     if os.path.isfile(spec):
         return [spec]
-    found = sorted(p for p in glob.glob(os.path.join(spec, '**') if os.path.isdir(spec) else spec, recursive=True) if os.path.isfile(p))
+    pattern = os.path.join(spec, '**') if os.path.isdir(spec) else spec
+    found = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
     paths = [p for p in found if is_text(p)]  # note: glob passes over hidden files and folders by itself
     if len(paths) < len(found):
         print(f"passed over {len(found) - len(paths):,} of {len(found):,} files: not UTF-8 text")
@@ -169,13 +176,14 @@ def python_documents():
     paths = [p for p in glob.glob(os.path.join(root, '**', '*.py'), recursive=True)
              if not left_out & set(os.path.relpath(p, root).split(os.sep)) and is_text(p)]
     if not paths:
-        sys.exit(f"this Python came without its library's source ({root}): try  python prepare.py dataset=mine input=book.txt")
-    return file_documents(sorted(paths, key=lambda p: os.path.relpath(p, root).replace(os.sep, '/')))  # the same order everywhere
+        sys.exit(f"no Python source in {root}: try  python prepare.py dataset=mine input=book.txt")
+    return file_documents(sorted(paths, key=lambda p: p.replace(os.sep, '/')))  # in the same order everywhere
 
 def shakespeare_documents():
     """Karpathy's tiny Shakespeare: 40,000 lines, 1,115,394 characters, 65 of them distinct."""
-    return file_documents([download('https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt',
-                                    'shakespeare.txt', 1115394, '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed')])
+    url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
+    sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
+    return file_documents([download(url, 'shakespeare.txt', 1115394, sha256)])
 
 def tinystories_documents():
     """Stories that a three-year-old understands, written by GPT-4 (Eldan & Li 2023): 2.2 GB."""
@@ -212,11 +220,15 @@ def split_documents(plan):
                 yield split, number, piece
             elif split == 'both':  # one of few documents: its last tenth is for validation
                 cut = min(max(int(0.9 * length) - at, 0), len(piece))
-                yield from ((part, number, text) for part, text in (('train', piece[:cut]), ('val', piece[cut:])) if text)
+                parts = ('train', piece[:cut]), ('val', piece[cut:])
+                yield from ((part, number, text) for part, text in parts if text)
             at += len(piece)
 
 def make_plan():
-    """First pass: what becomes of each document. A list of ('train' | 'val' | 'both' | 'dropped', length in characters)."""
+    """
+    First pass: what becomes of each document. A list of ('train' | 'val' | 'both' | 'dropped', length in
+    characters).
+    """
     plan, seen, dropped = [], set(), Counter()
     for split, pieces in documents():
         length, digest = 0, hashlib.sha256()
@@ -235,17 +247,18 @@ def make_plan():
         if count:
             print(f"dropped {count:,} of {len(plan):,} documents: {reason}")
     if all(split == 'dropped' for split, _ in plan):
-        sys.exit(f"no text in {input or dataset}: every document is empty" + (f" or shorter than min_length={min_length}" if min_length else ""))
+        sys.exit(f"no text in {input or dataset}: every document is empty, or shorter than min_length={min_length}")
     return plan
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # 3. Downloads
 
 def download(url, name, size=None, sha256=None):
     """
-    A file from the network, kept in data_dir/downloads; its path. What is there already is not fetched again, and a
-    broken-off download goes on where it stopped. Size and sha256 are checked where known, and a file gets its name
-    only when it is whole. Exits with one line where the network, the server or the contents disappoint.
+    A file from the network, kept in data_dir/downloads; its path. What is there already is not fetched again,
+    and a broken-off download goes on where it stopped. Size and sha256 are checked where known, and a file
+    gets its name only when it is whole. Exits with one line where the network, the server or the contents
+    disappoint.
     """
     folder = os.path.join(data_dir, 'downloads')
     path = os.path.join(folder, name)
@@ -279,14 +292,14 @@ def download(url, name, size=None, sha256=None):
         except (OSError, http.client.HTTPException) as e:  # no network, no such host, time-out, reset …
             problem = getattr(e, 'reason', e)
     else:
-        sys.exit(f"cannot download {url}: {problem}. Run again to go on; without a network, python prepare.py dataset=python needs none")
+        sys.exit(f"cannot download {url}: {problem}. Run again to go on; dataset=python needs no network")
     digest = hashlib.sha256()
     with open(part, 'rb') as f:
         while block := f.read(1 << 20):
             digest.update(block)
     if (size and os.path.getsize(part) != size) or (sha256 and digest.hexdigest() != sha256):
         os.remove(part)
-        sys.exit(f"{url}: wrong contents (sha256 {digest.hexdigest()[:16]}…, expected {str(sha256)[:16]}…): deleted; run again")
+        sys.exit(f"{url}: wrong contents (sha256 {digest.hexdigest()[:12]}…, expected {str(sha256)[:12]}…); run again")
     os.replace(part, path)
     return path
 
@@ -295,24 +308,28 @@ def progress(name, done, total, start):
     if sys.stdout.isatty():
         rate = done / max(time.time() - start, 1e-3)
         left = f" of {total / 1e6:,.1f} MB, {max(total - done, 0) / max(rate, 1):,.0f} s left" if total else " MB"
-        print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end='\n' if done == total else '', flush=True)
+        end = '\n' if done == total else ''
+        print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end=end, flush=True)
 
 def fineweb_shards():
     """
-    FineWeb (Penedo et al. 2024) as GPT-2 token ids: (split, ids) from shards of 100M tokens that modded-nanogpt also
-    trains on. Each starts with 256 int32 (a magic number, a version, the count); then come the ids, as uint16.
+    FineWeb (Penedo et al. 2024) as GPT-2 token ids: (split, ids) from shards of 100M tokens that
+    modded-nanogpt also trains on. Each starts with 256 int32 (a magic number, a version, the count); then
+    come the ids, as uint16.
     """
     base = 'https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main/'
-    for split, name in [('val', 'fineweb_val_000000.bin')] + [('train', f'fineweb_train_{i + 1:06d}.bin') for i in range(shards)]:
+    names = ['fineweb_val_000000.bin'] + [f'fineweb_train_{i + 1:06d}.bin' for i in range(shards)]
+    for name in names:
         path = download(base + name, name)
         header = np.fromfile(path, dtype='<i4', count=256)
-        if len(header) < 256 or header[0] != 20240520 or header[1] != 1 or os.path.getsize(path) != 1024 + 2 * header[2]:
+        size = os.path.getsize(path)
+        if len(header) < 256 or header[0] != 20240520 or header[1] != 1 or size != 1024 + 2 * int(header[2]):
             sys.exit(f"{path} is not a token shard, or is cut off: delete it and run again")
         ids = np.memmap(path, dtype='<u2', offset=1024, mode='r')
         for i in range(0, len(ids), PIECE):
-            yield split, ids[i:i + PIECE]
+            yield 'val' if 'val' in name else 'train', ids[i:i + PIECE]
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # 4. From text to ids on disk
 
 def make_tokenizer(plan):
@@ -321,7 +338,7 @@ def make_tokenizer(plan):
         try:
             gpt2 = tiktoken.get_encoding('gpt2')
         except Exception as e:  # no network, or a proxy's page instead of the file: tiktoken has many ways to say so
-            sys.exit(f"tokenizer=gpt2 downloads GPT-2's vocabulary once, and could not ({type(e).__name__}): tokenizer=bpe needs no network")
+            sys.exit(f"could not download GPT-2's vocabulary ({type(e).__name__}): tokenizer=bpe needs no network")
         return Tokenizer('bpe', sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get), gpt2._pat_str)
     seen, length, pattern = Counter(), 0, regex.compile(SPLIT_PATTERN)
     for split, _, piece in split_documents(plan):
@@ -334,9 +351,10 @@ def make_tokenizer(plan):
         return Tokenizer('bpe', train_bpe(seen, vocab_size - len(SPECIAL_TOKENS)))
     unknown = '\ufffd' if tokenizer == 'char' else '<unk>'
     seen.pop(unknown, None)
-    room = vocab_size - len(SPECIAL_TOKENS) - 1
-    kept = sorted(seen) if tokenizer == 'char' else [w for w, _ in sorted(seen.items(), key=lambda wn: (-wn[1], wn[0]))[:room]]
-    return Tokenizer(tokenizer, [unknown] + kept)
+    if tokenizer == 'char':
+        return Tokenizer('char', [unknown] + sorted(seen))
+    commonest = sorted(seen, key=lambda word: (-seen[word], word))
+    return Tokenizer('word', [unknown] + commonest[:vocab_size - len(SPECIAL_TOKENS) - 1])
 
 def token_stream(tok, plan):
     """Third pass: (split, ids) in order, with <|endoftext|> between documents."""
@@ -355,7 +373,8 @@ def main():
         usage(f"dataset={dataset}: expected a plain name, for the folder {data_dir}/NAME")
     least = {'bpe': 256 + len(SPECIAL_TOKENS), 'word': 2 + len(SPECIAL_TOKENS)}.get(tokenizer, 0)
     if vocab_size < least:
-        usage(f"vocab_size={vocab_size}: tokenizer={tokenizer} needs at least {least} (every byte, or <unk> and a word; and {len(SPECIAL_TOKENS)} special tokens)")
+        usage(f"vocab_size={vocab_size}: tokenizer={tokenizer} needs at least {least}: {least - len(SPECIAL_TOKENS)} and the "
+              f"{len(SPECIAL_TOKENS)} special tokens")
     if not 1 <= shards <= 103:
         usage(f"shards={shards}: expected 1 to 103")
 
@@ -384,8 +403,8 @@ def main():
         for split in counts:
             counts[split]['documents'] = sum(s in (split, 'both') for s, _ in plan)
             if counts[split]['tokens'] < 2:
-                sys.exit(f"only {counts[split]['tokens']} tokens of {split} text in {input or dataset}: too little to learn from, give it more")
-        meta = {'dataset': dataset, 'source': os.path.abspath(input) if input else dataset, 'dtype': dtype, 'splits': counts,
+                sys.exit(f"too little text in {input or dataset}: {counts[split]['tokens']} tokens for {split}.bin")
+        meta = {'dataset': dataset, 'source': input or dataset, 'dtype': dtype, 'splits': counts,
                 'normalize': normalize, 'strip_control': strip_control, 'tokenizer': tok.to_dict()}
         with open(names[2] + '.tmp', 'w', encoding='utf-8') as f:
             json.dump(meta, f)
@@ -398,8 +417,11 @@ def main():
     # 4. what came of it
     print(f"{folder}: tokenizer {tokenizer}, {tok.vocab_size:,} tokens in the vocabulary, {time.time() - start:.1f} s")
     for split, c in counts.items():
-        print(f"  {split + '.bin':<10} {c['tokens']:>12,} tokens" +
-              (f"  {c['documents']:>8,} documents  {c['bytes']:>12,} bytes  {c['bytes'] / c['tokens']:.2f} bytes per token" if c['bytes'] else ''))
+        line = f"  {split + '.bin':<10} {c['tokens']:>12,} tokens"
+        if c['bytes']:  # not known where the ids came ready-made
+            line += f"  {c['documents']:>8,} documents  {c['bytes']:>12,} bytes"
+            line += f"  {c['bytes'] / c['tokens']:.2f} bytes per token"
+        print(line)
     ids = np.fromfile(names[1], dtype=dtype, count=4000).tolist()
     lines = [line for line in tok.decode(ids).split('\n')[1:-1] if 40 <= len(line) <= 90] or [tok.decode(ids[:20])]
     print('  a line of it, token by token: ' + '|'.join(tok.decode([i]) for i in tok.encode(lines[0])))

@@ -6,13 +6,14 @@ Using a model: it goes on from a prompt, one token at a time.
     python sample.py prompt=FILE:story.txt temperature=0      # a prompt from a file; 0 always takes the likeliest token
     echo 'import os' | python sample.py prompt=-              # or from standard input
 
-A model gives every token in the vocabulary a score; the settings below decide how one of them is drawn. The model and
-its tokenizer both come from out_dir/ckpt.pt, so nothing else is needed. The first sample appears as it is written.
+A model gives every token in the vocabulary a score; the settings below decide how one of them is drawn. The
+model and its tokenizer both come from out_dir/ckpt.pt, so nothing else is needed. The first sample appears as
+it is written.
 """
 from configurator import configure, usage
 
 out_dir = 'out'            # the folder of a ckpt.pt
-prompt = ''                # what to go on from; FILE:path reads a file, - standard input; empty: the start of a document
+prompt = ''                # what to go on from; FILE:path reads a file, - standard input; empty: nothing
 num_samples = 1            # written side by side; sample i is the same whatever their number
 max_new_tokens = 300
 temperature = 0.8          # 0: always the likeliest; 1: as often as the model thinks; above: more surprising
@@ -63,7 +64,8 @@ def main():
     print()
     for row, more in enumerate(texts[1:], 1):
         print('-' * 15 + f' sample {row + 1}\n{text}{more}')
-    print(f"({sum(len(tokenizer.encode(t)) for t in texts) / (time.time() - start):,.0f} tokens/s on {where})", file=sys.stderr)
+    speed = sum(len(tokenizer.encode(t)) for t in texts) / (time.time() - start)
+    print(f"({speed:,.0f} tokens/s on {where})", file=sys.stderr)
 
 if __name__ == '__main__':
     main()

@@ -1,12 +1,12 @@
 """
 Pretraining: a model reads text and learns to say what comes next.
 
-    python train.py                                           # a small GPT on Python's standard library, minutes on a laptop
-    python train.py dataset=shakespeare max_iters=500         # any dataset that prepare.py made
-    python train.py init_from=resume                          # go on exactly where a run stopped
-    python train.py model_type=bigram                         # the ladder: bigram, mlp, lstm, gpt
-    torchrun --nproc_per_node=8 train.py                      # the same run on 8 GPUs, or 8 CPU processes
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py   # or on 2 machines
+    python train.py                                  # a small GPT on Python's standard library, minutes on a laptop
+    python train.py dataset=shakespeare              # any dataset that prepare.py made
+    python train.py init_from=resume                 # go on exactly where a run stopped
+    python train.py model_type=bigram                # the ladder: bigram, mlp, lstm, gpt
+    torchrun --nproc_per_node=8 train.py             # the same run on 8 GPUs, or 8 CPU processes; on 2 machines, each:
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py
 
 Writes out_dir/ckpt.pt (the best weights so far: all that sample.py needs), out_dir/resume.pt (everything to go on
 exactly) and out_dir/log.csv. Ctrl-C finishes the step, saves and says how to go on. The batch of step t is a function
@@ -19,14 +19,14 @@ out_dir = 'out'
 init_from = 'scratch'   # scratch, resume (go on with the run in out_dir), or the folder of a checkpoint to start from
 dataset = 'python'      # a folder in data_dir, made by prepare.py
 data_dir = 'data'
-# the model: the defaults are a small Qwen3 by architecture; GPT-2 is position=learned norm=layernorm mlp=gelu
-# qk_norm=no bias=yes tie_weights=yes
+# the model; the defaults are a small Qwen3 by architecture, and GPT-2 is
+# position=learned norm=layernorm mlp=gelu qk_norm=no bias=yes tie_weights=yes
 model_type = 'gpt'      # gpt | lstm | mlp | bigram: the ladder of language models
 n_layer = 4
 n_head = 3              # heads of 64 channels, as in GPT-2
 n_kv_head = 0           # heads for keys and values (grouped-query attention); 0: as many as n_head
 n_embd = 192
-block_size = 256        # context length, in tokens
+block_size = 128        # context length, in tokens
 position = 'rotary'     # rotary | learned | sinusoidal
 norm = 'rmsnorm'        # rmsnorm | layernorm
 mlp = 'swiglu'          # swiglu | gelu
@@ -35,25 +35,25 @@ bias = False            # biases in linear layers and layer norms
 tie_weights = False     # one matrix for reading and writing tokens
 dropout = 0.0           # 0 for pretraining; 0.1 and more where the same text is read many times
 # how much
-batch_size = 8                   # rows that a process computes at once: halve it when memory runs out, and …
+batch_size = 16                  # rows that a process computes at once: halve it when memory runs out, and …
 gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
-max_iters = 1500                 # 1500 steps * 8 rows * 256 tokens = 3.1M tokens
+max_iters = 1200                 # 1200 steps * 16 rows * 128 tokens = 2.5M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
-learning_rate = 3e-3        # AdamW's peak rate
-muon_learning_rate = 0.03   # Muon's peak rate; its steps are orthogonal matrices, so it is a different scale
-schedule = 'linear'         # cosine | linear | step | wsd | constant: how the rate falls; wsd: stable, then down in the last fifth
-warmup_iters = 20           # steps in which the rate rises from 0
-lr_decay_iters = 0          # the schedule ends here; 0: max_iters
+learning_rate = 0.02        # AdamW's peak rate: high, for embeddings; with optimizer=adamw, 1e-3 is a good start
+muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, so it is a scale of its own
+schedule = 'linear'         # cosine | linear | step | wsd | constant: how it falls; wsd: only in the last fifth
+warmup_iters = 20           # steps in which it rises from 0
+lr_decay_iters = 0          # step at which the fall ends; 0: max_iters
 min_lr = 0.0                # where it ends (AdamW's; Muon's falls in proportion)
 weight_decay = 0.0
 beta1 = 0.9                 # AdamW's memory of the gradient: about 1 / (1 - beta1) = 10 steps
 beta2 = 0.95                # and of its square: about 20 steps
 grad_clip = 1.0             # longest gradient let through; 0: any
 # how it goes
-eval_interval = 250         # steps between evaluations
-eval_iters = 20             # batches of batch_size rows in each, always the same ones, evenly spread over val.bin
-log_interval = 10           # steps between lines
+eval_interval = 200         # steps between evaluations
+eval_iters = 20             # batches of batch_size rows in each: always the same ones, evenly spread over val.bin
+log_interval = 20           # steps between lines
 sample_every = 1            # show what the model writes at every so many evaluations; 0: never
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
@@ -70,11 +70,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from model import (GPTConfig, build_model, configure_optimizers, describe, generate, load_checkpoint, load_dataset,
-                   resolve_device, save_atomically, Tokenizer)
+from model import (GPTConfig, Tokenizer, build_model, configure_optimizers, describe, generate, load_checkpoint,
+                   load_dataset, resolve_device, save_atomically)
 
-# peak dense bfloat16 FLOP/s of accelerators, by what their names contain (from NVIDIA's data sheets)
-PEAKS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12, 'T4': 65e12}
+# peak bfloat16 FLOP/s (float16 on the T4) of accelerators, without sparsity, from NVIDIA's data sheets
+PEAKS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'T4': 65e12}
 
 def get_batch(data, step, rows, first, count):
     """
@@ -86,7 +86,7 @@ def get_batch(data, step, rows, first, count):
     return both[:, :-1], both[:, 1:]
 
 def eval_windows(data, n):
-    """Where the n evaluation windows start: evenly spread; or end to end over everything, where n would overlap or is 0."""
+    """Where the n windows of an evaluation start: evenly spread; end to end, if n is 0 or they would overlap."""
     if n and n * block_size < len(data) - 1:
         return np.linspace(0, len(data) - block_size - 1, n).astype(int)
     return np.arange(0, len(data) - 1, block_size)
@@ -111,46 +111,56 @@ def rate(step):
     return floor + (1 - floor) * shape
 
 def train():
+    # 1. settings that make no sense, and those of the run that we resume
+    resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
+    if resumed:  # its own settings, unless given again
+        globals().update({k: v for k, v in resumed['settings'].items() if k not in given})
     for name in ('batch_size', 'gradient_accumulation_steps', 'eval_interval', 'eval_iters', 'log_interval'):
         if globals()[name] < 1:
             usage(f"{name}={globals()[name]}: expected at least 1")
     for name in ('learning_rate', 'muon_learning_rate'):
         if globals()[name] <= 0:
             usage(f"{name}={globals()[name]}: expected more than 0")
-    # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
+
+    # 2. processes: torchrun starts several and tells each who it is; alone, we are the only one
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     chief = rank == 0  # the one that prints and saves
-    resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
-    if resumed:  # the run's own settings, unless given again
-        globals().update({k: v for k, v in resumed['settings'].items() if k not in given})
-    where = f"cuda:{os.environ['LOCAL_RANK']}" if world > 1 and device in ('auto', 'cuda') and torch.cuda.is_available() else device
-    where, number = resolve_device(where, dtype)
-    kind = where.split(':')[0]
-    if kind == 'cuda':
-        torch.cuda.set_device(where)
-    if world > 1:
-        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
     say = print if chief else lambda *a, **k: None
     rows = batch_size * gradient_accumulation_steps
     if rows % world:
         usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes")
-    mine = rows // world
+    mine, tokens = rows // world, rows * block_size  # rows of this process, tokens of all, per step
+    where, number = resolve_device(device, dtype)
+    kind = where.split(':')[0]
+    if world > 1:
+        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
+        where = f"cuda:{os.environ['LOCAL_RANK']}" if kind == 'cuda' else where
+    if kind == 'cuda':
+        torch.cuda.set_device(where)
+    autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
 
-    # 2. data
+    # 3. data
     tokenizer, data = load_dataset(os.path.join(data_dir, dataset))
     for split, ids in data.items():
         if len(ids) <= block_size:
-            sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: give prepare.py more text, or train with block_size={max(len(ids) // 2, 1)}")
+            sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: "
+                     f"give prepare.py more text, or train with block_size={max(len(ids) // 2, 1)}")
 
-    # 3. model
+    # 4. model and optimizers: new, from a checkpoint, or as they were
     torch.manual_seed(seed)  # every process draws the same weights
-    names = {f.name for f in fields(GPTConfig)} & set(globals())
-    step, best = 0, math.inf
     old = resumed or (load_checkpoint(init_from) if init_from != 'scratch' else None)
-    if old and Tokenizer.from_dict(old['tokenizer']) != tokenizer:
-        sys.exit(f"the checkpoint in {out_dir if resumed else init_from} reads with another tokenizer than dataset={dataset}: prepare that text again with its vocabulary, or train from scratch")
+    names = [f.name for f in fields(GPTConfig) if f.name in SETTINGS]
     try:
-        config = GPTConfig(**old['config']) if old else GPTConfig(vocab_size=tokenizer.vocab_size, **{k: globals()[k] for k in names})
+        config = GPTConfig(vocab_size=tokenizer.vocab_size, **{name: globals()[name] for name in names})
+        if old:
+            source = f"{out_dir}/resume.pt" if resumed else f"the checkpoint in {init_from}"
+            if Tokenizer.from_dict(old['tokenizer']) != tokenizer:
+                sys.exit(f"{source} reads with another tokenizer than dataset={dataset}: train from scratch")
+            for name in names:
+                if name in given and name != 'dropout' and getattr(config, name) != old['config'][name]:
+                    sys.exit(f"{source} has {name}={old['config'][name]}, not {globals()[name]}: leave {name} out")
+            config = GPTConfig(**{**old['config'], 'dropout': dropout})
+            globals()['block_size'], tokens = config.block_size, rows * config.block_size
     except ValueError as e:
         usage(str(e))
     model = build_model(config)
@@ -159,34 +169,47 @@ def train():
     model.to(where)
     optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
     scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
+    step, best = 0, math.inf
     if resumed:
         for o, state in zip(optimizers, resumed['optimizers']):
             o.load_state_dict(state)
         scaler.load_state_dict(resumed['scaler'])
         step, best = resumed['step'], resumed['best']
     old = resumed = None  # let go of the copies
-    autocast = torch.autocast(kind, dtype=getattr(torch, number)) if number != 'float32' else nullcontext()
     run = torch.compile(model) if compile else model
     if world > 1:
         run = DistributedDataParallel(run, forward_sync_buffers=False)
 
-    # 4. what this will cost
+    # 5. what this will cost
     cost = describe(model, batch_size, number, optimizer)
-    tokens = rows * block_size
-    say(f"{config.model_type}: {cost['parameters']:,} parameters, {cost['in the layers']:,} of them in the layers; on {where}, {number}, {world} process{'es' * (world > 1)}")
-    say(f"{tokens:,} tokens per step * {max_iters:,} steps = {tokens * max_iters:,} tokens ({tokens * max_iters / len(data['train']):.1f} times through the text, "
-        f"{tokens * max_iters / cost['parameters']:.1f} per parameter), {cost['flops_per_token'] * tokens * max_iters:.2g} FLOPs")
+    n, total = cost['parameters'], tokens * max_iters
+    say(f"{config.model_type}: {n:,} parameters, {cost['in the layers']:,} of them in the layers; "
+        f"on {where}, {number}, {world} process{'es' * (world > 1)}")
+    say(f"{tokens:,} tokens per step * {max_iters:,} steps = {total:,} tokens, {total / n:.1f} per parameter, "
+        f"{total / len(data['train']):.1f} times through the text; {cost['flops_per_token'] * total:.2g} FLOPs")
     say("memory, about: " + ', '.join(f"{k} {v / 2**20:,.0f} MB" for k, v in cost['memory'].items()))
+
+    # 6. where it goes; an earlier run's results are set aside, not lost
     os.makedirs(out_dir, exist_ok=True)
     log_path = os.path.join(out_dir, 'log.csv')
     if chief and step == 0:
-        for name in ('ckpt.pt', 'resume.pt', 'log.csv'):  # an earlier run's results are set aside, not lost
+        for name in ('ckpt.pt', 'resume.pt', 'log.csv'):
             path = os.path.join(out_dir, name)
             if os.path.exists(path):
-                os.replace(path, path.replace(name, 'previous-' + name))
+                os.replace(path, os.path.join(out_dir, 'previous-' + name))
     log = csv.writer(open(log_path, 'a', newline='', encoding='utf-8', buffering=1)) if chief else None
     if chief and step == 0:
         log.writerow('step tokens train_loss val_loss rate grad_norm tokens_per_second seconds'.split())
+    settings = {k: globals()[k] for k in SETTINGS}
+
+    def save(name, **more):
+        save_atomically(os.path.join(out_dir, name), {
+            'format': 'ninefiles-1', 'model': model.state_dict(), 'config': asdict(config),
+            'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **more})
+
+    def progress():
+        """What resume.pt holds beyond the model: with it, a run that stopped ends in the same weights, bit for bit."""
+        return {'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(), 'best': best}
 
     @torch.no_grad()
     def evaluate(ids, starts):
@@ -203,32 +226,23 @@ def train():
             dist.all_reduce(total := total.to(where))
         return (total[0] / total[1]).item()
 
-    def save(name, **more):
-        save_atomically(os.path.join(out_dir, name), {
-            'format': 'ninefiles-1', 'model': model.state_dict(), 'config': asdict(config), 'tokenizer': tokenizer.to_dict(),
-            'step': step, 'settings': settings, **more})
-
-    def progress():
-        """What resume.pt holds beyond the model: with it, a run that stopped ends in the same weights, bit for bit."""
-        return {'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(), 'best': best}
-
-    # 5. Ctrl-C and kill ask us to stop after this step; a second Ctrl-C stops at once
+    # 7. Ctrl-C and kill ask us to stop after this step; a second Ctrl-C stops at once
     stop = []
     def on_signal(number, frame):
         if stop:
             raise KeyboardInterrupt
         stop.append(number)
-    for name in ('SIGINT', 'SIGTERM'):
-        signal.signal(getattr(signal, name), on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
 
-    # 6. the loop
-    settings = {k: globals()[k] for k in SETTINGS}
-    peak = next((flops for name, flops in PEAKS.items() if kind == 'cuda' and name in torch.cuda.get_device_name()), None)
+    # 8. the loop
+    gpu = torch.cuda.get_device_name() if kind == 'cuda' else ''
+    peak = next((flops for name, flops in PEAKS.items() if name in gpu), None)
     first_step, history, losses, stopping, val_loss = step, [], [], False, None
     model.train()
     start = mark = time.time()
     while True:
-        # 6.1 evaluate, save, show
+        # 8.1 evaluate, save, show
         if step % eval_interval == 0 or step == max_iters:
             before = time.time()
             val_loss = evaluate(data['val'], eval_windows(data['val'], eval_iters * batch_size))
@@ -241,12 +255,13 @@ def train():
                 save('resume.pt', **progress())
                 if sample_every and step // eval_interval % sample_every == 0:
                     with autocast:
-                        ids = [t[0] for t in generate(model, [[tokenizer.eot]], 80, temperature=0.8, seed=seed, stop_tokens=[tokenizer.eot])]
+                        ids = [t[0] for t in generate(model, [[tokenizer.eot]], 80, temperature=0.8, seed=seed,
+                                                      stop_tokens=[tokenizer.eot])]
                     say('    | ' + tokenizer.decode(ids).replace('\n', '\n    | '))
             mark += time.time() - before  # the clock of tokens per second stands still meanwhile
         if step >= max_iters or stopping:
             break
-        # 6.2 forward and backward: the rows of this process, batch_size at a time
+        # 8.2 forward and backward: the rows of this process, batch_size at a time
         torch.manual_seed((seed << 40) + (step << 12) + rank)  # dropout, too, depends on nothing but the step
         x, y = get_batch(data['train'], step, rows, rank * mine, mine)
         loss_sum = torch.zeros((), device=where)
@@ -254,10 +269,10 @@ def train():
             last = i + batch_size >= mine
             with autocast, nullcontext() if world == 1 or last else run.no_sync():  # exchange gradients once a step
                 loss = run(x[i:i + batch_size].to(where), y[i:i + batch_size].to(where), reduction='sum') / tokens
-                scaler.scale(loss * world).backward()  # * world: the processes' gradients are averaged, and we want their sum
+                scaler.scale(loss * world).backward()  # * world: gradients get averaged, and we want their sum
             loss_sum += loss.detach()
         losses.append(loss_sum)
-        # 6.3 update
+        # 8.3 update
         for o in optimizers:
             scaler.unscale_(o)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
@@ -268,7 +283,7 @@ def train():
             o.zero_grad(set_to_none=True)
         scaler.update()
         step += 1
-        # 6.4 report
+        # 8.4 report
         if step % log_interval == 0 or step == max_iters or (stop and world == 1):
             report = torch.stack(losses + [torch.tensor(float(len(stop)), device=where)])
             if world > 1:
@@ -276,8 +291,9 @@ def train():
             *values, stopping = report.tolist()
             for at, value in enumerate(values, step - len(values)):
                 if not math.isfinite(value):
-                    sys.exit(f"the loss is {value} at step {at}, where the learning rate was {learning_rate * rate(at):.2g} (Muon's {muon_learning_rate * rate(at):.2g}): "
-                             f"try a lower one. {out_dir}/ckpt.pt still holds the best model, of validation loss {best:.4f}")
+                    sys.exit(f"the loss is {value} at step {at}, where the learning rate was "
+                             f"{learning_rate * rate(at):.2g} (Muon's {muon_learning_rate * rate(at):.2g}): try a "
+                             f"lower one. {out_dir}/ckpt.pt still holds the best model, of validation loss {best:.4f}")
             now = time.time()
             mean, speed = sum(values) / len(values), tokens * len(values) / (now - mark)
             mfu = f" ({100 * speed * cost['flops_per_token'] / peak / world:.0f} % of peak)" if peak else ''
@@ -285,12 +301,12 @@ def train():
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} tokens/s{mfu} | {left // 60}:{left % 60:02d} left")
             if chief:
-                log.writerow([step, step * tokens, f"{mean:.6f}", f"{val_loss:.6f}" if val_loss else '', f"{rate(step - 1):.6f}",
-                              f"{grad_norm:.4f}", f"{speed:.0f}", f"{now - start:.2f}"])
+                log.writerow([step, step * tokens, f"{mean:.6f}", f"{val_loss:.6f}" if val_loss else '',
+                              f"{rate(step - 1):.6f}", f"{grad_norm:.4f}", f"{speed:.0f}", f"{now - start:.2f}"])
             history.append(mean)
             losses, val_loss, mark = [], None, now
 
-    # 7. the end: what was learned
+    # 9. the end: what was learned
     if stopping:
         if chief:
             save('resume.pt', **progress())
@@ -302,22 +318,23 @@ def train():
         say(f"validation loss over {len(ids):,} tokens: {loss:.4f}, perplexity {math.exp(loss):.2f}")
         if chief and tokenizer.kind != 'word':  # note: <unk> loses text, so words have no honest count of bytes
             text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
-            bits = {'gzip -9': 8 * len(gzip.compress(text, 9)), 'bzip2': 8 * len(bz2.compress(text)), 'xz': 8 * len(lzma.compress(text)),
-                    'this model': loss * (len(ids) - 1) / math.log(2)}
-            say(f"a language model is a compressor: bits per byte on the same {len(text):,} bytes of validation text: "
+            bits = {'gzip -9': 8 * len(gzip.compress(text, 9)), 'bzip2': 8 * len(bz2.compress(text)),
+                    'xz': 8 * len(lzma.compress(text)), 'this model': loss * (len(ids) - 1) / math.log(2)}
+            say(f"a language model is a compressor. bits per byte on the same {len(text):,} bytes of validation text: "
                 + ', '.join(f"{name} {b / len(text):.3f}" for name, b in bits.items()))
         if chief:
             plot(log_path)
         say("next:  python sample.py" + (f" out_dir={out_dir}" if out_dir != 'out' else ''))
     if world > 1:
+        dist.barrier()  # leave together: a process that is gone early takes its connections down with it
         dist.destroy_process_group()
 
 def sparkline(values, width=50):
     """[4, 3, 2, 1] -> '█▆▃▁': a curve in one line of text."""
-    bars = ' ▁▂▃▄▅▆▇█' if 'utf' in (sys.stdout.encoding or '').lower() else ' .:-=+*#@'
+    bars = '▁▂▃▄▅▆▇█' if 'utf' in (sys.stdout.encoding or '').lower() else '.:-=+*#@'
     values = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
     low, high = min(values), max(values)
-    return ''.join(bars[1 + round(7 * (v - low) / max(high - low, 1e-9))] for v in values)
+    return ''.join(bars[round(7 * (v - low) / max(high - low, 1e-9))] for v in values)
 
 def plot(log_path):
     """log.csv -> loss.png beside it, where matplotlib is installed."""

@@ -237,7 +237,7 @@ def test_downloads_that_fail(server, tmp_path):
         P.download(url + '/missing', 'x.txt')
     with pytest.raises(SystemExit, match='connection broke.*Run again'):
         P.download(url + '/never', 'y.txt')
-    with pytest.raises(SystemExit, match='dataset=python needs none'):
+    with pytest.raises(SystemExit, match='dataset=python needs no network'):
         P.download('http://127.0.0.1:9/closed', 'z.txt')
     assert not (tmp_path / 'downloads' / 'x.txt').exists() and not (tmp_path / 'downloads' / 'y.txt').exists()
 
