@@ -37,13 +37,10 @@ def configure(settings):
     sys.stdout.reconfigure(errors='replace')  # a terminal that cannot show a character shows a question mark
     with open(settings['__file__'], encoding='utf-8') as f:
         source = f.read()
-    if any(arg in ('-h', '--help') for arg in sys.argv[1:]):
-        print(help_text(source))
-        sys.exit(0)
     defaults = {k: v for k, v in settings.items()
                 if not k.startswith('_') and isinstance(v, (bool, int, float, str, type(None)))}
     choices, given = read_choices(source), set()
-    for arg in sys.argv[1:]:
+    for arg in (a for a in sys.argv[1:] if a not in ('-h', '--help')):
         key, equals, text = arg.removeprefix('--').partition('=')
         if equals:
             pairs = [(key, text, '')]
@@ -60,13 +57,15 @@ def configure(settings):
                 usage(f"{where}there is no setting {key!r}{nearest(key, defaults)}")
             settings[key] = convert(key, value, defaults[key], choices.get(key), where)
             given.add(key)
+    if any(arg in ('-h', '--help') for arg in sys.argv[1:]):  # answered last, so that a wrong setting is named even then
+        print(help_text(source))
+        sys.exit(0)
     return given
 
 def convert(key, value, default, choices=None, where=''):
     """
-    The value for a setting: text from the command line, or a literal from a file, made to fit the default's
-    type. ('batch_size', '1e3', 12) -> 1000    ('grad_clip', '5', 1.0) -> 5.0    ('compile', 'yes', False) ->
-    True
+    The value for a setting: text from the command line, or a literal from a file, made to fit the default's type.
+    ('batch_size', '1e3', 12) -> 1000    ('grad_clip', '5', 1.0) -> 5.0    ('compile', 'yes', False) -> True
     """
     def wrong(expected):
         usage(f"{where}{key}={value}: expected {expected}")
