@@ -128,7 +128,7 @@ class GPTConfig:
     architecture). GPT-2: position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True, tie_weights=True.
     """
     model_type: str = 'gpt'     # gpt | lstm | mlp | bigram: the rungs of the ladder, see section 3
-    vocab_size: int = 2048
+    vocab_size: int = 1024
     block_size: int = 256       # the longest context, in tokens
     n_layer: int = 4
     n_head: int = 3
@@ -353,6 +353,8 @@ class GPT(LanguageModel):
         if cache is not None:
             positions, mask = cache.extend(idx.size(1), idx.device)
         elif positions is None:
+            if idx.size(1) > self.config.block_size:
+                raise ValueError(f"{idx.size(1)} tokens are more than block_size={self.config.block_size}")
             positions = torch.arange(idx.size(1), device=idx.device)
         x = self.wte(idx)
         if self.wpe is not None:

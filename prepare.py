@@ -22,7 +22,7 @@ from configurator import configure, usage
 dataset = 'python'       # python, shakespeare, tinystories, fineweb; or, with input=, a name for your own
 input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
-vocab_size = 4096        # for bpe and word, special tokens included; larger makes text shorter and the model bigger
+vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
 normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
 strip_control = False    # drop control characters other than tab and newline
 drop_duplicates = True   # keep one of several identical documents: copies would leak from training into validation
@@ -106,8 +106,7 @@ def train_bpe(words, vocab_size, pattern=SPLIT_PATTERN):
     return vocab
 
 # ------------------------------------------------------------------------------------------------------------
-# 2. Where text comes from. A document is (split or None, an iterator of pieces of its text); nothing is read
-# whole.
+# 2. Where text comes from. A document is (split or None, its text in pieces), and nothing is ever read whole.
 
 def pieces_of(path):
     """
@@ -225,10 +224,7 @@ def split_documents(plan):
             at += len(piece)
 
 def make_plan():
-    """
-    First pass: what becomes of each document. A list of ('train' | 'val' | 'both' | 'dropped', length in
-    characters).
-    """
+    """First pass, what becomes of each document: [('train' | 'val' | 'both' | 'dropped', its characters), …]."""
     plan, seen, dropped = [], set(), Counter()
     for split, pieces in documents():
         length, digest = 0, hashlib.sha256()

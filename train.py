@@ -26,7 +26,7 @@ n_layer = 4
 n_head = 3              # heads of 64 channels, as in GPT-2
 n_kv_head = 0           # heads for keys and values (grouped-query attention); 0: as many as n_head
 n_embd = 192
-block_size = 128        # context length, in tokens
+block_size = 256        # context length, in tokens
 position = 'rotary'     # rotary | learned | sinusoidal
 norm = 'rmsnorm'        # rmsnorm | layernorm
 mlp = 'swiglu'          # swiglu | gelu
@@ -35,9 +35,9 @@ bias = False            # biases in linear layers and layer norms
 tie_weights = False     # one matrix for reading and writing tokens
 dropout = 0.0           # 0 for pretraining; 0.1 and more where the same text is read many times
 # how much
-batch_size = 16                  # rows that a process computes at once: halve it when memory runs out, and …
+batch_size = 8                   # rows that a process computes at once: halve it when memory runs out, and …
 gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
-max_iters = 1200                 # 1200 steps * 16 rows * 128 tokens = 2.5M tokens
+max_iters = 1400                 # 1400 steps * 8 rows * 256 tokens = 2.9M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
 learning_rate = 0.02        # AdamW's peak rate: high, for embeddings; with optimizer=adamw, 1e-3 is a good start
@@ -125,7 +125,7 @@ def train():
     # 2. processes: torchrun starts several and tells each who it is; alone, we are the only one
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     chief = rank == 0  # the one that prints and saves
-    say = print if chief else lambda *a, **k: None
+    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
     rows = batch_size * gradient_accumulation_steps
     if rows % world:
         usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes")
@@ -232,8 +232,7 @@ def train():
         if stop:
             raise KeyboardInterrupt
         stop.append(number)
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    handlers = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
 
     # 8. the loop
     gpu = torch.cuda.get_device_name() if kind == 'cuda' else ''
@@ -307,6 +306,8 @@ def train():
             losses, val_loss, mark = [], None, now
 
     # 9. the end: what was learned
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
     if stopping:
         if chief:
             save('resume.pt', **progress())

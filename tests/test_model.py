@@ -133,6 +133,10 @@ def test_attention_maps(shape):
     maps = model.attention_maps(idx)
     assert len(maps) == 2 and maps[0].shape == (2, 4, 9, 9) and torch.allclose(maps[0].sum(-1), torch.ones(2, 4, 9), atol=1e-5)
 
+def test_more_than_block_size_tokens_are_refused():
+    with pytest.raises(ValueError, match='33 tokens are more than block_size=32'):
+        make()(torch.zeros(1, 33, dtype=torch.long))
+
 # ---- loss ----
 
 @pytest.mark.parametrize('shape', SHAPES)
