@@ -19,7 +19,7 @@ wsd:` above, exactly those values are accepted. A value must fit the type of its
 executed: values are Python literals, read by ast.literal_eval. Every mistake ends in one line on stderr and
 exit status 2.
 """
-import ast, difflib, math, os, re, sys
+import ast, difflib, os, re, sys
 
 def usage(message):
     """End the program over a mistake in the command itself: one line on stderr, exit status 2."""
@@ -34,7 +34,8 @@ def configure(settings):
     if settings['__name__'] != '__main__':
         return set()
     sys.excepthook = one_line  # from here on, what the operating system refuses ends in one line too
-    sys.stdout.reconfigure(errors='replace')  # a terminal that cannot show a character shows a question mark
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='replace')  # a terminal that cannot show a character shows a question mark
     with open(settings['__file__'], encoding='utf-8') as f:
         source = f.read()
     defaults = {k: v for k, v in settings.items()
@@ -80,7 +81,7 @@ def convert(key, value, default, choices=None, where=''):
     if isinstance(value, str):
         try:
             literal = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             literal = value.strip()  # yes, true, or a mistake that the checks below name
     if isinstance(default, bool):  # note: bool before int, because True is an int to Python
         truth = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
@@ -91,8 +92,8 @@ def convert(key, value, default, choices=None, where=''):
         if default is not None:
             wrong(number)
         return None
-    if isinstance(literal, bool) or not isinstance(literal, (int, float)) or not math.isfinite(literal):
-        wrong(number)
+    if isinstance(literal, bool) or not isinstance(literal, (int, float)) or not abs(literal) <= sys.float_info.max:
+        wrong(number)  # note: nan is not <= anything
     if isinstance(default, int):
         if literal != int(literal):
             wrong(number)
@@ -104,7 +105,7 @@ def read_file(path):
     try:
         with open(path, encoding='utf-8') as f:
             lines = ast.parse(f.read()).body
-    except (SyntaxError, ValueError) as e:  # note: UnicodeDecodeError is a ValueError
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as e:  # note: UnicodeDecodeError is a ValueError
         usage(f"{path}:{getattr(e, 'lineno', None) or 1}: expected lines of the form key = value")
     pairs = []
     for line in lines:
@@ -114,7 +115,7 @@ def read_file(path):
         key = line.targets[0].id
         try:
             pairs.append((key, ast.literal_eval(line.value), where))
-        except ValueError:
+        except (ValueError, TypeError, MemoryError, RecursionError):
             usage(f"{where}{key}: expected a literal like 5, 0.1, 'text', True: settings files are never executed")
     return pairs
 

@@ -33,6 +33,7 @@ SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pa
 # how byte-pair encoding cuts text before it merges anything, so that no token spans two words (GPT-2's rule): an
 # English contraction; letters, digits or signs with at most one space in front; white space
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LONG_BLANK = re.compile(r"(\s{50000})")
 WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
 
 class Tokenizer:
@@ -61,8 +62,8 @@ class Tokenizer:
 
     def encode(self, text):
         """'hello' -> [71, 68, 75, 75, 78]. What the vocabulary lacks becomes its first entry (never in bpe)."""
-        if self.kind == 'bpe':
-            return self.core.encode_ordinary(text)
+        if self.kind == 'bpe':  # note: a run of a million spaces would overflow tiktoken's stack, so it gets cut
+            return [i for part in LONG_BLANK.split(text) for i in self.core.encode_ordinary(part)]
         return [self.ids.get(t, 0) for t in (text if self.kind == 'char' else WORD_PATTERN.findall(text))]
 
     def token_bytes(self, i):
@@ -90,7 +91,7 @@ class Tokenizer:
         for message in messages:
             role, content = message['role'], message['content']
             if role == 'system':
-                system = content + '\n\n'
+                system += content + '\n\n'
                 continue
             if role not in ('user', 'assistant'):
                 raise ValueError(f"unknown role {role!r}: expected system, user or assistant")
@@ -148,21 +149,24 @@ class GPTConfig:
     rope_theta: float = 10000.0
 
     def __post_init__(self):
-        self.n_kv_head = self.n_kv_head or self.n_head
-        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_kv_head', 'n_embd'):
+        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: expected 0 <= dropout < 1")
+        if self.model_type != 'gpt':
+            return  # no heads, no positions
+        self.n_kv_head = self.n_kv_head or self.n_head
         if not self.head_dim:
             if self.n_embd % self.n_head:
+                unit = self.n_head * (2 if self.position == 'rotary' else 1)
                 raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}: "
-                                 f"try n_embd={-(-self.n_embd // self.n_head) * self.n_head}")
+                                 f"try n_embd={-(-self.n_embd // unit) * unit}")
             self.head_dim = self.n_embd // self.n_head
-        if self.n_head % self.n_kv_head:
+        if self.n_kv_head < 0 or self.n_head % self.n_kv_head:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
         if self.head_dim % 2 and self.position == 'rotary':
             raise ValueError(f"n_embd / n_head = {self.head_dim}: rotary positions need an even number")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: expected 0 <= dropout < 1")
         if not self.n_hidden:
             self.n_hidden = 4 * self.n_embd if self.mlp == 'gelu' else -(-8 * self.n_embd // 3 // 64) * 64
 
@@ -341,8 +345,9 @@ class GPT(LanguageModel):
             elif p.ndim == 2 and self.config.tie_weights:
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer) if writes else 0.02)
             elif p.ndim == 2:
-                nn.init.normal_(p, std=0.0 if writes else 0.5 if name.startswith(('wte', 'wpe')) else
-                                0.002 if name.startswith('head') else p.size(1) ** -0.5)
+                embedding = name.startswith(('wte', 'wpe')) and self.config.position != 'sinusoidal'
+                nn.init.normal_(p, std=0.0 if writes else 0.5 if embedding else 0.002 if name.startswith('head') else
+                                p.size(1) ** -0.5)
 
     def hidden(self, idx, positions=None, mask=None, cache=None):
         """
@@ -417,13 +422,15 @@ class NeuralMLP(LanguageModel):
         return self.mix(x).tanh()
 
 class LSTM(LanguageModel):
-    """One state carried along the whole text (Hochreiter & Schmidhuber 1997; Mikolov et al. 2010 for language)."""
+    """
+    One state carried along the whole text (Hochreiter & Schmidhuber 1997; Mikolov et al. 2010 for language). One layer:
+    four of them, stacked, learned nothing in 400 steps; residual connections, the next rung's, are what deep ones lack.
+    """
     def __init__(self, config):
         super().__init__(config)
-        C, dropout = config.n_embd, config.dropout if config.n_layer > 1 else 0.0
-        self.wte = nn.Embedding(self.padded_vocab_size, C)
-        self.lstm = nn.LSTM(C, C, config.n_layer, batch_first=True, dropout=dropout)
-        self.head = nn.Linear(C, self.padded_vocab_size, bias=False)
+        self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
+        self.lstm = nn.LSTM(config.n_embd, config.n_embd, batch_first=True)
+        self.head = nn.Linear(config.n_embd, self.padded_vocab_size, bias=False)
 
     def hidden(self, idx):
         return self.lstm(self.wte(idx))[0]  # note: T steps, one after the other: what the transformer did away with
@@ -712,7 +719,7 @@ def load_dataset(folder):
     until they are read. Exits with one line where the folder is missing, damaged or cut off.
     """
     meta_path = os.path.join(folder, 'meta.json')
-    again = f"run  python prepare.py dataset={os.path.basename(folder)}"
+    again = f"make it with  python prepare.py dataset={os.path.basename(folder)}  (and input= for your own text)"
     try:
         with open(meta_path, encoding='utf-8') as f:
             meta = json.load(f)
@@ -765,9 +772,12 @@ def load_checkpoint(path, device='cpu'):
 def load_model(path, device='cpu'):
     """-> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …)."""
     checkpoint = load_checkpoint(path, device)
-    model = build_model(GPTConfig(**checkpoint['config']))
-    model.load_state_dict(checkpoint['model'])
-    return model.to(device), Tokenizer.from_dict(checkpoint['tokenizer']), checkpoint
+    try:
+        model = build_model(GPTConfig(**checkpoint['config']))
+        model.load_state_dict(checkpoint['model'])
+        return model.to(device), Tokenizer.from_dict(checkpoint['tokenizer']), checkpoint
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        sys.exit(f"{path}: weights, shape and tokenizer do not fit together ({str(e).splitlines()[0]})")
 
 def resolve_device(device='auto', dtype='auto'):
     """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits where there is none."""
@@ -777,7 +787,8 @@ def resolve_device(device='auto', dtype='auto'):
     present = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
     if kind not in present:
         sys.exit(f"device={device}: expected auto, cpu, cuda, cuda:0 … or mps")
-    if not present[kind]:
+    index = device.partition(':')[2]
+    if not present[kind] or (index and not (index.isdigit() and int(index) < torch.cuda.device_count())):
         sys.exit(f"device={device} is not on this machine: try device=cpu")
     if dtype == 'auto':
         dtype = 'bfloat16' if has_bfloat16(kind) else 'float16' if kind == 'cuda' else 'float32'
@@ -790,10 +801,10 @@ def resolve_device(device='auto', dtype='auto'):
 # ------------------------------------------------------------------------------------------------------------
 # 7. Arithmetic
 
-def describe(model, batch_size=0, dtype='float32', optimizer='adamw'):
+def describe(model, batch_size=0, dtype='float32', optimizer='adamw', say=print):
     """
-    What a model costs, from its shape alone: parameters, FLOPs per token of training, and bytes of memory in a training
-    step of batch_size rows.
+    What a model costs, from its shape alone: prints a table of parameters, FLOPs per token of training, and memory in a
+    training step of batch_size rows; returns it as a dictionary (memory in bytes).
     """
     c = model.config
     sizes = {name: p.numel() for name, p in model.named_parameters()}
@@ -808,4 +819,8 @@ def describe(model, batch_size=0, dtype='float32', optimizer='adamw'):
     per_token = c.n_layer * layer + c.vocab_size * (8 + b)
     memory = {'weights': 4 * total, 'gradients': 4 * total, 'activations': per_token * batch_size * c.block_size,
               'optimizer': 8 * total - (4 * inner if optimizer == 'muon' else 0)}
-    return {'parameters': total, 'in the layers': inner, 'flops_per_token': flops, 'memory': memory}
+    say(f"{c.model_type:<16}{total:>14,} parameters, {inner:,} of them in the layers")
+    say(f"{'to train':<16}{flops:>14,} FLOPs per token")
+    for name, size in memory.items():
+        say(f"  {name:<14}{size / 2**20:>14,.1f} MB")
+    return {'parameters': total, 'flops_per_token': flops, 'memory': memory}

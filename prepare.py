@@ -15,7 +15,7 @@ the ranks that we trained.
 What is written: train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies above
 65,535), and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more
 gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
-pieces, so size does not matter.
+pieces, so their size does not matter.
 """
 from configurator import configure, usage
 
@@ -31,9 +31,10 @@ shards = 1               # fineweb: how many files of 100M tokens to train on, u
 data_dir = 'data'        # where the datasets live
 configure(globals())
 
-import codecs, glob, hashlib, heapq, http.client, json, os, re, sys, sysconfig, time, unicodedata
+import codecs, errno, glob, hashlib, heapq, http.client, json, os, re, sys, sysconfig, time, unicodedata
 import urllib.error, urllib.request
 from collections import Counter, defaultdict
+from functools import cache
 import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
@@ -115,7 +116,7 @@ def pieces_of(path):
     16 pieces.
     """
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, encoding='utf-8-sig') as f:
             text = ''
             while more := f.read(PIECE):
                 if '\0' in more:
@@ -145,22 +146,24 @@ def file_documents(paths):
         if not path.endswith('.jsonl'):
             yield None, pieces_of(path)
             continue
-        with open(path, encoding='utf-8') as f:
+        with open(path, 'rb') as f:
             for number, line in enumerate(f, 1):
                 if line.strip():
                     try:
-                        text = json.loads(line)['text']
-                        assert isinstance(text, str)
-                    except (ValueError, KeyError, TypeError, AssertionError):
+                        text = json.loads(line.decode('utf-8-sig'))['text'] + ''  # + '': only text can be added to text
+                    except (ValueError, KeyError, TypeError):
                         sys.exit(f"{path} line {number}: expected JSON like {{\"text\": \"once upon a time\"}}")
                     yield None, [text]
 
+@cache
 def local_files(spec):
     """A file, folder or glob -> sorted paths of the text files in it; exits where there are none."""
     if os.path.isfile(spec):
         return [spec]
-    pattern = os.path.join(spec, '**') if os.path.isdir(spec) else spec
-    found = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
+    pattern = os.path.join(glob.escape(spec), '**') if os.path.isdir(spec) else spec
+    ours = os.path.realpath(data_dir) + os.sep  # what we write ourselves is not text to read
+    found = sorted(p for p in glob.glob(pattern, recursive=True)
+                   if os.path.isfile(p) and not os.path.realpath(p).startswith(ours))
     paths = [p for p in found if is_text(p)]  # note: glob passes over hidden files and folders by itself
     if len(paths) < len(found):
         print(f"passed over {len(found) - len(paths):,} of {len(found):,} files: not UTF-8 text")
@@ -172,7 +175,7 @@ def python_documents():
     """The standard library of the Python that runs this, without its tests and without what pip installed."""
     root = sysconfig.get_paths()['stdlib']
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__'}
-    paths = [p for p in glob.glob(os.path.join(root, '**', '*.py'), recursive=True)
+    paths = [p for p in glob.glob(os.path.join(glob.escape(root), '**', '*.py'), recursive=True)
              if not left_out & set(os.path.relpath(p, root).split(os.sep)) and is_text(p)]
     if not paths:
         sys.exit(f"no Python source in {root}: try  python prepare.py dataset=mine input=book.txt")
@@ -227,13 +230,14 @@ def make_plan():
     """First pass, what becomes of each document: [('train' | 'val' | 'both' | 'dropped', its characters), …]."""
     plan, seen, dropped = [], set(), Counter()
     for split, pieces in documents():
-        length, digest = 0, hashlib.sha256()
+        length, digest = 0, hashlib.blake2b(digest_size=16)
         for piece in pieces:
             length += len(piece)
             digest.update(piece.encode('utf-8', 'surrogatepass'))
+        digest = digest.digest()
         reason = 'empty' if not length else 'too short' if length < min_length else \
-            'duplicate' if drop_duplicates and digest.digest() in seen else None
-        seen.add(digest.digest())
+            'duplicate' if drop_duplicates and digest in seen else None
+        seen.add(digest)
         dropped[reason] += reason is not None
         plan.append(('dropped', length) if reason else (split or 'any', length))
     kept = [i for i, (split, _) in enumerate(plan) if split == 'any']
@@ -267,17 +271,18 @@ def download(url, name, size=None, sha256=None):
         request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
-                if response.status != 206:  # the server starts from the beginning, so we do
+                resumed = (response.headers.get('Content-Range') or '').startswith(f'bytes {have}-')
+                if response.status != 206 or not resumed:  # the server starts from the beginning, so we do
                     have = 0
                 total = have + int(response.headers.get('Content-Length') or 0)
                 if size and total > size:
                     sys.exit(f"{url} is {total:,} bytes, but {size:,} are expected: the file there has changed")
                 with open(part, 'ab' if have else 'wb') as f:
-                    start = time.time()
+                    start, first = time.time(), have
                     while block := response.read(1 << 16):
                         f.write(block)
                         have += len(block)
-                        progress(name, have, total, start)
+                        progress(name, have, total, (have - first) / max(time.time() - start, 1e-3))
             if not total or have >= total:
                 break
             problem = f"the connection broke after {have:,} of {total:,} bytes"
@@ -286,6 +291,8 @@ def download(url, name, size=None, sha256=None):
                 break
             sys.exit(f"{url}: the server answers {e.code} {e.reason}")
         except (OSError, http.client.HTTPException) as e:  # no network, no such host, time-out, reset …
+            if getattr(e, 'errno', None) == errno.ENOSPC:
+                raise
             problem = getattr(e, 'reason', e)
     else:
         sys.exit(f"cannot download {url}: {problem}. Run again to go on; dataset=python needs no network")
@@ -299,10 +306,9 @@ def download(url, name, size=None, sha256=None):
     os.replace(part, path)
     return path
 
-def progress(name, done, total, start):
-    """One line that rewrites itself, on a terminal; silent where output goes to a file."""
+def progress(name, done, total, rate):
+    """One line that rewrites itself, on a terminal; silent where output goes to a file. Bytes, and bytes per second."""
     if sys.stdout.isatty():
-        rate = done / max(time.time() - start, 1e-3)
         left = f" of {total / 1e6:,.1f} MB, {max(total - done, 0) / max(rate, 1):,.0f} s left" if total else " MB"
         end = '\n' if done == total else ''
         print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end=end, flush=True)
@@ -328,9 +334,9 @@ def fineweb_shards():
 # ------------------------------------------------------------------------------------------------------------
 # 4. From text to ids on disk
 
-def make_tokenizer(plan):
+def make_tokenizer(kind, plan):
     """Second pass: learn the vocabulary that the settings ask for, from the training text."""
-    if tokenizer == 'gpt2':
+    if kind == 'gpt2':
         try:
             gpt2 = tiktoken.get_encoding('gpt2')
         except Exception as e:  # no network, or a proxy's page instead of the file: tiktoken has many ways to say so
@@ -338,16 +344,17 @@ def make_tokenizer(plan):
         return Tokenizer('bpe', sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get), gpt2._pat_str)
     seen, length, pattern = Counter(), 0, regex.compile(SPLIT_PATTERN)
     for split, _, piece in split_documents(plan):
-        if tokenizer == 'char':
+        if kind == 'char':
             seen.update(piece)  # every character, validation's too: nanoGPT's way
         elif split == 'train' and length < SAMPLE:
-            seen.update(pattern.findall(piece) if tokenizer == 'bpe' else WORD_PATTERN.findall(piece))
+            seen.update(pattern.findall(piece) if kind == 'bpe' else WORD_PATTERN.findall(piece))
             length += len(piece)
-    if tokenizer == 'bpe':
-        return Tokenizer('bpe', train_bpe(seen, vocab_size - len(SPECIAL_TOKENS)))
-    unknown = '\ufffd' if tokenizer == 'char' else '<unk>'
+    if kind == 'bpe':
+        words = Counter({word: n for word, n in seen.items() if len(word) <= 1000})  # endless "words" are not language
+        return Tokenizer('bpe', train_bpe(words, vocab_size - len(SPECIAL_TOKENS)))
+    unknown = '\ufffd' if kind == 'char' else '<unk>'
     seen.pop(unknown, None)
-    if tokenizer == 'char':
+    if kind == 'char':
         return Tokenizer('char', [unknown] + sorted(seen))
     commonest = sorted(seen, key=lambda word: (-seen[word], word))
     return Tokenizer('word', [unknown] + commonest[:vocab_size - len(SPECIAL_TOKENS) - 1])
@@ -363,7 +370,9 @@ def token_stream(tok, plan):
 def main():
     if not input and dataset not in DATASETS and dataset != 'fineweb':
         usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb; or input=PATH for text of your own")
-    if input and not glob.glob(input):
+    if input and dataset == 'python':
+        usage("input= needs a name for what is made of it: dataset=mine, say")
+    if input and not os.path.exists(input) and not glob.glob(input, recursive=True):
         sys.exit(f"input={input}: no such file or folder")
     if not re.fullmatch(r'[\w.-]+', dataset) or dataset.startswith('.'):
         usage(f"dataset={dataset}: expected a plain name, for the folder {data_dir}/NAME")
@@ -379,25 +388,28 @@ def main():
     os.makedirs(folder, exist_ok=True)
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:
-        globals()['tokenizer'] = 'gpt2'  # these ids are GPT-2's
-        plan, tok = [], make_tokenizer([])
+        plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's
         stream = ((split, ids, 0) for split, ids in fineweb_shards())
     else:
         plan = make_plan()
-        tok = make_tokenizer(plan)
+        tok = make_tokenizer(tokenizer, plan)
         stream = token_stream(tok, plan)
     # 3. the ids, under temporary names until everything is there
     dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
     counts = {split: {'tokens': 0, 'documents': 0, 'bytes': 0} for split in ('train', 'val')}
+    digests = {split: hashlib.sha256() for split in counts}
     names = [os.path.join(folder, name) for name in ('train.bin', 'val.bin', 'meta.json')]
     try:
         with open(names[0] + '.tmp', 'wb') as train, open(names[1] + '.tmp', 'wb') as val:
             for split, ids, n_bytes in stream:
-                (train if split == 'train' else val).write(np.asarray(ids, dtype=dtype).tobytes())
+                raw = np.asarray(ids, dtype=dtype).tobytes()
+                (train if split == 'train' else val).write(raw)
+                digests[split].update(raw)
                 counts[split]['tokens'] += len(ids)
                 counts[split]['bytes'] += n_bytes
         for split in counts:
             counts[split]['documents'] = sum(s in (split, 'both') for s, _ in plan)
+            counts[split]['sha256'] = digests[split].hexdigest()
             if counts[split]['tokens'] < 2:
                 sys.exit(f"too little text in {input or dataset}: {counts[split]['tokens']} tokens for {split}.bin")
         meta = {'dataset': dataset, 'source': input or dataset, 'dtype': dtype, 'splits': counts,
@@ -411,7 +423,7 @@ def main():
             if os.path.exists(name + '.tmp'):
                 os.remove(name + '.tmp')
     # 4. what came of it
-    print(f"{folder}: tokenizer {tokenizer}, {tok.vocab_size:,} tokens in the vocabulary, {time.time() - start:.1f} s")
+    print(f"{folder}: tokenizer {tok.kind}, {tok.vocab_size:,} tokens in the vocabulary, {time.time() - start:.1f} s")
     for split, c in counts.items():
         line = f"  {split + '.bin':<10} {c['tokens']:>12,} tokens"
         if c['bytes']:  # not known where the ids came ready-made

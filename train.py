@@ -9,7 +9,8 @@ Pretraining: a model reads text and learns to say what comes next.
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py
 
 Writes out_dir/ckpt.pt (the best weights so far: all that sample.py needs), out_dir/resume.pt (everything to go on
-exactly) and out_dir/log.csv. Ctrl-C finishes the step, saves and says how to go on. The batch of step t is a function
+exactly) and out_dir/log.csv. Ctrl-C finishes the step (of several processes: the log_interval), saves and says how to
+go on. The batch of step t is a function
 of (seed, t) alone, so a run that was resumed, or spread over more processes, reads the same text in the same order.
 """
 from configurator import configure, usage
@@ -63,7 +64,7 @@ seed = 1337
 given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
 
-import bz2, csv, gzip, lzma, math, os, signal, sys, time
+import csv, importlib, math, os, signal, sys, time
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 import numpy as np
@@ -110,17 +111,42 @@ def rate(step):
              'step': 1.0 if done < 0.6 else 0.1 if done < 0.85 else 0.01, 'wsd': min(1.0, (1 - done) / 0.2)}[schedule]
     return floor + (1 - floor) * shape
 
+def check_finite(loss, step, best):
+    """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
+    if not math.isfinite(loss):
+        sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
+                 f"{muon_learning_rate * rate(step):.2g}): try a lower one. {out_dir}/ckpt.pt still holds the best model, "
+                 f"of validation loss {best:.4f}")
+
+def set_aside(folder):
+    """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
+    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv') if os.path.exists(os.path.join(folder, name))]
+    if there:
+        n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
+        os.makedirs(os.path.join(folder, f'previous-{n}'))
+        for name in there:
+            os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
+
 def train():
     # 1. settings that make no sense, and those of the run that we resume
     resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
     if resumed:  # its own settings, unless given again
-        globals().update({k: v for k, v in resumed['settings'].items() if k not in given})
+        if 'optimizers' not in resumed:
+            sys.exit(f"{out_dir}/resume.pt holds no optimizer state: start from its weights with init_from={out_dir}")
+        own = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
+        globals().update({k: v for k, v in own.items() if k not in given})
     for name in ('batch_size', 'gradient_accumulation_steps', 'eval_interval', 'eval_iters', 'log_interval'):
         if globals()[name] < 1:
             usage(f"{name}={globals()[name]}: expected at least 1")
+    for name in ('max_iters', 'warmup_iters', 'lr_decay_iters', 'grad_clip', 'weight_decay', 'min_lr', 'sample_every', 'seed'):
+        if globals()[name] < 0:
+            usage(f"{name}={globals()[name]}: expected at least 0")
     for name in ('learning_rate', 'muon_learning_rate'):
         if globals()[name] <= 0:
             usage(f"{name}={globals()[name]}: expected more than 0")
+    for name in ('beta1', 'beta2'):
+        if not 0 <= globals()[name] < 1:
+            usage(f"{name}={globals()[name]}: expected 0 <= {name} < 1")
 
     # 2. processes: torchrun starts several and tells each who it is; alone, we are the only one
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
@@ -129,24 +155,17 @@ def train():
     rows = batch_size * gradient_accumulation_steps
     if rows % world:
         usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes")
-    mine, tokens = rows // world, rows * block_size  # rows of this process, tokens of all, per step
     where, number = resolve_device(device, dtype)
     kind = where.split(':')[0]
     if world > 1:
         dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
         where = f"cuda:{os.environ['LOCAL_RANK']}" if kind == 'cuda' else where
-    if kind == 'cuda':
+    if kind == 'cuda' and ':' in where:
         torch.cuda.set_device(where)
     autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
 
-    # 3. data
+    # 3. data, and the model: new, from a checkpoint, or as it was
     tokenizer, data = load_dataset(os.path.join(data_dir, dataset))
-    for split, ids in data.items():
-        if len(ids) <= block_size:
-            sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: "
-                     f"give prepare.py more text, or train with block_size={max(len(ids) // 2, 1)}")
-
-    # 4. model and optimizers: new, from a checkpoint, or as they were
     torch.manual_seed(seed)  # every process draws the same weights
     old = resumed or (load_checkpoint(init_from) if init_from != 'scratch' else None)
     names = [f.name for f in fields(GPTConfig) if f.name in SETTINGS]
@@ -160,20 +179,33 @@ def train():
                 if name in given and name != 'dropout' and getattr(config, name) != old['config'][name]:
                     sys.exit(f"{source} has {name}={old['config'][name]}, not {globals()[name]}: leave {name} out")
             config = GPTConfig(**{**old['config'], 'dropout': dropout})
-            globals()['block_size'], tokens = config.block_size, rows * config.block_size
+            globals().update({name: getattr(config, name) for name in names})
     except ValueError as e:
         usage(str(e))
+    for split, ids in data.items():
+        if len(ids) <= block_size:
+            sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: "
+                     f"give prepare.py more text, or train with block_size={max(len(ids) // 2, 1)}")
+    mine, tokens = rows // world, rows * block_size  # rows of this process, tokens of all, per step
     model = build_model(config)
     if old:
         model.load_state_dict(old['model'])
     model.to(where)
+
+    # 4. optimizers
     optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
     scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
     step, best = 0, math.inf
     if resumed:
+        if len(optimizers) != len(resumed['optimizers']):
+            sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
         for o, state in zip(optimizers, resumed['optimizers']):
+            now = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
             o.load_state_dict(state)
-        scaler.load_state_dict(resumed['scaler'])
+            for group, hyperparameters in zip(o.param_groups, now):
+                group.update(hyperparameters)  # rates given anew count, and load_state_dict has put back the old
+        if resumed['scaler']:
+            scaler.load_state_dict(resumed['scaler'])
         step, best = resumed['step'], resumed['best']
     old = resumed = None  # let go of the copies
     run = torch.compile(model) if compile else model
@@ -181,25 +213,25 @@ def train():
         run = DistributedDataParallel(run, forward_sync_buffers=False)
 
     # 5. what this will cost
-    cost = describe(model, batch_size, number, optimizer)
-    n, total = cost['parameters'], tokens * max_iters
-    say(f"{config.model_type}: {n:,} parameters, {cost['in the layers']:,} of them in the layers; "
-        f"on {where}, {number}, {world} process{'es' * (world > 1)}")
-    say(f"{tokens:,} tokens per step * {max_iters:,} steps = {total:,} tokens, {total / n:.1f} per parameter, "
+    cost = describe(model, batch_size, number, optimizer, say)
+    total = tokens * max_iters
+    say(f"{tokens:,} tokens per step * {max_iters:,} steps = {total:,} tokens, {total / cost['parameters']:.1f} per parameter, "
         f"{total / len(data['train']):.1f} times through the text; {cost['flops_per_token'] * total:.2g} FLOPs")
-    say("memory, about: " + ', '.join(f"{k} {v / 2**20:,.0f} MB" for k, v in cost['memory'].items()))
+    say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
 
     # 6. where it goes; an earlier run's results are set aside, not lost
     os.makedirs(out_dir, exist_ok=True)
     log_path = os.path.join(out_dir, 'log.csv')
-    if chief and step == 0:
-        for name in ('ckpt.pt', 'resume.pt', 'log.csv'):
-            path = os.path.join(out_dir, name)
-            if os.path.exists(path):
-                os.replace(path, os.path.join(out_dir, 'previous-' + name))
-    log = csv.writer(open(log_path, 'a', newline='', encoding='utf-8', buffering=1)) if chief else None
-    if chief and step == 0:
-        log.writerow('step tokens train_loss val_loss rate grad_norm tokens_per_second seconds'.split())
+    if chief:
+        table = ['step tokens train_loss val_loss rate grad_norm tokens_per_second seconds'.split()]
+        if step == 0:
+            set_aside(out_dir)
+        elif os.path.exists(log_path):  # rows that came after the last save will come again
+            with open(log_path, newline='', encoding='utf-8') as f:
+                table += [row for row in csv.reader(f) if row and row[0].isdigit() and int(row[0]) <= step]
+        log_file = open(log_path, 'w', newline='', encoding='utf-8', buffering=1)
+        log = csv.writer(log_file)
+        log.writerows(table)
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
@@ -237,16 +269,19 @@ def train():
     # 8. the loop
     gpu = torch.cuda.get_device_name() if kind == 'cuda' else ''
     peak = next((flops for name, flops in PEAKS.items() if name in gpu), None)
-    first_step, history, losses, stopping, val_loss = step, [], [], False, None
+    first_step, history, losses, stopping = step, [], [], False
     model.train()
-    start = mark = time.time()
+    start = mark = time.perf_counter()
     while True:
         # 8.1 evaluate, save, show
         if step % eval_interval == 0 or step == max_iters:
-            before = time.time()
+            before = time.perf_counter()
             val_loss = evaluate(data['val'], eval_windows(data['val'], eval_iters * batch_size))
+            check_finite(val_loss, step, best)
             say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
-            if val_loss < best:  # note: False for nan, so a broken model never replaces a good one
+            if chief:
+                log.writerow([step, step * tokens, '', f"{val_loss:.6f}", '', '', '', f"{before - start:.2f}"])
+            if val_loss < best:
                 best = val_loss
                 if chief:
                     save('ckpt.pt', val_loss=best, dataset=dataset)
@@ -257,11 +292,11 @@ def train():
                         ids = [t[0] for t in generate(model, [[tokenizer.eot]], 80, temperature=0.8, seed=seed,
                                                       stop_tokens=[tokenizer.eot])]
                     say('    | ' + tokenizer.decode(ids).replace('\n', '\n    | '))
-            mark += time.time() - before  # the clock of tokens per second stands still meanwhile
+            mark += time.perf_counter() - before  # the clock of tokens per second stands still meanwhile
         if step >= max_iters or stopping:
             break
         # 8.2 forward and backward: the rows of this process, batch_size at a time
-        torch.manual_seed((seed << 40) + (step << 12) + rank)  # dropout, too, depends on nothing but the step
+        torch.manual_seed((seed << 40) + (step << 12) + rank & 2**63 - 1)  # dropout, too, depends on the step alone
         x, y = get_batch(data['train'], step, rows, rank * mine, mine)
         loss_sum = torch.zeros((), device=where)
         for i in range(0, mine, batch_size):
@@ -275,10 +310,12 @@ def train():
         for o in optimizers:
             scaler.unscale_(o)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+        overflow = scaler.is_enabled() and not torch.isfinite(grad_norm)  # float16's range was exceeded: skip the step
         for o in optimizers:
             for group in o.param_groups:
                 group['lr'] = group['initial_lr'] * rate(step)
-            scaler.step(o)
+            if not overflow:
+                scaler.step(o)
             o.zero_grad(set_to_none=True)
         scaler.update()
         step += 1
@@ -289,21 +326,18 @@ def train():
                 dist.all_reduce(report)  # the sum over processes; and if one was asked to stop, all do
             *values, stopping = report.tolist()
             for at, value in enumerate(values, step - len(values)):
-                if not math.isfinite(value):
-                    sys.exit(f"the loss is {value} at step {at}, where the learning rate was "
-                             f"{learning_rate * rate(at):.2g} (Muon's {muon_learning_rate * rate(at):.2g}): try a "
-                             f"lower one. {out_dir}/ckpt.pt still holds the best model, of validation loss {best:.4f}")
-            now = time.time()
-            mean, speed = sum(values) / len(values), tokens * len(values) / (now - mark)
+                check_finite(value, at, best)
+            now = time.perf_counter()
+            mean, speed = sum(values) / len(values), tokens * len(values) / max(now - mark, 1e-9)
             mfu = f" ({100 * speed * cost['flops_per_token'] / peak / world:.0f} % of peak)" if peak else ''
             left = int((max_iters - step) * (now - start) / (step - first_step))
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} tokens/s{mfu} | {left // 60}:{left % 60:02d} left")
             if chief:
-                log.writerow([step, step * tokens, f"{mean:.6f}", f"{val_loss:.6f}" if val_loss else '',
-                              f"{rate(step - 1):.6f}", f"{grad_norm:.4f}", f"{speed:.0f}", f"{now - start:.2f}"])
+                log.writerow([step, step * tokens, f"{mean:.6f}", '', f"{rate(step - 1):.6f}", f"{grad_norm:.4f}",
+                              f"{speed:.0f}", f"{now - start:.2f}"])
             history.append(mean)
-            losses, val_loss, mark = [], None, now
+            losses, mark = [], now
 
     # 9. the end: what was learned
     for name, handler in handlers.items():
@@ -319,16 +353,26 @@ def train():
         say(f"validation loss over {len(ids):,} tokens: {loss:.4f}, perplexity {math.exp(loss):.2f}")
         if chief and tokenizer.kind != 'word':  # note: <unk> loses text, so words have no honest count of bytes
             text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
-            bits = {'gzip -9': 8 * len(gzip.compress(text, 9)), 'bzip2': 8 * len(bz2.compress(text)),
-                    'xz': 8 * len(lzma.compress(text)), 'this model': loss * (len(ids) - 1) / math.log(2)}
+            bits = {**compressors(text), 'this model': loss * (len(ids) - 1) / math.log(2)}
             say(f"a language model is a compressor. bits per byte on the same {len(text):,} bytes of validation text: "
                 + ', '.join(f"{name} {b / len(text):.3f}" for name, b in bits.items()))
         if chief:
+            log_file.close()
             plot(log_path)
         say("next:  python sample.py" + (f" out_dir={out_dir}" if out_dir != 'out' else ''))
     if world > 1:
         dist.barrier()  # leave together: a process that is gone early takes its connections down with it
         dist.destroy_process_group()
+
+def compressors(text):
+    """{'gzip -9': bits, …}: how small the usual programs make these bytes, as far as this Python has them."""
+    bits = {}
+    for name, module, how in (('gzip -9', 'gzip', {'compresslevel': 9}), ('bzip2', 'bz2', {}), ('xz', 'lzma', {})):
+        try:
+            bits[name] = 8 * len(importlib.import_module(module).compress(text, **how))
+        except ImportError:  # a Python that was built without it
+            continue
+    return bits
 
 def sparkline(values, width=50):
     """[4, 3, 2, 1] -> '█▆▃▁': a curve in one line of text."""

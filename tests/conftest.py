@@ -6,10 +6,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-def run(script, *args, cwd, timeout=120, **more):
+def run(script, *args, cwd, timeout=120, env_path='', **more):
     """python script.py args in folder cwd -> the finished process, with its output as text."""
     return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True,
-                          text=True, encoding='utf-8', env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'utf-8'}, **more)
+                          text=True, encoding='utf-8', env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(env_path), str(ROOT)]), 'PYTHONIOENCODING': 'utf-8'}, **more)
 
 def refused(done, *words, status=None):
     """A mistake that ends as it should: non-zero, one line on stderr with these words in it, and no traceback."""

@@ -1,5 +1,4 @@
 """The command line: what a value may look like, and how a mistake is answered."""
-import time
 import pytest
 from conftest import ROOT, refused, run
 
@@ -48,7 +47,7 @@ def test_values(script, args, changed):
     ('limit=x', ['a number or None']),
     ('rate', ['rate needs a value']),
     ('missing.txt', ['neither key=value nor a file']),
-    ('rate=' + '(' * 5000, ['a number']), ('=5', ['no setting']),
+    ('rate=' + '(' * 5000, ['a number']), ('rate={[]:1}', ['a number']), ('rate=' + '9' * 400, ['a number']), ('=5', ['no setting']),
 ])
 def test_mistakes_end_in_one_line_and_status_2(script, arg, words):
     refused(script(arg), *words, status=2)
@@ -78,12 +77,9 @@ def test_importing_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize('name', ['prepare.py', 'train.py', 'sample.py'])
 def test_help_is_quick_and_complete(name, tmp_path):
-    seconds = []
-    for _ in range(3):
-        start = time.time()
-        done = run(name, '--help', cwd=tmp_path)
-        seconds.append(time.time() - start)
-    assert min(seconds) < 0.5  # importing torch alone takes longer: the settings stand above the heavy imports
+    for module in ('torch', 'numpy', 'tiktoken'):  # quick, because the settings stand above the heavy imports: these would fail
+        (tmp_path / f'{module}.py').write_text('raise ImportError')
+    done = run(name, '--help', cwd=tmp_path, env_path=tmp_path)
     source = (ROOT / name).read_text(encoding='utf-8')
     assert done.returncode == 0 and source.split('"""')[1].strip().splitlines()[0] in done.stdout
     assert 'dataset = ' in done.stdout or 'out_dir = ' in done.stdout

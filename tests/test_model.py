@@ -43,6 +43,10 @@ def test_unknown_characters_and_words_become_visible(tokenizers):
     assert tokenizers['char'].decode(tokenizers['char'].encode('abc?XYZ')) == 'abc\ufffdXYZ'
     assert tokenizers['word'].decode(tokenizers['word'].encode('the dog.')) == 'the <unk>.'
 
+def test_a_million_spaces(tokenizers):
+    text = ' ' * 1_000_000 + 'x'
+    assert tokenizers['bpe'].decode(tokenizers['bpe'].encode(text)) == text
+
 def test_bpe_merges_in_order(tokenizers):
     ids = tokenizers['bpe'].encode('the the')  # th, then the, then ' the'
     assert ids == [257, 258]
@@ -329,11 +333,12 @@ def test_gpt2_has_124_million_parameters():
 def test_flops_by_hand():
     cost = M.describe(make('gpt2'), batch_size=1)
     C, L, T, V = 64, 2, 32, 128
+    assert make('lstm', n_embd=63).config.n_embd == 63  # what has no heads need not divide among them
     norms_and_biases = L * (4 * C + 3 * C + C + 4 * C + C) + 2 * C
     assert cost['flops_per_token'] == 6 * (V * C + L * 12 * C * C + norms_and_biases) + 12 * L * C * T
 
 @pytest.mark.parametrize('wrong, words', [
-    (dict(n_embd=65), 'n_embd=65 is not divisible by n_head=4: try n_embd=68'), (dict(n_kv_head=3), 'n_kv_head=3'),
+    (dict(n_embd=65), 'n_embd=65 is not divisible by n_head=4: try n_embd=72'), (dict(n_kv_head=3), 'n_kv_head=3'),
     (dict(n_layer=0), 'n_layer=0'), (dict(dropout=1.0), 'dropout=1.0'), (dict(n_embd=12), 'even'), (dict(block_size=-1), 'block_size=-1')])
 def test_impossible_shapes_are_refused(wrong, words):
     with pytest.raises(ValueError, match=words):

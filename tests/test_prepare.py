@@ -122,10 +122,18 @@ def test_cleaning(settings, tmp_path, capsys):
     assert '1 of 13 documents: duplicate' in out and '1 of 13 documents: empty' in out and '1 of 13 documents: too short' in out
 
 def test_binary_files_in_a_folder_are_passed_over(settings, tmp_path, capsys):
-    write(tmp_path / 'in' / 'a.txt', prose(400))
-    (tmp_path / 'in' / 'b.png').write_bytes(b'\x89PNG\x00\xff')
-    settings(input=str(tmp_path / 'in'))
-    assert 'passed over 1 of 2 files' in capsys.readouterr().out
+    write(tmp_path / 'in [1]' / 'a.txt', prose(400))
+    (tmp_path / 'in [1]' / 'b.png').write_bytes(b'\x89PNG\x00\xff')
+    settings(input=str(tmp_path / 'in [1]'))
+    assert capsys.readouterr().out.count('passed over 1 of 2 files') == 1
+
+def test_a_folder_that_holds_our_own_output(settings, tmp_path):
+    for i in range(12):
+        write(tmp_path / f'{i:02d}.txt', f'document {i} ' * 10)
+    first = (settings(input=str(tmp_path)) / 'val.bin').read_bytes()
+    assert (settings(input=str(tmp_path)) / 'val.bin').read_bytes() == first
+    tokenizer, data = load_dataset(str(tmp_path / 'data' / 'mine'))
+    assert tokenizer.decode(data['val'].tolist()) == 'document 9 ' * 10
 
 # ---- mistakes ----
 
@@ -138,10 +146,11 @@ def test_files_that_cannot_be_used(settings, tmp_path, content, words):
     assert all(w in str(e.value) for w in words) and '\n' not in str(e.value)
     assert not any((tmp_path / 'data' / 'mine').iterdir())  # nothing half-written
 
-@pytest.mark.parametrize('line, words', [('{"text": 5}', 'line 2'), ('not json', 'line 2'), ('{"body": "x"}', 'line 2'), ('[]', 'line 2')])
+@pytest.mark.parametrize('line, words', [('{"text": 5}', 'line 2'), ('not json', 'line 2'), ('{"body": "x"}', 'line 2'), ('[]', 'line 2'), ('{"text": "caf\udce9"}', 'line 2')])
 def test_a_bad_line_of_jsonl_is_named(settings, tmp_path, line, words):
     with pytest.raises(SystemExit, match=words):
-        settings(input=write(tmp_path / 'a.jsonl', '{"text": "fine"}\n' + line + '\n'))
+        (tmp_path / 'a.jsonl').write_bytes(('{"text": "fine"}\n' + line + '\n').encode('utf-8', 'surrogateescape'))
+        settings(input=str(tmp_path / 'a.jsonl'))
 
 def test_what_was_there_survives_a_failure(settings, tmp_path):
     folder = settings(input=write(tmp_path / 'a.txt', prose(400)))
@@ -153,7 +162,7 @@ def test_what_was_there_survives_a_failure(settings, tmp_path):
 
 @pytest.mark.parametrize('args, words, status', [
     (['dataset=pyton'], ['pyton', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2), (['vocab_size=100'], ['vocab_size=100', '261'], 2),
-    (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2), (['input=nowhere'], ['nowhere', 'no such file'], 1), (['dataset=../up', 'input=.'], ['plain name'], 2)])
+    (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2), (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2), (['dataset=../up', 'input=.'], ['plain name'], 2)])
 def test_mistakes_on_the_command_line(tmp_path, args, words, status):
     refused(run('prepare.py', *args, cwd=tmp_path), *words, status=status)
 
@@ -202,6 +211,8 @@ def server(monkeypatch, tmp_path):
             start = int((self.headers.get('Range') or 'bytes=0-')[6:-1]) if self.path != '/norange' else 0
             body = CONTENT[start:]
             self.send_response(206 if start else 200)
+            if start:
+                self.send_header('Content-Range', f'bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}')
             self.send_header('Content-Length', str(len(body)))
             self.end_headers()
             first = sum(path == self.path for path, _ in seen) == 1
@@ -251,7 +262,7 @@ def test_fineweb_shards(settings, monkeypatch, tmp_path):
         return str(path)
     broken = None
     monkeypatch.setattr(P, 'download', shard)
-    monkeypatch.setattr(P, 'make_tokenizer', lambda plan: Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b'%d,%d' % (i, i) for i in range(50000)]))
+    monkeypatch.setattr(P, 'make_tokenizer', lambda kind, plan: Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b'%d,%d' % (i, i) for i in range(50000)]))
     _, data = load_dataset(str(settings(dataset='fineweb', input='', shards=2)))
     assert data['train'].tolist() == 2 * list(range(1000)) and data['val'][0] == 500
     broken = 100

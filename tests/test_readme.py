@@ -14,6 +14,9 @@ def test_it_opens_with_two_commands_that_each_stand_alone():
         assert block.count('\n') == 1 and block.startswith('python3 -m venv') and 'pip install -r requirements.txt' in block
     assert first.rstrip().endswith('python prepare.py && python train.py && python sample.py') and second.rstrip().endswith('python -m pytest')
 
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 8
+
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_names_a_script_and_settings_that_exist(command, tmp_path):
     """--help reads the settings after it, too: a wrong name, type or choice in the README would end in status 2."""

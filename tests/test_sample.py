@@ -25,7 +25,9 @@ def test_prompts_from_a_file_and_from_standard_input(model):
 
 def test_seed_temperature_and_stop(model):
     def out(*args):
-        return run('sample.py', 'prompt=the', 'max_new_tokens=60', *args, cwd=model).stdout
+        done = run('sample.py', 'prompt=the', 'max_new_tokens=60', *args, cwd=model)
+        assert done.returncode == 0 and done.stdout.startswith('the'), done.stderr
+        return done.stdout
     assert out('seed=1') == out('seed=1') != out('seed=2')
     assert out('temperature=0', 'seed=1') == out('temperature=0', 'seed=2')
     assert ' ' not in out('stop= ').strip()

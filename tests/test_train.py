@@ -5,7 +5,7 @@ import pytest
 import torch
 import train as T
 from conftest import ROOT, refused, run
-from model import load_checkpoint, load_dataset, load_model
+from model import load_checkpoint, load_model
 
 TINY = dict(dataset='tiny', n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=20, eval_interval=10, eval_iters=2,
             warmup_iters=2, lr_decay_iters=20, log_interval=5, sample_every=0, device='cpu', dtype='float32')
@@ -65,7 +65,7 @@ def test_schedules_by_hand(monkeypatch):
 
 # ---- exactness ----
 
-@pytest.mark.parametrize('how', [dict(), dict(dropout=0.2), dict(optimizer='adamw', gradient_accumulation_steps=3), dict(dtype='bfloat16')])
+@pytest.mark.parametrize('how', [dict(), dict(dropout=0.2, seed=20261120), dict(optimizer='adamw', gradient_accumulation_steps=3), dict(dtype='bfloat16')])
 def test_stopping_and_going_on_changes_nothing(go, how):
     straight = go(out_dir='straight', **how)
     go(out_dir='parts', max_iters=10, **how)
@@ -100,16 +100,33 @@ def test_every_rung_of_the_ladder_learns(go, model_type):
 def test_a_run_reports_what_it_did(go, capsys):
     go(sample_every=1)
     text = capsys.readouterr().out
-    for word in ('parameters', 'tokens per step', 'memory', 'the best so far', 'tokens/s', 'bits per byte', 'gzip -9', 'python sample.py out_dir=', '█'):
-        assert word in text or word == 'python sample.py out_dir='
+    for word in ('parameters', 'FLOPs per token', 'activations', 'tokens per step', 'the best so far', '    | ', 'tokens/s', 'bits per byte',
+                 'gzip -9', 'this model', 'next:  python sample.py'):
+        assert word in text, word
     rows = list(csv.DictReader(open('out/log.csv')))
-    assert [int(r['step']) for r in rows] == [5, 10, 15, 20] and float(rows[-1]['train_loss']) < float(rows[0]['train_loss'])
-    assert [bool(r['val_loss']) for r in rows] == [True, False, True, False]
+    learned, evaluated = [r for r in rows if r['train_loss']], [r for r in rows if r['val_loss']]
+    assert [int(r['step']) for r in learned] == [5, 10, 15, 20] and float(learned[-1]['train_loss']) < float(learned[0]['train_loss'])
+    assert [int(r['step']) for r in evaluated] == [0, 10, 20] and float(evaluated[-1]['val_loss']) < float(evaluated[0]['val_loss'])
 
-def test_an_earlier_run_is_set_aside_not_lost(go):
-    first = go()
-    go(seed=2)
-    assert same(load_checkpoint('out/previous-ckpt.pt'), first) and not same(load_checkpoint('out'), first)
+def test_earlier_runs_are_set_aside_not_lost(go):
+    runs = [go(seed=seed) for seed in (1, 2, 3)]
+    for n in (1, 2):
+        assert same(load_checkpoint(f'out/previous-{n}'), runs[n - 1]) and not same(runs[n - 1], runs[2])
+
+def test_a_resumed_run_keeps_its_settings_but_for_those_given_again(go):
+    go('resume.pt', max_iters=10, optimizer='adamw', learning_rate=0.01)
+    again = go('resume.pt', init_from='resume', max_iters=20)
+    assert again['settings']['optimizer'] == 'adamw' and again['settings']['n_embd'] == 32
+    other = go('resume.pt', init_from='resume', max_iters=30, learning_rate=0.5, lr_decay_iters=1000)
+    assert other['optimizers'][0]['param_groups'][0]['lr'] == pytest.approx(0.5 * T.rate(29))
+
+def test_the_log_of_a_resumed_run_has_every_step_once(go):
+    go(max_iters=20)
+    with open('out/log.csv', 'a') as f:
+        f.write('25,0,9.9,,,,,\n')  # as if the run had gone on after its last save, and then been killed
+    go(init_from='resume', max_iters=30)
+    steps = [int(r['step']) for r in csv.DictReader(open('out/log.csv')) if r['train_loss']]
+    assert steps == [5, 10, 15, 20, 25, 30]
 
 def test_starting_from_old_weights(go):
     first = go(out_dir='first')
@@ -160,6 +177,16 @@ def test_a_loss_that_is_not_a_number_stops_the_run(go, capsys):
 
 # ---- mistakes ----
 
+def test_a_broken_model_is_not_saved_even_to_be_resumed(go):
+    go()
+    with pytest.raises(SystemExit, match='the loss is nan'):  # found by an evaluation, before any line of the log
+        go(init_from='resume', max_iters=100, learning_rate=1e30, grad_clip=0.0, log_interval=1000, eval_interval=1, lr_decay_iters=1000)
+    assert all(torch.isfinite(t).all() for t in load_checkpoint('out/resume.pt')['model'].values())
+
+def test_starting_from_a_checkpoint_takes_its_shape(go):
+    go(out_dir='first', block_size=16)
+    assert go(out_dir='second', init_from='first', max_iters=2)['config']['block_size'] == 16
+
 @pytest.mark.parametrize('args, words, status', [
     (['dataset=nowhere'], ['nowhere', 'prepare.py dataset=nowhere'], 1),
     (['n_head=3'], ['n_embd=32 is not divisible by n_head=3'], 2),
@@ -167,13 +194,17 @@ def test_a_loss_that_is_not_a_number_stops_the_run(go, capsys):
     (['init_from=nowhere'], ['no checkpoint'], 1),
     (['init_from=resume', 'out_dir=empty'], ['resume.pt'], 1),
     (['schedule=cosin'], ['did you mean cosine'], 2),
-    (['batch_size=0'], ['batch_size'], 2),
+    (['batch_size=0'], ['batch_size=0'], 2), (['beta2=1'], ['beta2=1'], 2), (['grad_clip=-1'], ['grad_clip=-1'], 2), (['seed=-1'], ['seed=-1'], 2),
 ] + ([] if torch.cuda.is_available() else [(['device=cuda'], ['device=cuda is not on this machine', 'device=cpu'], 1)]))
 def test_mistakes(tmp_path, data, args, words, status):
     refused(run('train.py', *arguments(data), *args, cwd=tmp_path), *words, status=status)
 
-def test_a_checkpoint_of_another_tokenizer_is_refused(go):
+def test_a_clash_with_the_checkpoint_is_refused(go):
     go()
+    with pytest.raises(SystemExit, match='n_layer=2, not 3'):
+        go(init_from='resume', n_layer=3)
+    with pytest.raises(SystemExit, match='another optimizer'):
+        go(init_from='resume', optimizer='adamw')
     with pytest.raises(SystemExit, match='another tokenizer'):
         go(init_from='out', dataset='bpe', out_dir='other')
     with pytest.raises(SystemExit, match='another tokenizer'):
