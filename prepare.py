@@ -46,7 +46,7 @@ SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most
 # ------------------------------------------------------------------------------------------------------------
 # 1. Byte-pair encoding, trained
 
-def train_bpe(words, vocab_size, pattern=SPLIT_PATTERN):
+def train_bpe(words, vocab_size):
     """
     Counter of words -> vocabulary, a list of bytes: the 256 single bytes, then one entry per merge.
 
@@ -271,9 +271,12 @@ def download(url, name, size=None, sha256=None):
         request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
-                resumed = (response.headers.get('Content-Range') or '').startswith(f'bytes {have}-')
-                if response.status != 206 or not resumed:  # the server starts from the beginning, so we do
+                if response.status != 206:  # the server starts from the beginning, so we do
                     have = 0
+                elif not (response.headers.get('Content-Range') or '').startswith(f'bytes {have}-'):
+                    os.remove(part)
+                    problem = "the server sent another piece than the one asked for"
+                    continue
                 total = have + int(response.headers.get('Content-Length') or 0)
                 if size and total > size:
                     sys.exit(f"{url} is {total:,} bytes, but {size:,} are expected: the file there has changed")

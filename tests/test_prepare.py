@@ -160,6 +160,17 @@ def test_what_was_there_survives_a_failure(settings, tmp_path):
         settings(input=str(tmp_path / 'bad.txt'))
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
+def test_a_full_disk(tmp_path):
+    """RLIMIT_FSIZE makes every write past 2 kB fail, as a full disk does."""
+    resource = pytest.importorskip('resource')
+    path = write(tmp_path / 'a.txt', prose(4000))
+    assert run('prepare.py', f'input={path}', 'dataset=mine', cwd=tmp_path).returncode == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'data' / 'mine').iterdir()}
+    done = run('prepare.py', f'input={path}', 'dataset=mine', 'tokenizer=char', cwd=tmp_path,
+               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
+    refused(done, 'File too large')
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'data' / 'mine').iterdir()} == before
+
 @pytest.mark.parametrize('args, words, status', [
     (['dataset=pyton'], ['pyton', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2), (['vocab_size=100'], ['vocab_size=100', '261'], 2),
     (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2), (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2), (['dataset=../up', 'input=.'], ['plain name'], 2)])
