@@ -23,6 +23,7 @@ import tiktoken
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. Tokenizer
@@ -281,6 +282,8 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.norm1(x), rotary, mask, cache))  # tokens look at each other
         return x + self.dropout(self.mlp(self.norm2(x)))  # then each thinks alone
 
+MOST_SCORES = 2**24  # held at once while a loss is computed: 64 MB
+
 class LanguageModel(nn.Module):
     """
     What every rung of the ladder shares: a loss and scores. A subclass has hidden(idx) -> (B, T, C), and a `head`.
@@ -300,11 +303,22 @@ class LanguageModel(nn.Module):
         cross-entropy -log p(target), in nats; targets of -100 count for nothing. reduction: 'mean' | 'sum' | 'none'
         (then (B, T)). `how` goes to hidden().
         """
-        logits = self.logits(self.hidden(idx, **how))
+        x = self.hidden(idx, **how)
         if targets is None:
-            return logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
-        return loss.view_as(targets) if reduction == 'none' else loss
+            return self.logits(x)
+        x, flat = x.flatten(0, 1), targets.flatten()
+        def some_losses(x, targets):
+            return F.cross_entropy(self.logits(x).float(), targets, reduction='none')
+        rows = max(1, MOST_SCORES // self.config.vocab_size)
+        if len(x) <= rows:
+            losses = some_losses(x, flat)
+        else:  # for GPT-2, B T = 2048 rows of 50,257 scores would be 400 MB, several times over: take some rows at a time,
+            # keep nothing but their losses, and compute the scores again in the backward pass
+            losses = torch.cat([checkpoint(some_losses, x[i:i + rows], flat[i:i + rows], use_reentrant=False)
+                                for i in range(0, len(x), rows)])
+        if reduction == 'none':
+            return losses.view_as(targets)
+        return losses.sum() if reduction == 'sum' else losses.sum() / (flat >= 0).sum()
 
     def log_probs(self, idx, targets, **how):
         """log p(target) at each position, (B, T), 0 where the target is -100: what scoring, DPO, distillation need."""

@@ -78,7 +78,7 @@ def train_bpe(words, vocab_size):
             break
         a, b = pair
         token = vocab[a] + vocab[b]
-        new = known.setdefault(token, len(vocab))  # subtle: aa+a and a+aa are the same bytes, so they share one id
+        new = known.setdefault(token, len(vocab))  # subtle: should aa+a and a+aa both come up, they are one token
         if new == len(vocab):
             vocab.append(token)
         changed = set()

@@ -1,7 +1,7 @@
 """
 What must be true of a language model, whatever its weights. Each test is a small lesson; none needs training.
 """
-import math, random
+import math, os, random
 import pytest
 import torch
 from torch.nn import functional as F
@@ -155,6 +155,19 @@ def test_loss_is_the_mean_of_minus_log_p(shape):
         assert torch.allclose(model(idx, targets), -p.sum() / 35, atol=1e-5)
         assert torch.allclose(model(idx, targets, reduction='sum'), -p.sum(), atol=1e-3)
 
+@pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
+def test_a_loss_taken_in_parts_is_the_same_loss(monkeypatch, reduction):
+    model, idx, targets = make(), torch.randint(101, (2, 20)), torch.randint(101, (2, 20))
+    targets[0, :5] = -100
+    def loss_and_gradients(most):
+        monkeypatch.setattr(M, 'MOST_SCORES', most)
+        model.zero_grad()
+        loss = model(idx, targets, reduction=reduction)
+        loss.sum().backward()
+        return [loss.detach()] + [p.grad for p in model.parameters()]
+    for whole, parts in zip(loss_and_gradients(2**24), loss_and_gradients(7 * 101)):
+        assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)
+
 @pytest.mark.parametrize('shape', SHAPES)
 def test_an_untrained_model_knows_nothing(shape):
     torch.manual_seed(0)
@@ -290,6 +303,11 @@ def test_stream_text(tokenizers, said, stop, shown):
     pieces = [piece for _, piece in M.stream_text(model, t, ['a'], stop=stop, max_new_tokens=len(ids) + 1, temperature=0)]
     assert ''.join(pieces) == shown and '\ufffd' not in ''.join(pieces) and '' not in pieces
 
+def test_half_a_character_after_a_stop_string_is_not_shown():
+    t = Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b'P\xc3'])
+    model = Puppet(t.vocab_size, t.encode('xSTO') + [256], start=1)
+    assert [piece for _, piece in M.stream_text(model, t, ['a'], stop=['STOP'], max_new_tokens=9, temperature=0)] == ['x']
+
 # ---- optimizers ----
 
 def test_orthogonalize_brings_all_singular_values_near_one():
@@ -361,6 +379,15 @@ def test_checkpoint_round_trip_and_damage(tmp_path, tokenizers):
     torch.save({'format': 'someone else'}, path)
     with pytest.raises(SystemExit, match='not a checkpoint of ours'):
         M.load_model(path)
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'sprung'),)
+    torch.save({'format': 'ninefiles-1', 'model': Trap()}, tmp_path / 'ckpt.pt')
+    with pytest.raises(SystemExit, match='not a checkpoint of ours'):
+        M.load_model(str(tmp_path))
+    assert not (tmp_path / 'sprung').exists()
 
 def test_a_full_disk_costs_nothing_that_was_there(tmp_path):
     """RLIMIT_FSIZE makes every write past 100 kB fail, as a full disk does."""
