@@ -337,6 +337,7 @@ class GPT(LanguageModel):
         self.head = nn.Linear(C, self.padded_vocab_size, bias=False)
         if config.tie_weights:
             self.head.weight = self.wte.weight
+        self.activation_checkpointing = False  # True: keep only each block's input, compute the rest again going back
         # tables of fixed positions are derived, not learned, so they are not saved
         cos, sin = rotary_table(config) if config.position == 'rotary' else (None, None)
         self.register_buffer('cos', cos, persistent=False)
@@ -383,7 +384,10 @@ class GPT(LanguageModel):
         x = self.dropout(x)
         rotary = (self.cos[positions], self.sin[positions]) if self.cos is not None else None  # (T, 1, D), (B, T, 1, D)
         for block in self.blocks:
-            x = block(x, rotary, mask, cache)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, rotary, mask, use_reentrant=False)
+            else:
+                x = block(x, rotary, mask, cache)
         return self.norm(x)
 
     @torch.no_grad()

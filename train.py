@@ -59,6 +59,7 @@ sample_every = 1            # show what the model writes at every so many evalua
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of the multiplications; the weights stay float32
+activation_checkpointing = False  # a third more computing for much less memory: layers are computed again going back
 compile = False             # fuse the model's operations with torch.compile: slow to start, then faster
 seed = 1337
 given = configure(globals())
@@ -190,7 +191,7 @@ def train():
     model = build_model(config)
     if old:
         model.load_state_dict(old['model'])
-    model.to(where)
+    model.to(where).activation_checkpointing = activation_checkpointing
 
     # 4. optimizers
     optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))

@@ -168,6 +168,17 @@ def test_a_loss_taken_in_parts_is_the_same_loss(monkeypatch, reduction):
     for whole, parts in zip(loss_and_gradients(2**24), loss_and_gradients(7 * 101)):
         assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)
 
+def test_activation_checkpointing_changes_memory_and_nothing_else():
+    def loss_and_gradients(on):
+        model = make(dropout=0.1).train()
+        model.activation_checkpointing = on
+        torch.manual_seed(1)
+        loss = model(torch.arange(40).view(2, 20), torch.arange(40).view(2, 20))
+        loss.backward()
+        return [loss.detach()] + [p.grad for p in model.parameters()]
+    for plain, checkpointed in zip(loss_and_gradients(False), loss_and_gradients(True)):
+        assert torch.equal(plain, checkpointed)
+
 @pytest.mark.parametrize('shape', SHAPES)
 def test_an_untrained_model_knows_nothing(shape):
     torch.manual_seed(0)

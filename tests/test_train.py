@@ -183,6 +183,11 @@ def test_a_broken_model_is_not_saved_even_to_be_resumed(go):
         go(init_from='resume', max_iters=100, learning_rate=1e30, grad_clip=0.0, log_interval=1000, eval_interval=1, lr_decay_iters=1000)
     assert all(torch.isfinite(t).all() for t in load_checkpoint('out/resume.pt')['model'].values())
 
+def test_a_resumed_run_that_gets_worse_does_not_replace_the_best(go):
+    best = go()
+    after = go(init_from='resume', max_iters=24, lr_decay_iters=1000, learning_rate=3.0, muon_learning_rate=3.0)
+    assert same(best, after) and after['step'] == 20 and load_checkpoint('out/resume.pt')['step'] == 24
+
 def test_starting_from_a_checkpoint_takes_its_shape(go):
     go(out_dir='first', block_size=16)
     assert go(out_dir='second', init_from='first', max_iters=2)['config']['block_size'] == 16
