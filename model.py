@@ -682,7 +682,7 @@ class Muon(torch.optim.Optimizer):
     """
     Momentum, then orthogonalise: every direction of a weight matrix learns at the same pace (Jordan et al. 2024). For
     matrices inside the layers only. torch.optim.Muon computes the same, a matrix at a time; here all matrices of one
-    shape go through Newton–Schulz as one batch, which on small models is several times quicker.
+    shape go through Newton–Schulz as one batch: 1.6 to 2 times quicker on small models (measured on 2 CPU cores).
     """
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
