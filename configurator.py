@@ -153,6 +153,8 @@ def one_line(kind, error, trace):
     """
     if issubclass(kind, KeyboardInterrupt):
         print("\ninterrupted", file=sys.stderr)
+    elif issubclass(kind, BrokenPipeError):  # python sample.py | head: the reader has seen enough
+        sys.stdout = None
     elif issubclass(kind, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"{os.path.basename(sys.argv[0])}: {what}", file=sys.stderr)
