@@ -284,7 +284,7 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.norm1(x), rotary, mask, cache))  # tokens look at each other
         return x + self.dropout(self.mlp(self.norm2(x)))  # then each thinks alone
 
-MOST_SCORES = 2**24  # held at once while a loss is computed: 64 MB
+MOST_NUMBERS = 2**24  # in any one tensor that comes and goes while a model trains: 64 MB of float32
 
 class LanguageModel(nn.Module):
     """
@@ -311,7 +311,7 @@ class LanguageModel(nn.Module):
         x, flat = x.flatten(0, 1), targets.flatten()
         def some_losses(x, targets):
             return F.cross_entropy(self.logits(x).float(), targets, reduction='none')
-        rows = max(1, MOST_SCORES // self.config.vocab_size)
+        rows = max(1, MOST_NUMBERS // self.config.vocab_size)
         if len(x) <= rows:
             losses = some_losses(x, flat)
         else:  # for GPT-2, B T = 2048 rows of 50,257 scores would be 400 MB, several times over: take some rows at a time,
@@ -671,6 +671,7 @@ def orthogonalize(G, steps=5):
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.bfloat16() if has_bfloat16(G.device.type) else G
+    del G  # its memory is free to use, if the caller keeps no hold of it
     tall = X.size(-2) > X.size(-1)
     X = (X.mT if tall else X).contiguous()  # the small side first: A is (n, n)
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value exceeds this norm, so all are now <= 1
@@ -678,7 +679,7 @@ def orthogonalize(G, steps=5):
         A = X @ X.mT
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # bA + cA²
         X = torch.baddbmm(X, B, X, beta=a)           # aX + BX
-    return (X.mT if tall else X).to(G.dtype)
+    return X.mT if tall else X
 
 class Muon(torch.optim.Optimizer):
     """
@@ -698,15 +699,21 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]['momentum_buffer'] = torch.zeros_like(p)
             buffers, grads = [self.state[p]['momentum_buffer'] for p in params], [p.grad for p in params]
             torch._foreach_lerp_(buffers, grads, 1 - group['momentum'])  # a running mean of the gradients
-            updates = torch._foreach_lerp(grads, buffers, group['momentum'])  # Nesterov: look ahead
+            torch._foreach_lerp_(grads, buffers, group['momentum'])      # Nesterov: look ahead
             batches = defaultdict(list)
-            for p, update in zip(params, updates):
-                batches[update.shape].append((p, update))
-            for (rows, columns), batch in batches.items():
+            for p in params:
+                batches[p.shape].append(p)
+            for (rows, columns), same in batches.items():
                 lr = group['lr'] * max(1, rows / columns) ** 0.5  # a tall one moves its outputs as far as a square one
-                directions = orthogonalize(torch.stack([update for _, update in batch]))
-                for (p, _), direction in zip(batch, directions):
-                    p.mul_(1 - group['lr'] * group['weight_decay']).add_(direction, alpha=-lr)
+                sharded = hasattr(same[0], 'placements')  # train.py parallel=fsdp spreads each matrix over the processes …
+                n = max(1, MOST_NUMBERS // (rows * columns))  # large ones gain nothing from company, and need the memory
+                for batch in (same[i:i + n] for i in range(0, len(same), n)):
+                    directions = orthogonalize(torch.stack([p.grad.full_tensor() if sharded else p.grad for p in batch]))
+                    for p, direction in zip(batch, directions):
+                        if sharded:
+                            from torch.distributed.tensor import distribute_tensor  # … so all compute it, and keep their part
+                            direction = distribute_tensor(direction, p.device_mesh, p.placements, src_data_rank=None)
+                        p.mul_(1 - group['lr'] * group['weight_decay']).add_(direction, alpha=-lr)
 
 def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learning_rate=0.02, weight_decay=0.0,
                          betas=(0.9, 0.95)):

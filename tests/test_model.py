@@ -172,7 +172,7 @@ def test_a_loss_taken_in_parts_is_the_same_loss(monkeypatch, reduction):
     model, idx, targets = make(), torch.randint(101, (2, 20)), torch.randint(101, (2, 20))
     targets[0, :5] = -100
     def loss_and_gradients(most):
-        monkeypatch.setattr(M, 'MOST_SCORES', most)
+        monkeypatch.setattr(M, 'MOST_NUMBERS', most)
         model.zero_grad()
         loss = model(idx, targets, reduction=reduction)
         loss.sum().backward()
