@@ -821,8 +821,9 @@ def resolve_device(device='auto', dtype='auto'):
         dtype = 'bfloat16' if has_bfloat16(kind) else 'float16' if kind == 'cuda' else 'float32'
     if kind == 'cpu' and sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
         # glibc returns large blocks to the kernel at every free(), and the next malloc() gets them back zeroed, page by
-        # page: in a training loop, the same megabytes all day. Keep them (-1: M_TRIM_THRESHOLD, -3: M_MMAP_THRESHOLD)
-        libc.mallopt(-1, 2**31 - 1), libc.mallopt(-3, 2**30)
+        # page: in a training loop, the same megabytes all day. Keep blocks of less than 4 MB: most of a small model's, while a
+        # large one would spread out over twice the memory (-1: M_TRIM_THRESHOLD, -3: M_MMAP_THRESHOLD)
+        libc.mallopt(-1, 2**31 - 1), libc.mallopt(-3, 2**22)
     return device, dtype
 
 # ------------------------------------------------------------------------------------------------------------
@@ -840,14 +841,18 @@ def describe(model, batch_size=0, dtype='float32', optimizer='adamw', say=print)
     used = sum(n for name, n in sizes.items() if not name.startswith(tables))
     # a weight multiplies once forward, twice backward, 2 FLOPs each; attention adds QKᵀ and AV (Chowdhery 2022, app. B)
     flops = 6 * used + (12 * c.n_layer * c.n_head * c.head_dim * c.block_size if c.model_type == 'gpt' else 0)
-    # what the backward pass needs again, in bytes per token: by layer, and the scores over the vocabulary
-    b = 2 if dtype != 'float32' else 4
-    layer = c.n_embd * (12 + 10 * b) + 4 * b * c.n_hidden + 2 * b * c.n_head * c.block_size
-    per_token = c.n_layer * layer + c.vocab_size * (8 + b)
-    memory = {'weights': 4 * total, 'gradients': 4 * total, 'activations': per_token * batch_size * c.block_size,
-              'optimizer': 8 * total - (4 * inner if optimizer == 'muon' else 0)}
+    # what a layer keeps for its backward pass, in bytes per token, as autograd was seen to keep it: the residual stream twice;
+    # the inputs of the matrices, q, k, v and y; what the norms and the MLP need; weights of attention that are written out
+    b, tokens = 2 if dtype != 'float32' else 4, batch_size * c.block_size
+    layer = c.n_embd * (8 + 6 * b + 8 * (c.norm == 'rmsnorm')) + c.n_hidden * b * (4 if c.mlp == 'swiglu' else 2)
+    layer += c.n_head * (16 * c.head_dim * c.qk_norm + b * c.block_size * (dtype == 'bfloat16' and c.block_size <= 512))
+    kept = c.n_layer * 4 * c.n_embd + layer if getattr(model, 'activation_checkpointing', False) else c.n_layer * layer
+    memory = {'weights': 4 * total, 'gradients': 4 * total,
+              'optimizer': 8 * total - (4 * inner if optimizer == 'muon' else 0), 'activations': kept * tokens,
+              'scores': min(tokens, MOST_NUMBERS // c.vocab_size) * c.vocab_size * (12 + b),
+              'half copies': 2 * used if b == 2 else 0}  # autocast turns each weight into 16 bits, once per pass
     say(f"{c.model_type:<16}{total:>14,} parameters, {inner:,} of them in the layers")
     say(f"{'to train':<16}{flops:>14,} FLOPs per token")
-    for name, size in memory.items():
-        say(f"  {name:<14}{size / 2**20:>14,.1f} MB")
+    for name, size in {**memory, 'in all': sum(memory.values())}.items() if batch_size else ():
+        say(f"  {name:<14}{size / 1e6:>14,.1f} MB")
     return {'parameters': total, 'flops_per_token': flops, 'memory': memory}

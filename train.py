@@ -75,6 +75,10 @@ given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
 
 import csv, importlib, json, math, os, signal, sys, time
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 import numpy as np
@@ -155,6 +159,12 @@ def set_aside(folder):
         os.makedirs(os.path.join(folder, f'previous-{n}'))
         for name in there:
             os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
+
+def peak_memory(kind):
+    """The most bytes that this process ever held, on its GPU or, without one, in all."""
+    if kind == 'cuda':
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) if resource else 0
 
 def whole(state):
     """
@@ -299,7 +309,7 @@ def train():
         run = DistributedDataParallel(run, forward_sync_buffers=False)
 
     # 5. what this will cost
-    cost = describe(model, batch_size, number, optimizer, say)
+    cost, without = describe(model, min(batch_size, mine), number, optimizer, say), peak_memory(kind)
     total = tokens * max_iters
     say(f"{tokens:,} tokens per step * {max_iters:,} steps = {total:,} tokens, {total / cost['parameters']:.1f} per parameter, "
         f"{total / len(data['train']):.1f} times through the text; {cost['flops_per_token'] * total:.2g} FLOPs")
@@ -450,6 +460,9 @@ def train():
                 f"{speed:,.0f} tokens/s{mfu} | {left // 60}:{left % 60:02d} left")
             if chief:
                 record(train_loss=mean, rate=rate(step - 1), grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
+            if not history and kind != 'mps':
+                say(f"memory: {(peak_memory(kind) - without) / 1e6:,.0f} MB more than before the first step, and weights of "
+                    f"{cost['memory']['weights'] / 1e6:,.0f} MB; expected in all: {sum(cost['memory'].values()) / 1e6:,.0f} MB")
             history.append(mean)
             losses, mark = [], now
 
