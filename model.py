@@ -806,6 +806,15 @@ def load_model(path, device='cpu'):
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         sys.exit(f"{path}: weights, shape and tokenizer do not fit together ({str(e).splitlines()[0]})")
 
+def set_aside(folder):
+    """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
+    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv') if os.path.exists(os.path.join(folder, name))]
+    if there:
+        n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
+        os.makedirs(os.path.join(folder, f'previous-{n}'))
+        for name in there:
+            os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
+
 def resolve_device(device='auto', dtype='auto'):
     """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits where there is none."""
     if device == 'auto':
@@ -856,3 +865,22 @@ def describe(model, batch_size=0, dtype='float32', optimizer='adamw', say=print)
     for name, size in {**memory, 'in all': sum(memory.values())}.items() if batch_size else ():
         say(f"  {name:<14}{size / 1e6:>14,.1f} MB")
     return {'parameters': total, 'flops_per_token': flops, 'memory': memory}
+
+def schedule_rate(step, schedule, warmup, end, floor=0.0):
+    """
+    The fraction of the peak learning rate at this step: up in the warmup, then down to the floor at step `end`, as a
+    cosine, a line, in two steps of ten, at the very end ('wsd': warmup, stable, decay; Hu et al. 2024), or not at all.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min((step - warmup) / max(end - warmup, 1), 1.0)  # 0 … 1
+    shape = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done)),
+             'step': 1.0 if done < 0.6 else 0.1 if done < 0.85 else 0.01, 'wsd': min(1.0, (1 - done) / 0.2)}[schedule]
+    return floor + (1 - floor) * shape
+
+def sparkline(values, width=50):
+    """[4, 3, 2, 1] -> '█▆▃▁': a curve in one line of text."""
+    bars = '▁▂▃▄▅▆▇█' if 'utf' in (sys.stdout.encoding or '').lower() else '.:-=+*#@'
+    values = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
+    low, high = min(values), max(values)
+    return ''.join(bars[round(7 * (v - low) / max(high - low, 1e-9))] for v in values)

@@ -15,7 +15,7 @@ exactly) and out_dir/log.csv. Ctrl-C finishes the step (of several processes: th
 go on. The batch of step t is a function
 of (seed, t) alone, so a run that was resumed, or spread over more processes, reads the same text in the same order.
 """
-from configurator import configure, usage
+from configurator import at_least, configure, usage
 
 # what, and where to
 out_dir = 'out'
@@ -85,8 +85,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from model import (GPTConfig, Tokenizer, build_model, configure_optimizers, describe, generate, load_checkpoint,
-                   load_dataset, resolve_device, save_atomically)
+from model import (GPTConfig, Tokenizer, build_model, configure_optimizers, describe, generate, load_checkpoint, load_dataset,
+                   resolve_device, save_atomically, schedule_rate, set_aside, sparkline)
 
 # peak bfloat16 FLOP/s (float16 on the T4) of accelerators, without sparsity, from NVIDIA's data sheets
 PEAKS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'T4': 65e12}
@@ -135,14 +135,8 @@ def window(data, starts, tokenizer):
     return x, y
 
 def rate(step):
-    """The fraction of the peak learning rate at this step: up in the warmup, then down as the schedule says."""
-    end, floor = lr_decay_iters or max_iters, min_lr / learning_rate
-    if step < warmup_iters:
-        return (step + 1) / (warmup_iters + 1)
-    done = min((step - warmup_iters) / max(end - warmup_iters, 1), 1.0)  # 0 … 1
-    shape = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done)),
-             'step': 1.0 if done < 0.6 else 0.1 if done < 0.85 else 0.01, 'wsd': min(1.0, (1 - done) / 0.2)}[schedule]
-    return floor + (1 - floor) * shape
+    """The fraction of the peak learning rate at this step."""
+    return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
 
 def check_finite(loss, step, best):
     """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
@@ -150,15 +144,6 @@ def check_finite(loss, step, best):
         sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
                  f"{muon_learning_rate * rate(step):.2g}): try a lower one. {out_dir}/ckpt.pt still holds the best model, "
                  f"of validation loss {best:.4f}")
-
-def set_aside(folder):
-    """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
-    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv') if os.path.exists(os.path.join(folder, name))]
-    if there:
-        n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
-        os.makedirs(os.path.join(folder, f'previous-{n}'))
-        for name in there:
-            os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
 
 def peak_memory(kind):
     """The most bytes that this process ever held, on its GPU or, without one, in all."""
@@ -197,19 +182,11 @@ def train():
             sys.exit(f"{out_dir}/resume.pt holds no optimizer state: start from its weights with init_from={out_dir}")
         own = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
         globals().update({k: v for k, v in own.items() if k not in given})
-    for name in ('batch_size', 'gradient_accumulation_steps', 'eval_interval', 'eval_iters', 'log_interval'):
-        if globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in ('max_iters', 'warmup_iters', 'lr_decay_iters', 'grad_clip', 'weight_decay', 'min_lr', 'sample_every', 'seed'):
-        if globals()[name] < 0:
-            usage(f"{name}={globals()[name]}: expected at least 0")
-    for name in ('learning_rate', 'muon_learning_rate'):
-        if globals()[name] <= 0:
-            usage(f"{name}={globals()[name]}: expected more than 0")
-    for name in ('beta1', 'beta2'):
-        if not 0 <= globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected 0 <= {name} < 1")
-
+    at_least(1, globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval')
+    at_least(0, globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr sample_every seed beta1 beta2 '
+                           'learning_rate muon_learning_rate')
+    if max(beta1, beta2) >= 1:
+        usage(f"beta1={beta1} beta2={beta2}: expected less than 1")
     if objective == 'mlm' and 'causal' not in given:
         globals()['causal'] = False
     if model_type != 'gpt' and objective == 'mlm':
@@ -500,13 +477,6 @@ def compressors(text):
         except ImportError:  # a Python that was built without it
             continue
     return bits
-
-def sparkline(values, width=50):
-    """[4, 3, 2, 1] -> '█▆▃▁': a curve in one line of text."""
-    bars = '▁▂▃▄▅▆▇█' if 'utf' in (sys.stdout.encoding or '').lower() else '.:-=+*#@'
-    values = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
-    low, high = min(values), max(values)
-    return ''.join(bars[round(7 * (v - low) / max(high - low, 1e-9))] for v in values)
 
 def open_tensorboard(folder, step):
     """A writer of TensorBoard's event files, which drops what an earlier run wrote after this step."""
