@@ -58,7 +58,7 @@ beta2 = 0.95                # and of its square: about 20 steps
 grad_clip = 1.0             # longest gradient let through; 0: any
 # how it goes
 eval_interval = 200         # steps between evaluations
-eval_iters = 20             # batches of batch_size rows in each: always the same ones, evenly spread over val.bin
+eval_iters = 10             # batches of batch_size rows in each: always the same ones, evenly spread over val.bin
 log_interval = 20           # steps between lines
 sample_every = 1            # show what the model writes at every so many evaluations; 0: never
 # on what
@@ -187,6 +187,11 @@ def train():
                            'learning_rate muon_learning_rate')
     if max(beta1, beta2) >= 1:
         usage(f"beta1={beta1} beta2={beta2}: expected less than 1")
+    if tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            usage("tensorboard=True needs one more package:  pip install tensorboard")
     if objective == 'mlm' and 'causal' not in given:
         globals()['causal'] = False
     if model_type != 'gpt' and objective == 'mlm':
@@ -306,7 +311,7 @@ def train():
         log_file = open(log_path, 'w', newline='', encoding='utf-8', buffering=1)
         log = csv.writer(log_file)
         log.writerows(table)
-        board = open_tensorboard(os.path.join(out_dir, 'tensorboard'), step) if tensorboard else None
+        board = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=step + 1) if tensorboard else None
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
@@ -477,14 +482,6 @@ def compressors(text):
         except ImportError:  # a Python that was built without it
             continue
     return bits
-
-def open_tensorboard(folder, step):
-    """A writer of TensorBoard's event files, which drops what an earlier run wrote after this step."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        usage("tensorboard=True needs a package more:  pip install tensorboard")
-    return SummaryWriter(folder, purge_step=step + 1)
 
 def plot(log_path):
     """log.csv -> loss.png beside it, where matplotlib is installed."""

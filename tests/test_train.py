@@ -10,7 +10,7 @@ from model import Tokenizer, load_checkpoint, load_model
 TINY = dict(dataset='tiny', n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=20, eval_interval=10, eval_iters=2,
             warmup_iters=2, lr_decay_iters=20, log_interval=5, sample_every=0, device='cpu', dtype='float32')
 
-FRESH = dict(out_dir='out', init_from='scratch', objective='clm', causal=True)  # what an earlier run in this process may have changed
+FRESH = dict(out_dir='out', init_from='scratch', objective='clm', causal=True, tensorboard=False)  # what an earlier run in this process may have changed
 
 @pytest.fixture
 def go(monkeypatch, tmp_path, data):
@@ -150,6 +150,17 @@ def test_a_run_reports_what_it_did(go, capsys):
     learned, evaluated = [r for r in rows if r['train_loss']], [r for r in rows if r['val_loss']]
     assert [int(r['step']) for r in learned] == [5, 10, 15, 20] and float(learned[-1]['train_loss']) < float(learned[0]['train_loss'])
     assert [int(r['step']) for r in evaluated] == [0, 10, 20] and float(evaluated[-1]['val_loss']) < float(evaluated[0]['val_loss'])
+
+def test_tensorboard_where_it_is_installed(go, monkeypatch):
+    try:
+        import torch.utils.tensorboard
+        go(tensorboard=True)
+        assert os.listdir('out/tensorboard')
+    except ImportError:
+        pass
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)  # importing it now fails
+    with pytest.raises(SystemExit):
+        go(tensorboard=True)
 
 def test_earlier_runs_are_set_aside_not_lost(go):
     runs = [go(seed=seed) for seed in (1, 2, 3)]
