@@ -29,16 +29,23 @@ drop_duplicates = True   # keep one of several identical documents: copies would
 min_length = 0           # drop documents of fewer characters
 shards = 1               # fineweb: how many files of 100M tokens to train on, up to 103
 data_dir = 'data'        # where the datasets live
+weights = ''             # other people's: a folder, or a name on the hub such as openai-community/gpt2; goes to out_dir
+export = ''              # a folder that transformers, vLLM and others can load, made from the model in out_dir
+out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, hashlib, heapq, http.client, json, os, re, sys, sysconfig, time, unicodedata
+import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, re, sys, sysconfig, time, unicodedata
 import urllib.error, urllib.request
 from collections import Counter, defaultdict
+from dataclasses import asdict
 from functools import cache
 import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
-from model import SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, Tokenizer
+import torch
+from torch.nn import functional as F
+from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, build_model, load_checkpoint,
+                   save_atomically)
 
 PIECE = 1 << 20          # characters read at a time
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
@@ -264,7 +271,7 @@ def download(url, name, size=None, sha256=None):
     path = os.path.join(folder, name)
     if os.path.exists(path):
         return path
-    os.makedirs(folder, exist_ok=True)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     part = path + '.part'
     for attempt in range(3):
         have = os.path.getsize(part) if os.path.exists(part) else 0
@@ -298,7 +305,7 @@ def download(url, name, size=None, sha256=None):
                 raise
             problem = getattr(e, 'reason', e)
     else:
-        sys.exit(f"cannot download {url}: {problem}. Run again to go on; dataset=python needs no network")
+        sys.exit(f"cannot download {url}: {problem}. Run again to go on; dataset=python and a folder need no network")
     digest = hashlib.sha256()
     with open(part, 'rb') as f:
         while block := f.read(1 << 20):
@@ -370,7 +377,421 @@ def token_stream(tok, plan):
         last[split] = number
         yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
 
+# ------------------------------------------------------------------------------------------------------------
+# 5. Other people's weights, in and out. The tables below are read from left to right and from right to left
+
+HUB = 'https://huggingface.co'
+DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
+          'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
+# an architecture: its column in the tables, its model_type, and what it is in our words
+ARCHITECTURES = {
+    'GPT2LMHeadModel': (0, 'gpt2', dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True)),
+    'LlamaForCausalLM': (1, 'llama', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False)),
+    'Qwen3ForCausalLM': (1, 'qwen3', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, bias=False))}
+# our setting: GPT-2's, and Llama's and Qwen3's
+SETTINGS = {
+    'vocab_size': ('vocab_size', 'vocab_size'), 'block_size': ('n_positions', 'max_position_embeddings'),
+    'n_layer': ('n_layer', 'num_hidden_layers'), 'n_head': ('n_head', 'num_attention_heads'),
+    'n_embd': ('n_embd', 'hidden_size'), 'n_hidden': ('n_inner', 'intermediate_size'),
+    'norm_eps': ('layer_norm_epsilon', 'rms_norm_eps'), 'tie_weights': ('tie_word_embeddings', 'tie_word_embeddings'),
+    'n_kv_head': (None, 'num_key_value_heads'), 'head_dim': (None, 'head_dim'), 'rope_theta': (None, 'rope_theta'),
+    'bias': (None, 'attention_bias')}
+ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')  # of Llama 3's rope scaling
+# what must not be otherwise, because our model has no setting for it
+FIXED = {'activation_function': 'gelu_new', 'hidden_act': 'silu', 'scale_attn_weights': True, 'add_cross_attention': False,
+         'scale_attn_by_inverse_layer_idx': False, 'use_sliding_window': False, 'partial_rotary_factor': 1,
+         'quantization_config': None}
+# our tensor: theirs; {} is the number of the layer, and of several names, the tensors are stacked
+TENSORS = {
+    'wte': ('transformer.wte', 'model.embed_tokens'),
+    'wpe': ('transformer.wpe', None),
+    'blocks.{}.norm1': ('transformer.h.{}.ln_1', 'model.layers.{}.input_layernorm'),
+    'blocks.{}.attention.qkv': ('transformer.h.{}.attn.c_attn', 'model.layers.{0}.self_attn.q_proj '
+                                'model.layers.{0}.self_attn.k_proj model.layers.{0}.self_attn.v_proj'),
+    'blocks.{}.attention.q_norm': (None, 'model.layers.{}.self_attn.q_norm'),
+    'blocks.{}.attention.k_norm': (None, 'model.layers.{}.self_attn.k_norm'),
+    'blocks.{}.attention.proj': ('transformer.h.{}.attn.c_proj', 'model.layers.{}.self_attn.o_proj'),
+    'blocks.{}.norm2': ('transformer.h.{}.ln_2', 'model.layers.{}.post_attention_layernorm'),
+    'blocks.{}.mlp.gate': (None, 'model.layers.{}.mlp.gate_proj'),
+    'blocks.{}.mlp.up': ('transformer.h.{}.mlp.c_fc', 'model.layers.{}.mlp.up_proj'),
+    'blocks.{}.mlp.down': ('transformer.h.{}.mlp.c_proj', 'model.layers.{}.mlp.down_proj'),
+    'norm': ('transformer.ln_f', 'model.norm'),
+    'head': ('lm_head', 'lm_head')}
+
+# tokenizer.json writes each byte as a visible character: itself, or, where it is none, one of U+0100 and on
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTE_LETTERS = dict(zip(PRINTABLE + [b for b in range(256) if b not in PRINTABLE], map(chr, PRINTABLE + [*range(256, 324)])))
+# SmolLM2's way to cut text: every digit by itself, and then GPT-2's way on each stretch between digits
+DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+
+def places(config, column):
+    """
+    Where each tensor of our model is in theirs: (our name, [(their name, its shape there), …], transposed). Three things
+    differ. Llama keeps queries, keys and values apart, which we stack. Our vocabulary is padded to a multiple of 64,
+    theirs is not. And GPT-2's layers compute x W + b ("Conv1D"), so their matrices are (in, out); ours, as in all later
+    models, compute x Wᵀ + b, with (out, in).
+    """
+    with torch.device('meta'):  # shapes only: nothing is allocated, whatever the config says
+        tensors = build_model(config).state_dict()
+    for name, tensor in tensors.items():
+        if name == 'head.weight' and config.tie_weights:
+            continue
+        base, _, kind = name.rpartition('.')
+        layer = re.match(r'blocks\.(\d+)', base)
+        names = TENSORS[re.sub(r'^blocks\.\d+', 'blocks.{}', base)][column].format(layer and layer[1]).split()
+        rows = [heads * config.head_dim for heads in (config.n_head, config.n_kv_head, config.n_kv_head)] if len(names) > 1 \
+            else [config.vocab_size if base in ('wte', 'head') else tensor.size(0)]
+        transposed = column == 0 and tensor.ndim == 2 and layer is not None
+        shapes = [(n, *tensor.shape[1:]) for n in rows]
+        yield name, [(f'{n}.{kind}', s[::-1] if transposed else s) for n, s in zip(names, shapes)], transposed
+
+def read_json(path):
+    """A JSON object from a file; exits with one line where it is absent or something else."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            found = json.load(f)
+        if isinstance(found, dict):
+            return found
+    except FileNotFoundError:
+        sys.exit(f"no {path}: weights= takes a folder with config.json, tokenizer.json and model.safetensors in it")
+    except (ValueError, RecursionError):
+        pass
+    sys.exit(f"{path} is damaged: expected a JSON object; download it again")
+
+def read_safetensors(path):
+    """
+    A file of tensors is 8 bytes with the length of its header; the header, in JSON; and all numbers one after the other:
+
+        {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, …}
+
+    -> {name: (shape, a function that reads the tensor)}. Nothing that a stranger's header says is believed: the tensors
+    must fill the file without gap or overlap, each as large as its shape, or we exit before anything is allocated.
+    """
+    def reader(dtype, shape, start):
+        def read():
+            tensor = torch.empty(shape, dtype=dtype)
+            with open(path, 'rb') as f:
+                f.seek(start)
+                f.readinto(tensor.view(-1).view(torch.uint8).numpy())
+            return tensor
+        return read
+    size, tensors = os.path.getsize(path), {}
+    try:
+        with open(path, 'rb') as f:
+            length = int.from_bytes(f.read(8), 'little')
+            if length > min(size - 8, 10_000_000):
+                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+            header = json.loads(f.read(length).decode('utf-8'))
+        header.pop('__metadata__', None)
+        end = 8 + length
+        for name, about in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
+            dtype, shape, (first, last) = DTYPES[about['dtype']], about['shape'], about['data_offsets']
+            if not all(type(n) is int and n >= 0 for n in [*shape, first, last]):
+                raise ValueError(f"{name} has shape {shape}, offsets {[first, last]}")
+            if 8 + length + first != end or last - first != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{name} of shape {shape} does not lie where it should, at bytes {first:,} to {last:,}")
+            tensors[name] = tuple(shape), reader(dtype, shape, end)
+            end += last - first
+        if end != size:
+            raise ValueError(f"{size:,} bytes, but its tensors end at {end:,}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        sys.exit(f"{path} is cut off or damaged ({type(e).__name__}: {str(e)[:200]}): download it again")
+    return tensors
+
+def open_weights(folder):
+    """All tensors of a folder, from one file or several: {name: (shape, a function that reads it)}."""
+    for name in ('model.safetensors', 'pytorch_model.bin'):
+        index = os.path.join(folder, name + '.index.json')
+        files = [name] if os.path.exists(os.path.join(folder, name)) else []
+        if not files and os.path.exists(index):  # {"weight_map": {name of a tensor: its file, …}}
+            files = sorted(set(map(str, dict(read_json(index).get('weight_map') or {}).values())))
+        tensors = {}
+        for file in files:
+            path = os.path.join(folder, os.path.basename(file))
+            if not os.path.exists(path):
+                sys.exit(f"{folder} lacks {file}, which {index} names: download it again")
+            if name.endswith('.safetensors'):
+                tensors.update(read_safetensors(path))
+                continue
+            try:
+                found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)  # numbers only, no code
+                tensors.update({name: (tuple(t.shape), lambda t=t: t) for name, t in found.items()})
+            except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+                sys.exit(f"{path} is damaged or no file of tensors ({type(e).__name__}): model.safetensors is the safer form")
+        if tensors:
+            return tensors
+    sys.exit(f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or such a file's .index.json")
+
+def hub_folder(name):
+    """Download a model from the hub, unless it is here; its folder. The hub's list of files has their sizes and sha256."""
+    place = name.replace('/', '--')
+    path = download(f'{HUB}/api/models/{name}?blobs=true', f'{place}/files.json')
+    try:
+        listing = read_json(path)
+        files = {f['rfilename']: (f['size'], (f.get('lfs') or {}).get('sha256')) for f in listing['siblings']}
+        kind = r'model.*\.safetensors' if any(f.endswith('.safetensors') for f in files) else r'pytorch_model.*\.bin'
+        for file, (size, sha256) in files.items():
+            if re.fullmatch(rf'config\.json|tokenizer(_config)?\.json|{kind}(\.index\.json)?', file) and '/' not in file:
+                download(f"{HUB}/{name}/resolve/{listing['sha']}/{file}", f'{place}/{file}', size, sha256)
+    except (KeyError, TypeError) as e:
+        sys.exit(f"{path} is not the hub's list of a model's files ({type(e).__name__}): delete it and run again")
+    return os.path.dirname(path)
+
+def import_config(folder):
+    """config.json -> GPTConfig, and the architecture's name."""
+    path = os.path.join(folder, 'config.json')
+    found = read_json(path)
+    name = next(iter(found.get('architectures') or []), found.get('model_type'))
+    if name not in ARCHITECTURES:
+        sys.exit(f"{path}: the architecture is {name}, and what can be read is {', '.join(ARCHITECTURES)}")
+    for key, value in FIXED.items():
+        if found.get(key, value) not in (value, None):
+            sys.exit(f"{path}: {key}={found[key]}, and our model knows only {value}")
+    column, _, ours = ARCHITECTURES[name]
+    rope = {'rope_type': 'default', **(found.get('rope_scaling') or {}), **(found.get('rope_parameters') or {})}
+    found = {'tie_word_embeddings': column == 0, 'layer_norm_epsilon': 1e-5, **found, **{k: rope[k] for k in ('rope_theta',) if k in rope}}
+    try:
+        ours = {**{k: type(getattr(GPTConfig, k))(found[names[column]]) for k, names in SETTINGS.items()
+                   if found.get(names[column]) is not None}, **ours}
+        kind = rope.get('type', rope['rope_type'])
+        if kind == 'llama3':
+            ours['rope_scaling'] = tuple(float(rope[k]) for k in ROPE)
+        if kind not in ('llama3', 'default'):
+            raise ValueError(f"rope_type={kind}, and our model knows default and llama3")
+        config = GPTConfig(**ours)
+        if min(config.head_dim, config.n_hidden, config.n_kv_head, config.rope_theta) <= 0 or config.block_size > 1 << 20:
+            raise ValueError(f"a size that is not positive, or a context of {config.block_size:,} tokens")
+        return config, name, list(places(config, column))
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:
+        sys.exit(f"{path} describes no model of ours ({type(e).__name__}: {str(e).splitlines()[0][:200]})")
+
+def pre_tokenizer(pattern):
+    """How tokenizer.json says that text is cut before it is merged: two rules have names of their own there."""
+    named = pattern in (SPLIT_PATTERN, DIGITS_PATTERN)
+    level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': named}
+    first = {'type': 'Digits', 'individual_digits': True} if named else \
+        {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}
+    return level if pattern == SPLIT_PATTERN else {'type': 'Sequence', 'pretokenizers': [first, level]}
+
+def halves(token, rank):
+    """
+    The two parts that byte-pair encoding joins last to make this token: b' the' -> [b' t', b'he']. More than two where
+    it cannot be made. rank(a, b): when a and b are joined, None for never.
+    """
+    parts = [token[i:i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        ranks = [(r, i) for i, pair in enumerate(zip(parts, parts[1:])) if (r := rank(*pair)) is not None]
+        if not ranks:
+            break
+        i = min(ranks)[1]
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+def import_tokenizer(folder, vocab_size):
+    """
+    tokenizer.json -> Tokenizer. It lists which pairs are merged and when; tiktoken merges whatever makes a token, lowest id
+    first. The two agree if each token, spelled out in bytes and merged by the list, comes out whole, and the merges that
+    complete them come in the order of the ids: then no other merge is ever reached. That is checked here.
+    """
+    path = os.path.join(folder, 'tokenizer.json')
+    found, settings = read_json(path), os.path.join(folder, 'tokenizer_config.json')
+    settings = read_json(settings) if os.path.exists(settings) else {}
+    try:
+        model, pre, normalizer = found['model'], found.get('pre_tokenizer') or {}, found.get('normalizer')
+        steps = [{**step, **({'trim_offsets': True, 'use_regex': step.get('use_regex', True)} if step['type'] == 'ByteLevel' else {})}
+                 for step in pre.get('pretokenizers', [pre])]
+        patterns = [SPLIT_PATTERN, DIGITS_PATTERN] + [step['pattern']['Regex'] for step in steps if step['type'] == 'Split']
+        pattern = next((p for p in patterns if pre_tokenizer(p) in (steps[0], {'type': 'Sequence', 'pretokenizers': steps})), None)
+        if model['type'] != 'BPE' or model.get('byte_fallback') or pattern is None or normalizer not in (None, {'type': 'NFC'}):
+            sys.exit(f"{path} is no byte-level BPE of a kind that we know (GPT-2, SmolLM2, Llama 3, Qwen): it begins with "
+                     f"{str(normalizer)[:80]}, {str(pre)[:200]}")
+        # 1. tokens as bytes; special ones; and those that text may spell, such as <think>
+        special = {t['content']: t['id'] for t in found['added_tokens'] if t['special']}
+        text = {t['content']: t['id'] for t in found['added_tokens'] if not t['special']}
+        vocab, letters = [b''] * vocab_size, {letter: byte for byte, letter in BYTE_LETTERS.items()}
+        for token, i in model['vocab'].items():
+            if not 0 <= i < vocab_size:
+                raise ValueError(f"id {i} of {token!r}, but config.json has a vocabulary of {vocab_size}")
+            if token not in special and token not in text:
+                vocab[i] = bytes(letters[c] for c in token)
+        # 2. the merges, and whether they are ours
+        merges = {}
+        for rank, merge in enumerate(model['merges']):
+            a, b = merge.split(' ') if isinstance(merge, str) else merge
+            merges.setdefault((bytes(letters[c] for c in a), bytes(letters[c] for c in b)), rank)
+        last = -1
+        for i, token in enumerate(vocab):
+            if len(token) > 1:
+                parts = halves(token, lambda a, b: merges.get((a, b)))
+                rank = merges.get(tuple(parts))
+                if rank is not None and rank < last or rank is None and len(parts) == 2 and model.get('ignore_merges'):
+                    raise ValueError(f"token {i}, {token!r}, is out of the order of the merges")
+                if rank is None and not model.get('ignore_merges'):
+                    vocab[i] = b''  # no merge makes it, so no text is ever encoded with it
+                last = max(last, -1 if rank is None else rank)
+        # 3. who begins, ends and fills a text; and how conversations are written
+        post, start = found.get('post_processor') or {}, []
+        for step in post.get('processors', [post]):
+            for item in step['single'] if step.get('type') == 'TemplateProcessing' else []:
+                if 'Sequence' in item:
+                    break
+                start.append(special[item['SpecialToken']['id']])
+        eos, pad = (t.get('content') if isinstance(t, dict) else t for t in map(settings.get, ('eos_token', 'pad_token')))
+        eot = next(t for t in ('<|endoftext|>', '<|end_of_text|>', eos) if t in special or t is eos)
+        markup = next(m for m, (a, _, b) in MARKUPS.items() if m == 'plain' or
+                      all(t in special for t in re.findall(r'<\|.*?\|>', a.format(role='user') + b)))
+        own = {name: vocab_size - len(SPECIAL_TOKENS) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        if (special, text, start, normalizer) == (own, {}, [], None):
+            return Tokenizer('bpe', vocab[:-len(own)], pattern)
+        return Tokenizer('bpe', vocab, pattern, {
+            'special': special, 'text': text, 'start': start, 'eot': eot, 'markup': markup, 'nfc': bool(normalizer),
+            'pad': next((t for t in ('<|pad|>', '<|finetune_right_pad_id|>', pad) if t in special), eot)})
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        sys.exit(f"{path} makes no tokenizer of ours ({type(e).__name__}: {str(e)[:200]})")
+
+def set_aside(folder):
+    """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
+    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv') if os.path.exists(os.path.join(folder, name))]
+    if there:
+        n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
+        os.makedirs(os.path.join(folder, f'previous-{n}'))
+        for name in there:
+            os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
+
+def import_weights():
+    """weights= -> out_dir/ckpt.pt. One tensor at a time: what is held is never much more than the model itself."""
+    folder = weights
+    if not os.path.isdir(weights):
+        if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', weights):
+            sys.exit(f"weights={weights}: neither a folder here nor a name on the hub such as openai-community/gpt2")
+        folder = hub_folder(weights)
+    config, name, wanted = import_config(folder)
+    column, tensors, model = ARCHITECTURES[name][0], open_weights(folder), {}
+    if column == 0:  # GPT-2's own files leave the first word out
+        tensors = {n if n.startswith(('transformer.', 'lm_head.')) else f'transformer.{n}': t for n, t in tensors.items()}
+    for ours, theirs, _ in wanted:  # all shapes first, then the first number
+        for n, shape in theirs:
+            if n not in tensors:
+                sys.exit(f"the weights in {folder} lack {n}, which config.json asks for")
+            if tensors[n][0] != shape:
+                sys.exit(f"the weights in {folder} have {n} of shape {tensors[n][0]}, but config.json makes it {shape}")
+    used = {n for _, theirs, _ in wanted for n, _ in theirs}
+    idle = r'.*\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')
+    for n in tensors.keys() - used:
+        if not re.fullmatch(idle, n):
+            sys.exit(f"the weights in {folder} have {n}, for which {name} has no place")
+    tokenizer = import_tokenizer(folder, config.vocab_size)
+    for ours, theirs, transposed in wanted:
+        parts = [tensors[n][1]() for n, _ in theirs]
+        tensor = torch.cat(parts) if len(parts) > 1 else parts[0].t() if transposed else parts[0]
+        if ours in ('wte.weight', 'head.weight'):
+            tensor = F.pad(tensor, (0, 0, 0, -config.vocab_size % 64)) if config.vocab_size % 64 else tensor
+        model[ours] = tensor.contiguous()
+    if config.tie_weights:
+        model['head.weight'] = model['wte.weight']
+    os.makedirs(out_dir, exist_ok=True)
+    set_aside(out_dir)
+    save_atomically(os.path.join(out_dir, 'ckpt.pt'), {
+        'format': 'ninefiles-1', 'model': model, 'config': asdict(config), 'tokenizer': tokenizer.to_dict(), 'step': 0,
+        'settings': {'weights': weights}})
+    print(f"{out_dir}/ckpt.pt: {name}, {sum(t.numel() for n, t in model.items() if n != 'head.weight' or not config.tie_weights):,} "
+          f"parameters, context {config.block_size:,}, {tokenizer.vocab_size:,} tokens, chats written as {tokenizer.markup}")
+    print(f"next:  python sample.py out_dir={out_dir} prompt='Once upon a time'")
+
+def chat_template(tokenizer):
+    """Tokenizer.chat(), in the language that other people's programs read templates in (Jinja)."""
+    def quoted(text):
+        return "'" + text.replace('\n', '\\n').replace('{role}', "' + message['role'] + '") + "'"
+    names = {i: n for n, i in tokenizer.special.items()}
+    first = "message['role'] == 'system'" if tokenizer.markup == 'ninefiles' else 'false'
+    return ("{{ '" + ''.join(names[i] for i in tokenizer.start) + "' }}{% set ns = namespace(system='') %}{% for message in messages %}"
+            "{% if " + first + " %}{% set ns.system = ns.system + message['content'] + '\\n\\n' %}{% else %}"
+            "{% if message['role'] == 'user' %}{% set words = ns.system + message['content'] %}{% set ns.system = '' %}"
+            "{% else %}{% set words = message['content'] %}{% endif %}"
+            "{{ " + quoted(tokenizer.opening + tokenizer.lead) + " + words + " + quoted(tokenizer.closing) + " }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ " + quoted((tokenizer.opening + tokenizer.lead).format(role='assistant')) + " }}{% endif %}")
+
+def export_tokenizer(tokenizer):
+    """Tokenizer -> what tokenizer.json and tokenizer_config.json hold."""
+    def spelled(token):
+        return ''.join(BYTE_LETTERS[b] for b in token)
+    names = {**tokenizer.special, **tokenizer.text}
+    tokens = {t: i for i, t in enumerate(tokenizer.vocab) if t and i not in names.values()}
+    pairs = [halves(t, lambda a, b: tokens.get(a + b)) for t in tokens if len(t) > 1]
+    level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
+    start = [n for i in tokenizer.start for n in tokenizer.special if tokenizer.special[n] == i]
+    post = {'type': 'TemplateProcessing', 'single': [{'SpecialToken': {'id': n, 'type_id': 0}} for n in start] +
+            [{'Sequence': {'id': 'A', 'type_id': 0}}], 'pair': [{'Sequence': {'id': 'A', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 1}}],
+            'special_tokens': {n: {'id': n, 'ids': [tokenizer.special[n]], 'tokens': [n]} for n in start}}
+    name = {i: n for n, i in tokenizer.special.items()}
+    return {'version': '1.0', 'truncation': None, 'padding': None,
+            'added_tokens': [{'id': i, 'content': n, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False,
+                              'special': n in tokenizer.special} for n, i in sorted(names.items(), key=lambda item: item[1])],
+            'normalizer': {'type': 'NFC'} if tokenizer.nfc else None, 'pre_tokenizer': pre_tokenizer(tokenizer.pattern),
+            'post_processor': post if start else level, 'decoder': level,
+            'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
+                      'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False,
+                      'ignore_merges': any(len(p) > 2 for p in pairs),
+                      'vocab': {**{spelled(t): i for t, i in tokens.items()}, **names},
+                      'merges': [f'{spelled(p[0])} {spelled(p[1])}' for p in pairs if len(p) == 2]}}, \
+        {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False, 'eos_token': name[tokenizer.eot],
+         'pad_token': name[tokenizer.pad], 'chat_template': chat_template(tokenizer), **({'bos_token': start[0]} if start else {})}
+
+def export_weights():
+    """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of theirs."""
+    checkpoint = load_checkpoint(out_dir)
+    config, tokenizer = GPTConfig(**checkpoint['config']), Tokenizer.from_dict(checkpoint['tokenizer'])
+    model, shape = checkpoint['model'], asdict(config)
+    # 1. which architecture is it?
+    name = next((n for n, (_, _, ours) in ARCHITECTURES.items() if all(shape[k] == v for k, v in ours.items())), None)
+    column, model_type, _ = ARCHITECTURES.get(name, (0, '', {}))
+    if config.model_type != 'gpt' or not config.causal or shape.get('adapter_size') or name is None \
+            or column == 0 and (config.n_kv_head, config.head_dim * config.n_head) != (config.n_head, config.n_embd):
+        sys.exit(f"{out_dir}/ckpt.pt is none of {', '.join(ARCHITECTURES)}, and those are what others can load: it has "
+                 + ' '.join(f'{k}={shape[k]}' for k in ('model_type', 'position', 'norm', 'mlp', 'qk_norm', 'bias', 'causal')))
+    if tokenizer.kind != 'bpe':
+        sys.exit(f"{out_dir}/ckpt.pt reads with tokenizer={tokenizer.kind}; others know only bpe: prepare the text with tokenizer=bpe")
+    # 2. how it is described
+    rope = {'rope_type': 'llama3', **dict(zip(ROPE, config.rope_scaling))} if config.rope_scaling else None
+    ids = {'eos_token_id': tokenizer.eot, 'pad_token_id': tokenizer.pad, 'bos_token_id': (tokenizer.start or [tokenizer.eot])[0]}
+    stops = sorted({tokenizer.eot, tokenizer.end})
+    files = dict(zip(('tokenizer.json', 'tokenizer_config.json'), export_tokenizer(tokenizer)))
+    files['tokenizer_config.json']['model_max_length'] = config.block_size
+    files['generation_config.json'] = {**ids, 'eos_token_id': stops}
+    files['config.json'] = {
+        'architectures': [name], 'model_type': model_type, **{names[column]: shape[k] for k, names in SETTINGS.items() if names[column]},
+        **ids, 'torch_dtype': str(model['norm.weight'].dtype).removeprefix('torch.'),
+        **({'rope_scaling': rope, 'hidden_act': 'silu', 'mlp_bias': config.bias} if column else {'activation_function': 'gelu_new'})}
+    os.makedirs(export, exist_ok=True)
+    for file, content in files.items():
+        with open(os.path.join(export, file), 'w', encoding='utf-8') as f:
+            json.dump(content, f, indent=1, ensure_ascii=False)
+    # 3. the tensors
+    header, end, wanted = {'__metadata__': {'format': 'pt'}}, 0, list(places(config, column))
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    for ours, theirs, _ in wanted:
+        for n, s in theirs:
+            dtype = model[ours].dtype
+            header[n] = {'dtype': codes[dtype], 'shape': s, 'data_offsets': [end, end := end + math.prod(s) * dtype.itemsize]}
+    raw = json.dumps(header).encode()
+    raw += b' ' * (-len(raw) % 8)  # so that the numbers begin at a multiple of 8
+    path = os.path.join(export, 'model.safetensors')
+    with open(path + '.tmp', 'wb') as f:
+        f.write(len(raw).to_bytes(8, 'little') + raw)
+        for ours, theirs, transposed in wanted:
+            rows = [s[1 if transposed else 0] for _, s in theirs]
+            for part in model[ours][:sum(rows)].split(rows):
+                f.write((part.t() if transposed else part).contiguous().view(-1).view(torch.uint8).numpy())
+    os.replace(path + '.tmp', path)
+    print(f"{export}: {name}, {end / 1e6:,.1f} MB of {model['norm.weight'].dtype}")
+    print(f"next:  AutoModelForCausalLM.from_pretrained({export!r}) in transformers, or  vllm serve {export}")
+
+# ------------------------------------------------------------------------------------------------------------
+# 6. Text in, files out
+
 def main():
+    if weights or export:
+        return import_weights() if weights else export_weights()
     if not input and dataset not in DATASETS and dataset != 'fineweb':
         usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb; or input=PATH for text of your own")
     if input and dataset == 'python':
