@@ -38,12 +38,11 @@ import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, re, sys
 import urllib.error, urllib.request
 from collections import Counter, defaultdict
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
 import torch
-from torch.nn import functional as F
 from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, build_model, load_checkpoint,
                    save_atomically)
 
@@ -378,17 +377,16 @@ def token_stream(tok, plan):
         yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
 
 # ------------------------------------------------------------------------------------------------------------
-# 5. Other people's weights, in and out. The tables below are read from left to right and from right to left
+# 5. Other people's weights, in and out: the same tables, read from left to right and from right to left
 
 HUB = 'https://huggingface.co'
-DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
-          'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
-# an architecture: its column in the tables, its model_type, and what it is in our words
+BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
+# architecture: its column in the two tables below, its model_type, and what it is in our words
 ARCHITECTURES = {
     'GPT2LMHeadModel': (0, 'gpt2', dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True)),
     'LlamaForCausalLM': (1, 'llama', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False)),
     'Qwen3ForCausalLM': (1, 'qwen3', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, bias=False))}
-# our setting: GPT-2's, and Llama's and Qwen3's
+# our setting: what config.json calls it for GPT-2, and for Llama and Qwen3
 SETTINGS = {
     'vocab_size': ('vocab_size', 'vocab_size'), 'block_size': ('n_positions', 'max_position_embeddings'),
     'n_layer': ('n_layer', 'num_hidden_layers'), 'n_head': ('n_head', 'num_attention_heads'),
@@ -396,18 +394,16 @@ SETTINGS = {
     'norm_eps': ('layer_norm_epsilon', 'rms_norm_eps'), 'tie_weights': ('tie_word_embeddings', 'tie_word_embeddings'),
     'n_kv_head': (None, 'num_key_value_heads'), 'head_dim': (None, 'head_dim'), 'rope_theta': (None, 'rope_theta'),
     'bias': (None, 'attention_bias')}
-ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')  # of Llama 3's rope scaling
-# what must not be otherwise, because our model has no setting for it
-FIXED = {'activation_function': 'gelu_new', 'hidden_act': 'silu', 'scale_attn_weights': True, 'add_cross_attention': False,
-         'scale_attn_by_inverse_layer_idx': False, 'use_sliding_window': False, 'partial_rotary_factor': 1,
-         'quantization_config': None}
-# our tensor: theirs; {} is the number of the layer, and of several names, the tensors are stacked
+ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')  # our rope_scaling
+# what our model has no setting for: it must be so, or absent
+FIXED = {'activation_function': 'gelu_new', 'hidden_act': 'silu', 'use_sliding_window': False, 'scale_attn_weights': True,
+         'scale_attn_by_inverse_layer_idx': False, 'partial_rotary_factor': 1, 'quantization_config': None}
+# our tensor: theirs; {} is the number of the layer, and several are stacked
 TENSORS = {
     'wte': ('transformer.wte', 'model.embed_tokens'),
     'wpe': ('transformer.wpe', None),
     'blocks.{}.norm1': ('transformer.h.{}.ln_1', 'model.layers.{}.input_layernorm'),
-    'blocks.{}.attention.qkv': ('transformer.h.{}.attn.c_attn', 'model.layers.{0}.self_attn.q_proj '
-                                'model.layers.{0}.self_attn.k_proj model.layers.{0}.self_attn.v_proj'),
+    'blocks.{}.attention.qkv': ('transformer.h.{}.attn.c_attn', ' '.join(f'model.layers.{{0}}.self_attn.{x}_proj' for x in 'qkv')),
     'blocks.{}.attention.q_norm': (None, 'model.layers.{}.self_attn.q_norm'),
     'blocks.{}.attention.k_norm': (None, 'model.layers.{}.self_attn.k_norm'),
     'blocks.{}.attention.proj': ('transformer.h.{}.attn.c_proj', 'model.layers.{}.self_attn.o_proj'),
@@ -417,166 +413,154 @@ TENSORS = {
     'blocks.{}.mlp.down': ('transformer.h.{}.mlp.c_proj', 'model.layers.{}.mlp.down_proj'),
     'norm': ('transformer.ln_f', 'model.norm'),
     'head': ('lm_head', 'lm_head')}
-
-# tokenizer.json writes each byte as a visible character: itself, or, where it is none, one of U+0100 and on
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-BYTE_LETTERS = dict(zip(PRINTABLE + [b for b in range(256) if b not in PRINTABLE], map(chr, PRINTABLE + [*range(256, 324)])))
-# SmolLM2's way to cut text: every digit by itself, and then GPT-2's way on each stretch between digits
+DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
+          'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
+# tokenizer.json shows each byte as a letter: itself where it is visible, or else one of the letters after U+00FF
+VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+LETTERS = {b: chr(b) for b in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(sorted({*range(256)} - {*VISIBLE}))}
+# SmolLM2 cuts out every digit, and then GPT-2's way what is between them
 DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
 def places(config, column):
     """
-    Where each tensor of our model is in theirs: (our name, [(their name, its shape there), …], transposed). Three things
-    differ. Llama keeps queries, keys and values apart, which we stack. Our vocabulary is padded to a multiple of 64,
-    theirs is not. And GPT-2's layers compute x W + b ("Conv1D"), so their matrices are (in, out); ours, as in all later
-    models, compute x Wᵀ + b, with (out, in).
+    [(our tensor, [(their name, its shape there), …], transposed), …]. Three things differ: Llama keeps queries, keys and
+    values apart, we stack them. We pad the vocabulary to a multiple of 64, they do not. And GPT-2's layers, an early
+    habit ("Conv1D"), compute x W + b with W (in, out), where all later ones, and ours, have x Wᵀ + b with W (out, in).
     """
-    with torch.device('meta'):  # shapes only: nothing is allocated, whatever the config says
-        tensors = build_model(config).state_dict()
-    for name, tensor in tensors.items():
-        if name == 'head.weight' and config.tie_weights:
-            continue
+    with torch.device('meta'):  # shapes only: nothing is allocated, whatever a config says
+        ours, found = build_model(config).state_dict(), []
+    for name, tensor in ours.items():
         base, _, kind = name.rpartition('.')
         layer = re.match(r'blocks\.(\d+)', base)
-        names = TENSORS[re.sub(r'^blocks\.\d+', 'blocks.{}', base)][column].format(layer and layer[1]).split()
-        rows = [heads * config.head_dim for heads in (config.n_head, config.n_kv_head, config.n_kv_head)] if len(names) > 1 \
-            else [config.vocab_size if base in ('wte', 'head') else tensor.size(0)]
-        transposed = column == 0 and tensor.ndim == 2 and layer is not None
-        shapes = [(n, *tensor.shape[1:]) for n in rows]
-        yield name, [(f'{n}.{kind}', s[::-1] if transposed else s) for n, s in zip(names, shapes)], transposed
+        theirs = TENSORS[re.sub(r'^blocks\.\d+', 'blocks.{}', base)][column].format(layer and layer[1]).split()
+        rows = [n * config.head_dim for n in (config.n_head, config.n_kv_head, config.n_kv_head)] if len(theirs) > 1 else \
+            [config.vocab_size if base in ('wte', 'head') else tensor.size(0)]
+        flip = -1 if column == 0 and tensor.ndim == 2 and layer else 1
+        if name != 'head.weight' or not config.tie_weights:
+            found.append((name, [(f'{n}.{kind}', (r, *tensor.shape[1:])[::flip]) for n, r in zip(theirs, rows)], flip < 0))
+    return found
 
 def read_json(path):
-    """A JSON object from a file; exits with one line where it is absent or something else."""
+    """The object in a JSON file; exits with one line where there is none."""
     try:
         with open(path, encoding='utf-8') as f:
-            found = json.load(f)
-        if isinstance(found, dict):
-            return found
+            return dict(json.load(f))
     except FileNotFoundError:
-        sys.exit(f"no {path}: weights= takes a folder with config.json, tokenizer.json and model.safetensors in it")
-    except (ValueError, RecursionError):
-        pass
-    sys.exit(f"{path} is damaged: expected a JSON object; download it again")
+        sys.exit(f"no {path}: weights= needs config.json, tokenizer.json, and model.safetensors or pytorch_model.bin")
+    except (ValueError, TypeError, RecursionError) as e:
+        sys.exit(f"{path} is damaged ({type(e).__name__}): download it again")
 
 def read_safetensors(path):
     """
-    A file of tensors is 8 bytes with the length of its header; the header, in JSON; and all numbers one after the other:
+    A safetensors file is 8 bytes with the length of the header, the header in JSON, and all the numbers in a row:
 
         {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, …}
 
-    -> {name: (shape, a function that reads the tensor)}. Nothing that a stranger's header says is believed: the tensors
-    must fill the file without gap or overlap, each as large as its shape, or we exit before anything is allocated.
+    -> {name: (shape, a function that reads the tensor)}. A stranger's header is not believed: the tensors must fill
+    the file without gap or overlap, each exactly as large as its shape, or we exit before anything is allocated.
     """
-    def reader(dtype, shape, start):
-        def read():
-            tensor = torch.empty(shape, dtype=dtype)
-            with open(path, 'rb') as f:
-                f.seek(start)
-                f.readinto(tensor.view(-1).view(torch.uint8).numpy())
-            return tensor
-        return read
+    def read(shape, dtype, start):
+        tensor = torch.empty(shape, dtype=dtype)
+        with open(path, 'rb') as f:
+            f.seek(start)
+            f.readinto(tensor.view(-1).view(torch.uint8).numpy())  # straight to where it will stay: no second copy
+        return tensor
     size, tensors = os.path.getsize(path), {}
     try:
         with open(path, 'rb') as f:
             length = int.from_bytes(f.read(8), 'little')
             if length > min(size - 8, 10_000_000):
                 raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-            header = json.loads(f.read(length).decode('utf-8'))
+            header, end = json.loads(f.read(length)), 8 + length
         header.pop('__metadata__', None)
-        end = 8 + length
         for name, about in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
             dtype, shape, (first, last) = DTYPES[about['dtype']], about['shape'], about['data_offsets']
-            if not all(type(n) is int and n >= 0 for n in [*shape, first, last]):
-                raise ValueError(f"{name} has shape {shape}, offsets {[first, last]}")
-            if 8 + length + first != end or last - first != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name} of shape {shape} does not lie where it should, at bytes {first:,} to {last:,}")
-            tensors[name] = tuple(shape), reader(dtype, shape, end)
+            if not all(type(n) is int and n >= 0 for n in [first, last, *shape]) or \
+                    (first, last) != (end - length - 8, first + math.prod(shape) * dtype.itemsize):
+                raise ValueError(f"{name} of shape {shape} at bytes {first} to {last}")
+            tensors[name] = tuple(shape), partial(read, shape, dtype, end)
             end += last - first
         if end != size:
-            raise ValueError(f"{size:,} bytes, but its tensors end at {end:,}")
+            raise ValueError(f"{size:,} bytes instead of {end:,}")
+        return tensors
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         sys.exit(f"{path} is cut off or damaged ({type(e).__name__}: {str(e)[:200]}): download it again")
-    return tensors
 
 def open_weights(folder):
-    """All tensors of a folder, from one file or several: {name: (shape, a function that reads it)}."""
+    """All tensors of a folder, in one file or several: {name: (shape, a function that reads it)}."""
     for name in ('model.safetensors', 'pytorch_model.bin'):
-        index = os.path.join(folder, name + '.index.json')
-        files = [name] if os.path.exists(os.path.join(folder, name)) else []
-        if not files and os.path.exists(index):  # {"weight_map": {name of a tensor: its file, …}}
-            files = sorted(set(map(str, dict(read_json(index).get('weight_map') or {}).values())))
+        index = os.path.join(folder, f'{name}.index.json')
+        files = [name] if os.path.exists(os.path.join(folder, name)) or not os.path.exists(index) else \
+            sorted({os.path.basename(str(file)) for file in dict(read_json(index).get('weight_map', {})).values()})
         tensors = {}
-        for file in files:
-            path = os.path.join(folder, os.path.basename(file))
+        for path in (os.path.join(folder, file) for file in files):
             if not os.path.exists(path):
-                sys.exit(f"{folder} lacks {file}, which {index} names: download it again")
-            if name.endswith('.safetensors'):
+                if len(files) > 1 or path.count('-of-'):
+                    sys.exit(f"{path} is missing, and {index} needs it: download it again")
+            elif name.endswith('safetensors'):
                 tensors.update(read_safetensors(path))
-                continue
-            try:
-                found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)  # numbers only, no code
-                tensors.update({name: (tuple(t.shape), lambda t=t: t) for name, t in found.items()})
-            except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
-                sys.exit(f"{path} is damaged or no file of tensors ({type(e).__name__}): model.safetensors is the safer form")
+            else:
+                try:
+                    found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)  # numbers only, no code
+                    tensors.update({n: (tuple(t.shape), lambda t=t: t) for n, t in found.items()})
+                except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+                    sys.exit(f"{path} is damaged, or no file of tensors ({type(e).__name__}): download it again")
         if tensors:
             return tensors
-    sys.exit(f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or such a file's .index.json")
+    sys.exit(f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or their .index.json")
 
 def hub_folder(name):
-    """Download a model from the hub, unless it is here; its folder. The hub's list of files has their sizes and sha256."""
+    """The folder of a model from the hub, downloaded unless it is here; the hub's list has each file's size and sha256."""
     place = name.replace('/', '--')
     path = download(f'{HUB}/api/models/{name}?blobs=true', f'{place}/files.json')
     try:
         listing = read_json(path)
         files = {f['rfilename']: (f['size'], (f.get('lfs') or {}).get('sha256')) for f in listing['siblings']}
-        kind = r'model.*\.safetensors' if any(f.endswith('.safetensors') for f in files) else r'pytorch_model.*\.bin'
-        for file, (size, sha256) in files.items():
-            if re.fullmatch(rf'config\.json|tokenizer(_config)?\.json|{kind}(\.index\.json)?', file) and '/' not in file:
-                download(f"{HUB}/{name}/resolve/{listing['sha']}/{file}", f'{place}/{file}', size, sha256)
+        tensors = r'model.*\.safetensors' if any(f.endswith('.safetensors') for f in files) else r'pytorch_model.*\.bin'
+        for file, check in files.items():
+            if re.fullmatch(rf'config\.json|tokenizer(_config)?\.json|{tensors}(\.index\.json)?', file) and '/' not in file:
+                download(f"{HUB}/{name}/resolve/{listing['sha']}/{file}", f'{place}/{file}', *check)
     except (KeyError, TypeError) as e:
-        sys.exit(f"{path} is not the hub's list of a model's files ({type(e).__name__}): delete it and run again")
+        sys.exit(f"{path} is not the hub's list of a model's files ({type(e).__name__} {e}): delete it and run again")
     return os.path.dirname(path)
 
 def import_config(folder):
-    """config.json -> GPTConfig, and the architecture's name."""
+    """config.json -> the architecture's name, our GPTConfig, and the places of all tensors."""
     path = os.path.join(folder, 'config.json')
-    found = read_json(path)
-    name = next(iter(found.get('architectures') or []), found.get('model_type'))
-    if name not in ARCHITECTURES:
-        sys.exit(f"{path}: the architecture is {name}, and what can be read is {', '.join(ARCHITECTURES)}")
-    for key, value in FIXED.items():
-        if found.get(key, value) not in (value, None):
-            sys.exit(f"{path}: {key}={found[key]}, and our model knows only {value}")
-    column, _, ours = ARCHITECTURES[name]
-    rope = {'rope_type': 'default', **(found.get('rope_scaling') or {}), **(found.get('rope_parameters') or {})}
-    found = {'tie_word_embeddings': column == 0, 'layer_norm_epsilon': 1e-5, **found, **{k: rope[k] for k in ('rope_theta',) if k in rope}}
+    found = {'architectures': [], 'tie_word_embeddings': False, 'layer_norm_epsilon': 1e-5, **read_json(path)}
     try:
+        name = (found['architectures'] or [None])[0]
+        if name not in ARCHITECTURES:
+            sys.exit(f"{path}: the architecture is {name}; what we can read is {', '.join(ARCHITECTURES)}")
+        rope = {'rope_type': 'default', **(found.get('rope_scaling') or {}), **(found.get('rope_parameters') or {})}
+        found.update({'rope_theta': rope.get('rope_theta', found.get('rope_theta'))})
+        column, _, ours = ARCHITECTURES[name]
+        for key, value in FIXED.items():
+            if found.get(key) not in (None, value):
+                raise ValueError(f"{key}={found[key]}, and our model knows only {value}")
         ours = {**{k: type(getattr(GPTConfig, k))(found[names[column]]) for k, names in SETTINGS.items()
                    if found.get(names[column]) is not None}, **ours}
-        kind = rope.get('type', rope['rope_type'])
-        if kind == 'llama3':
+        if (kind := rope.get('type', rope['rope_type'])) == 'llama3':
             ours['rope_scaling'] = tuple(float(rope[k]) for k in ROPE)
-        if kind not in ('llama3', 'default'):
-            raise ValueError(f"rope_type={kind}, and our model knows default and llama3")
+        elif kind != 'default':
+            raise ValueError(f"rope_type={kind}, and our model knows only default and llama3")
         config = GPTConfig(**ours)
         if min(config.head_dim, config.n_hidden, config.n_kv_head, config.rope_theta) <= 0 or config.block_size > 1 << 20:
             raise ValueError(f"a size that is not positive, or a context of {config.block_size:,} tokens")
-        return config, name, list(places(config, column))
+        return name, config, places(config, column)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:
         sys.exit(f"{path} describes no model of ours ({type(e).__name__}: {str(e).splitlines()[0][:200]})")
 
-def pre_tokenizer(pattern):
-    """How tokenizer.json says that text is cut before it is merged: two rules have names of their own there."""
-    named = pattern in (SPLIT_PATTERN, DIGITS_PATTERN)
-    level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': named}
-    first = {'type': 'Digits', 'individual_digits': True} if named else \
-        {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}
-    return level if pattern == SPLIT_PATTERN else {'type': 'Sequence', 'pretokenizers': [first, level]}
+def split_steps(pattern):
+    """How tokenizer.json says that text is cut before it is merged; two rules have names there."""
+    named = {SPLIT_PATTERN: [], DIGITS_PATTERN: [{'type': 'Digits', 'individual_digits': True}]}
+    split = {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}
+    return [*named.get(pattern, [split]), {**BYTE_LEVEL, 'use_regex': pattern in named}]
 
 def halves(token, rank):
     """
-    The two parts that byte-pair encoding joins last to make this token: b' the' -> [b' t', b'he']. More than two where
-    it cannot be made. rank(a, b): when a and b are joined, None for never.
+    The two parts that byte-pair encoding joins last to make a token: b' the' -> [b' t', b'he']; more than two parts where
+    it cannot be made. rank(a, b) says when a and b are joined: the lowest first; None is never.
     """
     parts = [token[i:i + 1] for i in range(len(token))]
     while len(parts) > 2:
@@ -589,202 +573,180 @@ def halves(token, rank):
 
 def import_tokenizer(folder, vocab_size):
     """
-    tokenizer.json -> Tokenizer. It lists which pairs are merged and when; tiktoken merges whatever makes a token, lowest id
-    first. The two agree if each token, spelled out in bytes and merged by the list, comes out whole, and the merges that
-    complete them come in the order of the ids: then no other merge is ever reached. That is checked here.
+    tokenizer.json -> Tokenizer. The file lists which pairs to merge, and when; tiktoken merges whatever makes a token, the
+    lowest id first. Both do the same if every token, spelled in bytes and merged by the list, comes out whole, and the
+    merges that complete the tokens have the order of their ids: then no other merge is ever reached. We check that.
     """
     path = os.path.join(folder, 'tokenizer.json')
     found, settings = read_json(path), os.path.join(folder, 'tokenizer_config.json')
     settings = read_json(settings) if os.path.exists(settings) else {}
     try:
         model, pre, normalizer = found['model'], found.get('pre_tokenizer') or {}, found.get('normalizer')
-        steps = [{**step, **({'trim_offsets': True, 'use_regex': step.get('use_regex', True)} if step['type'] == 'ByteLevel' else {})}
-                 for step in pre.get('pretokenizers', [pre])]
-        patterns = [SPLIT_PATTERN, DIGITS_PATTERN] + [step['pattern']['Regex'] for step in steps if step['type'] == 'Split']
-        pattern = next((p for p in patterns if pre_tokenizer(p) in (steps[0], {'type': 'Sequence', 'pretokenizers': steps})), None)
+        steps = [{'use_regex': True, **s, 'trim_offsets': True} if s.get('type') == 'ByteLevel' else s
+                 for s in pre.get('pretokenizers', [pre])]
+        patterns = [SPLIT_PATTERN, DIGITS_PATTERN] + [s['pattern']['Regex'] for s in steps if s.get('type') == 'Split']
+        pattern = next((p for p in patterns if split_steps(p) == steps), None)
         if model['type'] != 'BPE' or model.get('byte_fallback') or pattern is None or normalizer not in (None, {'type': 'NFC'}):
-            sys.exit(f"{path} is no byte-level BPE of a kind that we know (GPT-2, SmolLM2, Llama 3, Qwen): it begins with "
-                     f"{str(normalizer)[:80]}, {str(pre)[:200]}")
-        # 1. tokens as bytes; special ones; and those that text may spell, such as <think>
-        special = {t['content']: t['id'] for t in found['added_tokens'] if t['special']}
-        text = {t['content']: t['id'] for t in found['added_tokens'] if not t['special']}
-        vocab, letters = [b''] * vocab_size, {letter: byte for byte, letter in BYTE_LETTERS.items()}
-        for token, i in model['vocab'].items():
+            raise ValueError(f"we know the byte-level BPE of GPT-2, SmolLM2, Llama 3 and Qwen, not {model['type']} after {pre}")
+        # 1. ids to bytes; special tokens; and added ones that text may spell, such as <think>
+        special, text = ({t['content']: t['id'] for t in found['added_tokens'] if t['special'] is kind} for kind in (True, False))
+        vocab, unspell = [b''] * vocab_size, {letter: byte for byte, letter in LETTERS.items()}
+        for token, i in {**model['vocab'], **special, **text}.items():
             if not 0 <= i < vocab_size:
-                raise ValueError(f"id {i} of {token!r}, but config.json has a vocabulary of {vocab_size}")
-            if token not in special and token not in text:
-                vocab[i] = bytes(letters[c] for c in token)
-        # 2. the merges, and whether they are ours
-        merges = {}
-        for rank, merge in enumerate(model['merges']):
-            a, b = merge.split(' ') if isinstance(merge, str) else merge
-            merges.setdefault((bytes(letters[c] for c in a), bytes(letters[c] for c in b)), rank)
-        last = -1
+                raise ValueError(f"{token!r} has id {i}, but the model has {vocab_size} tokens")
+            vocab[i] = b'' if token in special or token in text else bytes(unspell[c] for c in token)
+        # 2. the merges
+        pairs = (merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges'])
+        merges = {tuple(bytes(unspell[c] for c in part) for part in pair): rank for rank, pair in enumerate(pairs)}
+        whole, last = bool(model.get('ignore_merges')), -1  # whole: a word that is a token needs no merges (Llama 3)
         for i, token in enumerate(vocab):
             if len(token) > 1:
                 parts = halves(token, lambda a, b: merges.get((a, b)))
-                rank = merges.get(tuple(parts))
-                if rank is not None and rank < last or rank is None and len(parts) == 2 and model.get('ignore_merges'):
-                    raise ValueError(f"token {i}, {token!r}, is out of the order of the merges")
-                if rank is None and not model.get('ignore_merges'):
-                    vocab[i] = b''  # no merge makes it, so no text is ever encoded with it
-                last = max(last, -1 if rank is None else rank)
-        # 3. who begins, ends and fills a text; and how conversations are written
-        post, start = found.get('post_processor') or {}, []
-        for step in post.get('processors', [post]):
-            for item in step['single'] if step.get('type') == 'TemplateProcessing' else []:
-                if 'Sequence' in item:
-                    break
-                start.append(special[item['SpecialToken']['id']])
-        eos, pad = (t.get('content') if isinstance(t, dict) else t for t in map(settings.get, ('eos_token', 'pad_token')))
-        eot = next(t for t in ('<|endoftext|>', '<|end_of_text|>', eos) if t in special or t is eos)
-        markup = next(m for m, (a, _, b) in MARKUPS.items() if m == 'plain' or
-                      all(t in special for t in re.findall(r'<\|.*?\|>', a.format(role='user') + b)))
-        own = {name: vocab_size - len(SPECIAL_TOKENS) + i for i, name in enumerate(SPECIAL_TOKENS)}
-        if (special, text, start, normalizer) == (own, {}, [], None):
-            return Tokenizer('bpe', vocab[:-len(own)], pattern)
-        return Tokenizer('bpe', vocab, pattern, {
-            'special': special, 'text': text, 'start': start, 'eot': eot, 'markup': markup, 'nfc': bool(normalizer),
-            'pad': next((t for t in ('<|pad|>', '<|finetune_right_pad_id|>', pad) if t in special), eot)})
+                rank = merges.get(tuple(parts), math.inf)
+                if rank < last or whole and len(parts) == 2 and rank == math.inf:
+                    raise ValueError(f"id {i}, {token!r}, is out of the order of the merges")
+                if rank < math.inf:
+                    last = rank
+                elif not whole:
+                    vocab[i] = b''  # no merge makes it: no text is ever encoded with it
+        # 3. what begins, ends and fills a text, and how conversations are written
+        post = found.get('post_processor') or {}
+        template = [item for step in post.get('processors', [post]) for item in step.get('single', [])]
+        start = [special[item['SpecialToken']['id']] for item in template[:1] if 'SpecialToken' in item]
+        eos, pad = (t['content'] if isinstance(t, dict) else t for t in map(settings.get, ('eos_token', 'pad_token')))
+        eot = next((t for t in ('<|endoftext|>', '<|end_of_text|>') if t in special), eos)
+        markup = next(m for m, (opening, _, closing) in MARKUPS.items() if m == 'plain' or all(
+            t in special for t in re.findall(r'<\|\w+\|>', opening.format(role='user') + closing)))
+        foreign = {'special': special, 'text': text, 'start': start, 'eot': eot, 'markup': markup, 'nfc': bool(normalizer),
+                   'pad': next((t for t in ('<|pad|>', '<|finetune_right_pad_id|>', pad) if t in special), eot)}
+        ours = {name: vocab_size - len(SPECIAL_TOKENS) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        exported = (special, text, start, normalizer) == (ours, {}, [], None)  # by us: it comes back as it was
+        return Tokenizer('bpe', vocab[:-len(ours)], pattern) if exported else Tokenizer('bpe', vocab, pattern, foreign)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
-        sys.exit(f"{path} makes no tokenizer of ours ({type(e).__name__}: {str(e)[:200]})")
-
-def set_aside(folder):
-    """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
-    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv') if os.path.exists(os.path.join(folder, name))]
-    if there:
-        n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
-        os.makedirs(os.path.join(folder, f'previous-{n}'))
-        for name in there:
-            os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
+        sys.exit(f"{path} makes no tokenizer of ours ({type(e).__name__}: {str(e)[:300]})")
 
 def import_weights():
-    """weights= -> out_dir/ckpt.pt. One tensor at a time: what is held is never much more than the model itself."""
-    folder = weights
+    """weights= -> out_dir/ckpt.pt, a tensor at a time: little more than one copy of the weights is ever held."""
+    folder, path = weights, os.path.join(out_dir, 'ckpt.pt')
+    if os.path.exists(path):
+        sys.exit(f"{path} exists already: choose another out_dir, or delete it first")
     if not os.path.isdir(weights):
         if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', weights):
             sys.exit(f"weights={weights}: neither a folder here nor a name on the hub such as openai-community/gpt2")
         folder = hub_folder(weights)
-    config, name, wanted = import_config(folder)
-    column, tensors, model = ARCHITECTURES[name][0], open_weights(folder), {}
-    if column == 0:  # GPT-2's own files leave the first word out
+    name, config, wanted = import_config(folder)
+    # 1. all names and shapes, before the first number is read
+    tensors = open_weights(folder)
+    if config.position == 'learned':  # GPT-2's own files leave the first word of each name out
         tensors = {n if n.startswith(('transformer.', 'lm_head.')) else f'transformer.{n}': t for n, t in tensors.items()}
-    for ours, theirs, _ in wanted:  # all shapes first, then the first number
-        for n, shape in theirs:
-            if n not in tensors:
-                sys.exit(f"the weights in {folder} lack {n}, which config.json asks for")
-            if tensors[n][0] != shape:
-                sys.exit(f"the weights in {folder} have {n} of shape {tensors[n][0]}, but config.json makes it {shape}")
-    used = {n for _, theirs, _ in wanted for n, _ in theirs}
-    idle = r'.*\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')
-    for n in tensors.keys() - used:
+    for n, shape in (place for _, theirs, _ in wanted for place in theirs):
+        if n not in tensors or tensors[n][0] != shape:
+            sys.exit(f"{folder} has {n} of shape {tensors.get(n, [None])[0]}, but its config.json asks for {shape}")
+    idle = r'.*\.attn\.(masked_)?bias|.*\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')  # derived, or a copy
+    for n in tensors.keys() - {n for _, theirs, _ in wanted for n, _ in theirs}:
         if not re.fullmatch(idle, n):
-            sys.exit(f"the weights in {folder} have {n}, for which {name} has no place")
-    tokenizer = import_tokenizer(folder, config.vocab_size)
+            sys.exit(f"{folder} has a tensor {n}, for which our {name} has no place")
+    tokenizer, model = import_tokenizer(folder, config.vocab_size), {}
+    # 2. the numbers
     for ours, theirs, transposed in wanted:
         parts = [tensors[n][1]() for n, _ in theirs]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0].t() if transposed else parts[0]
-        if ours in ('wte.weight', 'head.weight'):
-            tensor = F.pad(tensor, (0, 0, 0, -config.vocab_size % 64)) if config.vocab_size % 64 else tensor
-        model[ours] = tensor.contiguous()
+        missing = -len(tensor) % 64 if ours in ('wte.weight', 'head.weight') else 0
+        model[ours] = (torch.cat((tensor, tensor.new_zeros(missing, config.n_embd))) if missing else tensor).contiguous()
+    count = sum(t.numel() for t in model.values())
     if config.tie_weights:
         model['head.weight'] = model['wte.weight']
     os.makedirs(out_dir, exist_ok=True)
-    set_aside(out_dir)
-    save_atomically(os.path.join(out_dir, 'ckpt.pt'), {
-        'format': 'ninefiles-1', 'model': model, 'config': asdict(config), 'tokenizer': tokenizer.to_dict(), 'step': 0,
-        'settings': {'weights': weights}})
-    print(f"{out_dir}/ckpt.pt: {name}, {sum(t.numel() for n, t in model.items() if n != 'head.weight' or not config.tie_weights):,} "
-          f"parameters, context {config.block_size:,}, {tokenizer.vocab_size:,} tokens, chats written as {tokenizer.markup}")
+    save_atomically(path, {'format': 'ninefiles-1', 'model': model, 'config': asdict(config), 'tokenizer': tokenizer.to_dict(),
+                           'step': 0, 'settings': {'weights': weights}})
+    print(f"{path}: {name}, {count:,} parameters in {model['norm.weight'].dtype}, a context of {config.block_size:,} tokens, "
+          f"a vocabulary of {config.vocab_size:,}; conversations are marked up as {tokenizer.markup}")
     print(f"next:  python sample.py out_dir={out_dir} prompt='Once upon a time'")
 
-def chat_template(tokenizer):
-    """Tokenizer.chat(), in the language that other people's programs read templates in (Jinja)."""
+def chat_template(tokenizer, start):
+    """Tokenizer.chat() once more, in Jinja: the language in which other programs expect it."""
     def quoted(text):
-        return "'" + text.replace('\n', '\\n').replace('{role}', "' + message['role'] + '") + "'"
-    names = {i: n for n, i in tokenizer.special.items()}
-    first = "message['role'] == 'system'" if tokenizer.markup == 'ninefiles' else 'false'
-    return ("{{ '" + ''.join(names[i] for i in tokenizer.start) + "' }}{% set ns = namespace(system='') %}{% for message in messages %}"
-            "{% if " + first + " %}{% set ns.system = ns.system + message['content'] + '\\n\\n' %}{% else %}"
-            "{% if message['role'] == 'user' %}{% set words = ns.system + message['content'] %}{% set ns.system = '' %}"
-            "{% else %}{% set words = message['content'] %}{% endif %}"
-            "{{ " + quoted(tokenizer.opening + tokenizer.lead) + " + words + " + quoted(tokenizer.closing) + " }}{% endif %}{% endfor %}"
-            "{% if add_generation_prompt %}{{ " + quoted((tokenizer.opening + tokenizer.lead).format(role='assistant')) + " }}{% endif %}")
+        return "'" + text.replace('\n', '\\n').replace('{role}', "' + m['role'] + '") + "'"
+    ahead = str(tokenizer.markup == 'ninefiles').lower()  # whether a system message goes in front of the user's words
+    turn = tokenizer.opening + tokenizer.lead
+    return ("{{ " + quoted(start) + " }}{% set ns = namespace(system='') %}{% for m in messages %}"
+            "{% if m['role'] == 'system' and " + ahead + " %}{% set ns.system = ns.system + m['content'] + '\\n\\n' %}{% else %}"
+            "{{ " + quoted(turn) + " + (ns.system if m['role'] == 'user' else '') + m['content'] + " + quoted(tokenizer.closing) +
+            " }}{% set ns.system = '' if m['role'] == 'user' else ns.system %}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ " + quoted(turn.format(role='assistant')) + " }}{% endif %}")
 
 def export_tokenizer(tokenizer):
-    """Tokenizer -> what tokenizer.json and tokenizer_config.json hold."""
-    def spelled(token):
-        return ''.join(BYTE_LETTERS[b] for b in token)
-    names = {**tokenizer.special, **tokenizer.text}
-    tokens = {t: i for i, t in enumerate(tokenizer.vocab) if t and i not in names.values()}
-    pairs = [halves(t, lambda a, b: tokens.get(a + b)) for t in tokens if len(t) > 1]
-    level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
-    start = [n for i in tokenizer.start for n in tokenizer.special if tokenizer.special[n] == i]
-    post = {'type': 'TemplateProcessing', 'single': [{'SpecialToken': {'id': n, 'type_id': 0}} for n in start] +
-            [{'Sequence': {'id': 'A', 'type_id': 0}}], 'pair': [{'Sequence': {'id': 'A', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 1}}],
-            'special_tokens': {n: {'id': n, 'ids': [tokenizer.special[n]], 'tokens': [n]} for n in start}}
-    name = {i: n for n, i in tokenizer.special.items()}
-    return {'version': '1.0', 'truncation': None, 'padding': None,
-            'added_tokens': [{'id': i, 'content': n, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False,
-                              'special': n in tokenizer.special} for n, i in sorted(names.items(), key=lambda item: item[1])],
-            'normalizer': {'type': 'NFC'} if tokenizer.nfc else None, 'pre_tokenizer': pre_tokenizer(tokenizer.pattern),
-            'post_processor': post if start else level, 'decoder': level,
-            'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
-                      'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False,
-                      'ignore_merges': any(len(p) > 2 for p in pairs),
-                      'vocab': {**{spelled(t): i for t, i in tokens.items()}, **names},
-                      'merges': [f'{spelled(p[0])} {spelled(p[1])}' for p in pairs if len(p) == 2]}}, \
-        {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False, 'eos_token': name[tokenizer.eot],
-         'pad_token': name[tokenizer.pad], 'chat_template': chat_template(tokenizer), **({'bos_token': start[0]} if start else {})}
+    """Tokenizer -> the contents of tokenizer.json and tokenizer_config.json."""
+    named = {**tokenizer.special, **tokenizer.text}
+    name = {i: n for n, i in named.items()}
+    ranks = {t: i for i, t in enumerate(tokenizer.vocab) if t and i not in name}
+    spelled = {t: ''.join(LETTERS[b] for b in t) for t in ranks}
+    pairs = [halves(t, lambda a, b: ranks.get(a + b)) for t in ranks if len(t) > 1]
+    one, two, start = {'Sequence': {'id': 'A', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 1}}, [name[i] for i in tokenizer.start]
+    post = {'type': 'TemplateProcessing', 'single': [*({'SpecialToken': {'id': n, 'type_id': 0}} for n in start), one],
+            'pair': [one, two], 'special_tokens': {n: {'id': n, 'ids': [named[n]], 'tokens': [n]} for n in start}}
+    flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
+    return {
+        'tokenizer.json': {
+            'version': '1.0', 'truncation': None, 'padding': None,
+            'added_tokens': [{'id': i, 'content': name[i], 'special': name[i] in tokenizer.special, **flags} for i in sorted(name)],
+            'normalizer': {'type': 'NFC'} if tokenizer.nfc else None,
+            'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': split_steps(tokenizer.pattern)},
+            'post_processor': post if start else BYTE_LEVEL, 'decoder': BYTE_LEVEL,
+            'model': {'type': 'BPE', 'ignore_merges': any(len(p) > 2 for p in pairs),
+                      'vocab': {**{spelled[t]: i for t, i in ranks.items()}, **named},
+                      'merges': [f'{spelled[p[0]]} {spelled[p[1]]}' for p in pairs if len(p) == 2]}},
+        'tokenizer_config.json': {
+            'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False, 'eos_token': name[tokenizer.eot],
+            'pad_token': name[tokenizer.pad], **({'bos_token': start[0]} if start else {}),
+            'chat_template': chat_template(tokenizer, ''.join(start))}}
 
 def export_weights():
-    """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of theirs."""
+    """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""
     checkpoint = load_checkpoint(out_dir)
-    config, tokenizer = GPTConfig(**checkpoint['config']), Tokenizer.from_dict(checkpoint['tokenizer'])
-    model, shape = checkpoint['model'], asdict(config)
-    # 1. which architecture is it?
-    name = next((n for n, (_, _, ours) in ARCHITECTURES.items() if all(shape[k] == v for k, v in ours.items())), None)
-    column, model_type, _ = ARCHITECTURES.get(name, (0, '', {}))
-    if config.model_type != 'gpt' or not config.causal or shape.get('adapter_size') or name is None \
-            or column == 0 and (config.n_kv_head, config.head_dim * config.n_head) != (config.n_head, config.n_embd):
-        sys.exit(f"{out_dir}/ckpt.pt is none of {', '.join(ARCHITECTURES)}, and those are what others can load: it has "
-                 + ' '.join(f'{k}={shape[k]}' for k in ('model_type', 'position', 'norm', 'mlp', 'qk_norm', 'bias', 'causal')))
+    config, model, tokenizer = GPTConfig(**checkpoint['config']), checkpoint['model'], Tokenizer.from_dict(checkpoint['tokenizer'])
+    shape = {'adapter_size': 0, **asdict(config)}
+    # 1. which architecture it is: what all have in common, and what one has
+    common = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0}
+    if config.position == 'learned':
+        common.update(n_kv_head=config.n_head, head_dim=config.n_embd // config.n_head)
+    name = next((n for n, (_, _, own) in ARCHITECTURES.items() if all(shape[k] == v for k, v in {**common, **own}.items())), None)
+    if name is None:
+        names = (*common, 'position', 'norm', 'mlp', 'qk_norm', 'bias')
+        sys.exit(f"{out_dir}/ckpt.pt is no {', '.join(ARCHITECTURES)}: it has " + ' '.join(f'{k}={shape[k]}' for k in names))
     if tokenizer.kind != 'bpe':
-        sys.exit(f"{out_dir}/ckpt.pt reads with tokenizer={tokenizer.kind}; others know only bpe: prepare the text with tokenizer=bpe")
-    # 2. how it is described
-    rope = {'rope_type': 'llama3', **dict(zip(ROPE, config.rope_scaling))} if config.rope_scaling else None
-    ids = {'eos_token_id': tokenizer.eot, 'pad_token_id': tokenizer.pad, 'bos_token_id': (tokenizer.start or [tokenizer.eot])[0]}
-    stops = sorted({tokenizer.eot, tokenizer.end})
-    files = dict(zip(('tokenizer.json', 'tokenizer_config.json'), export_tokenizer(tokenizer)))
-    files['tokenizer_config.json']['model_max_length'] = config.block_size
-    files['generation_config.json'] = {**ids, 'eos_token_id': stops}
-    files['config.json'] = {
-        'architectures': [name], 'model_type': model_type, **{names[column]: shape[k] for k, names in SETTINGS.items() if names[column]},
-        **ids, 'torch_dtype': str(model['norm.weight'].dtype).removeprefix('torch.'),
-        **({'rope_scaling': rope, 'hidden_act': 'silu', 'mlp_bias': config.bias} if column else {'activation_function': 'gelu_new'})}
+        sys.exit(f"{out_dir}/ckpt.pt reads with tokenizer={tokenizer.kind}, which nobody else knows: train with tokenizer=bpe")
+    column, model_type, _ = ARCHITECTURES[name]
+    # 2. the descriptions
+    rope = {'rope_scaling': {'rope_type': 'llama3', **dict(zip(ROPE, config.rope_scaling))}} if config.rope_scaling else {}
+    ids = {'bos_token_id': (tokenizer.start or [tokenizer.eot])[0], 'eos_token_id': tokenizer.eot, 'pad_token_id': tokenizer.pad}
+    files = {**export_tokenizer(tokenizer), 'generation_config.json': {**ids, 'eos_token_id': sorted({tokenizer.eot, tokenizer.end})},
+             'config.json': {'architectures': [name], 'model_type': model_type, **ids, **rope,
+                             'torch_dtype': str(model['norm.weight'].dtype).removeprefix('torch.'), 'mlp_bias': config.bias,
+                             **{names[column]: shape[k] for k, names in SETTINGS.items() if names[column]}}}
     os.makedirs(export, exist_ok=True)
     for file, content in files.items():
-        with open(os.path.join(export, file), 'w', encoding='utf-8') as f:
-            json.dump(content, f, indent=1, ensure_ascii=False)
-    # 3. the tensors
-    header, end, wanted = {'__metadata__': {'format': 'pt'}}, 0, list(places(config, column))
-    codes = {dtype: code for code, dtype in DTYPES.items()}
+        with open(os.path.join(export, f'{file}.tmp'), 'w', encoding='utf-8') as f:
+            json.dump(content, f, ensure_ascii=False, indent=1)
+    # 3. the numbers, behind a header that says where each tensor is
+    header, end, wanted = {'__metadata__': {'format': 'pt'}}, 0, places(config, column)
     for ours, theirs, _ in wanted:
+        dtype = model[ours].dtype
         for n, s in theirs:
-            dtype = model[ours].dtype
-            header[n] = {'dtype': codes[dtype], 'shape': s, 'data_offsets': [end, end := end + math.prod(s) * dtype.itemsize]}
+            header[n] = {'dtype': next(code for code, d in DTYPES.items() if d == dtype), 'shape': s,
+                         'data_offsets': [end, end := end + math.prod(s) * dtype.itemsize]}
     raw = json.dumps(header).encode()
-    raw += b' ' * (-len(raw) % 8)  # so that the numbers begin at a multiple of 8
-    path = os.path.join(export, 'model.safetensors')
-    with open(path + '.tmp', 'wb') as f:
+    raw += b' ' * (-len(raw) % 8)  # the numbers begin at a multiple of 8 bytes
+    with open(os.path.join(export, 'model.safetensors.tmp'), 'wb') as f:
         f.write(len(raw).to_bytes(8, 'little') + raw)
         for ours, theirs, transposed in wanted:
-            rows = [s[1 if transposed else 0] for _, s in theirs]
+            rows = [s[-1 if transposed else 0] for _, s in theirs]
             for part in model[ours][:sum(rows)].split(rows):
                 f.write((part.t() if transposed else part).contiguous().view(-1).view(torch.uint8).numpy())
-    os.replace(path + '.tmp', path)
+    for file in [*files, 'model.safetensors']:
+        os.replace(os.path.join(export, f'{file}.tmp'), os.path.join(export, file))
     print(f"{export}: {name}, {end / 1e6:,.1f} MB of {model['norm.weight'].dtype}")
-    print(f"next:  AutoModelForCausalLM.from_pretrained({export!r}) in transformers, or  vllm serve {export}")
+    print(f"next:  AutoModelForCausalLM.from_pretrained('{export}') in transformers, or  vllm serve {export}")
 
 # ------------------------------------------------------------------------------------------------------------
 # 6. Text in, files out
