@@ -24,6 +24,7 @@ import tiktoken
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 # ------------------------------------------------------------------------------------------------------------
@@ -339,6 +340,9 @@ class LanguageModel(nn.Module):
         self.config = config
         self.padded_vocab_size = -(-config.vocab_size // 64) * 64  # hardware likes 64s; the extra ids never occur
 
+    def derive(self):
+        """Set what follows from the config alone and is not saved: called again once weights have been loaded."""
+
     def logits(self, x):
         """Hidden states (…, C) -> scores (…, V) of every token in the vocabulary; the padding is left out."""
         return F.linear(x, self.head.weight[:self.config.vocab_size])
@@ -381,15 +385,19 @@ class GPT(LanguageModel):
         self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)])
         self.norm = make_norm(config)
         self.head = nn.Linear(C, self.padded_vocab_size, bias=False)
-        if config.tie_weights:
-            self.head.weight = self.wte.weight
         self.activation_checkpointing = False  # True: keep only each block's input, compute the rest again going back
+        self.derive()
+        self.init_weights()
+
+    def derive(self):
+        c = self.config
+        if c.tie_weights:
+            self.head.weight = self.wte.weight
         # tables of fixed positions are derived, not learned, so they are not saved
-        cos, sin = rotary_table(config) if config.position == 'rotary' else (None, None)
+        cos, sin = rotary_table(c) if c.position == 'rotary' else (None, None)
         self.register_buffer('cos', cos, persistent=False)
         self.register_buffer('sin', sin, persistent=False)
-        self.register_buffer('waves', sinusoids(T, C) if config.position == 'sinusoidal' else None, persistent=False)
-        self.init_weights()
+        self.register_buffer('waves', sinusoids(c.block_size, c.n_embd) if c.position == 'sinusoidal' else None, persistent=False)
 
     def init_weights(self):
         """
@@ -502,6 +510,17 @@ class LSTM(LanguageModel):
 def build_model(config):
     """GPTConfig -> the model that its model_type names."""
     return {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}[config.model_type](config)
+
+class NothingDrawn(TorchFunctionMode):
+    """Within it, the functions of torch.nn.init leave their tensor as it is."""
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        drawing = getattr(function, '__module__', '') == 'torch.nn.init'
+        return kwargs['tensor'] if drawing else function(*args, **(kwargs or {}))
+
+def outline(config):
+    """The model with all shapes and no numbers (torch's "meta" device): no memory, no time, however large."""
+    with torch.device('meta'), NothingDrawn():
+        return build_model(config)
 
 # ------------------------------------------------------------------------------------------------------------
 # 4. Sampling
@@ -817,7 +836,7 @@ def save_atomically(path, what):
             os.remove(temporary)
         sys.exit(f"cannot write {path}: {str(e).splitlines()[0]}; is the disk full? What was there is untouched")
 
-def load_checkpoint(path, device='cpu'):
+def load_checkpoint(path, device='cpu', mmap=False):
     """
     A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt. Exits with one line where there is
     none or it is damaged. weights_only: a stranger's checkpoint can bring numbers, but no code.
@@ -826,7 +845,7 @@ def load_checkpoint(path, device='cpu'):
     if not os.path.exists(path):
         sys.exit(f"no checkpoint {path}: train one with  python train.py out_dir={os.path.dirname(path) or '.'}")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if checkpoint['format'] != 'ninefiles-1':
             raise ValueError(checkpoint['format'])
         return checkpoint
@@ -834,12 +853,16 @@ def load_checkpoint(path, device='cpu'):
         sys.exit(f"{path} is damaged or not a checkpoint of ours ({type(e).__name__}): train again, or restore a copy")
 
 def load_model(path, device='cpu'):
-    """-> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …)."""
-    checkpoint = load_checkpoint(path, device)
+    """
+    -> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The weights are held once: the
+    model is built without any, and takes the checkpoint's, which stay in the file until they are used.
+    """
+    checkpoint = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows would not let a mapped file be replaced
     try:
-        model = build_model(GPTConfig(**checkpoint['config']))
-        model.load_state_dict(checkpoint['model'])
-        return model.to(device), Tokenizer.from_dict(checkpoint['tokenizer']), checkpoint
+        model = outline(GPTConfig(**checkpoint['config']))
+        model.load_state_dict(checkpoint['model'], assign=True)
+        model.derive()
+        return model.float().to(device), Tokenizer.from_dict(checkpoint['tokenizer']), checkpoint
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         sys.exit(f"{path}: weights, shape and tokenizer do not fit together ({str(e).splitlines()[0]})")
 

@@ -43,7 +43,7 @@ import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
 import torch
-from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, build_model, load_checkpoint,
+from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_checkpoint, outline,
                    save_atomically)
 
 PIECE = 1 << 20          # characters read at a time
@@ -427,8 +427,7 @@ def places(config, column):
     values apart, we stack them. We pad the vocabulary to a multiple of 64, they do not. And GPT-2's layers, an early
     habit ("Conv1D"), compute x W + b with W (in, out), where all later ones, and ours, have x Wᵀ + b with W (out, in).
     """
-    with torch.device('meta'):  # shapes only: nothing is allocated, whatever a config says
-        ours, found = build_model(config).state_dict(), []
+    ours, found = outline(config).state_dict(), []
     for name, tensor in ours.items():
         base, _, kind = name.rpartition('.')
         layer = re.match(r'blocks\.(\d+)', base)
