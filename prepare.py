@@ -488,24 +488,23 @@ def read_safetensors(path):
 def open_weights(folder):
     """All tensors of a folder, in one file or several: {name: (shape, a function that reads it)}."""
     for name in ('model.safetensors', 'pytorch_model.bin'):
-        index = os.path.join(folder, f'{name}.index.json')
-        files = [name] if os.path.exists(os.path.join(folder, name)) or not os.path.exists(index) else \
-            sorted({os.path.basename(str(file)) for file in dict(read_json(index).get('weight_map', {})).values()})
-        tensors = {}
+        index, files, tensors = os.path.join(folder, f'{name}.index.json'), [name], {}
+        if not os.path.exists(os.path.join(folder, name)):
+            if not os.path.exists(index):
+                continue
+            files = sorted({os.path.basename(str(file)) for file in dict(read_json(index).get('weight_map') or {}).values()})
         for path in (os.path.join(folder, file) for file in files):
             if not os.path.exists(path):
-                if len(files) > 1 or path.count('-of-'):
-                    sys.exit(f"{path} is missing, and {index} needs it: download it again")
-            elif name.endswith('safetensors'):
+                sys.exit(f"{path} is missing, and {index} names it: download it again")
+            if name == 'model.safetensors':
                 tensors.update(read_safetensors(path))
-            else:
-                try:
-                    found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)  # numbers only, no code
-                    tensors.update({n: (tuple(t.shape), lambda t=t: t) for n, t in found.items()})
-                except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
-                    sys.exit(f"{path} is damaged, or no file of tensors ({type(e).__name__}): download it again")
-        if tensors:
-            return tensors
+                continue
+            try:
+                found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)  # numbers only, no code
+                tensors.update({n: (tuple(t.shape), lambda t=t: t) for n, t in found.items()})
+            except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+                sys.exit(f"{path} is damaged, or no file of tensors ({type(e).__name__}): download it again")
+        return tensors
     sys.exit(f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or their .index.json")
 
 def hub_folder(name):
@@ -526,14 +525,14 @@ def hub_folder(name):
 def import_config(folder):
     """config.json -> the architecture's name, our GPTConfig, and the places of all tensors."""
     path = os.path.join(folder, 'config.json')
-    found = {'architectures': [], 'tie_word_embeddings': False, 'layer_norm_epsilon': 1e-5, **read_json(path)}
+    found = {'architectures': [], 'layer_norm_epsilon': 1e-5, **read_json(path)}
     try:
         name = (found['architectures'] or [None])[0]
         if name not in ARCHITECTURES:
             sys.exit(f"{path}: the architecture is {name}; what we can read is {', '.join(ARCHITECTURES)}")
         rope = {'rope_type': 'default', **(found.get('rope_scaling') or {}), **(found.get('rope_parameters') or {})}
-        found.update({'rope_theta': rope.get('rope_theta', found.get('rope_theta'))})
         column, _, ours = ARCHITECTURES[name]
+        found = {'tie_word_embeddings': column == 0, **found, 'rope_theta': rope.get('rope_theta', found.get('rope_theta'))}
         for key, value in FIXED.items():
             if found.get(key) not in (None, value):
                 raise ValueError(f"{key}={found[key]}, and our model knows only {value}")
@@ -544,8 +543,10 @@ def import_config(folder):
         elif kind != 'default':
             raise ValueError(f"rope_type={kind}, and our model knows only default and llama3")
         config = GPTConfig(**ours)
-        if min(config.head_dim, config.n_hidden, config.n_kv_head, config.rope_theta) <= 0 or config.block_size > 1 << 20:
-            raise ValueError(f"a size that is not positive, or a context of {config.block_size:,} tokens")
+        if min(config.head_dim, config.n_hidden, config.n_kv_head, config.rope_theta) <= 0:
+            raise ValueError(f"head_dim={config.head_dim} n_hidden={config.n_hidden} rope_theta={config.rope_theta}: all are positive")
+        if config.n_layer > 1000 or config.block_size > 1 << 20:
+            raise ValueError(f"{config.n_layer:,} layers, a context of {config.block_size:,} tokens")
         return name, config, places(config, column)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:
         sys.exit(f"{path} describes no model of ours ({type(e).__name__}: {str(e).splitlines()[0][:200]})")
@@ -586,17 +587,17 @@ def import_tokenizer(folder, vocab_size):
         patterns = [SPLIT_PATTERN, DIGITS_PATTERN] + [s['pattern']['Regex'] for s in steps if s.get('type') == 'Split']
         pattern = next((p for p in patterns if split_steps(p) == steps), None)
         if model['type'] != 'BPE' or model.get('byte_fallback') or pattern is None or normalizer not in (None, {'type': 'NFC'}):
-            raise ValueError(f"we know the byte-level BPE of GPT-2, SmolLM2, Llama 3 and Qwen, not {model['type']} after {pre}")
+            raise ValueError(f"not a byte-level BPE like those of GPT-2, SmolLM2, Llama 3 and Qwen: {normalizer}, then {pre}")
         # 1. ids to bytes; special tokens; and added ones that text may spell, such as <think>
         special, text = ({t['content']: t['id'] for t in found['added_tokens'] if t['special'] is kind} for kind in (True, False))
         vocab, unspell = [b''] * vocab_size, {letter: byte for byte, letter in LETTERS.items()}
         for token, i in {**model['vocab'], **special, **text}.items():
             if not 0 <= i < vocab_size:
                 raise ValueError(f"{token!r} has id {i}, but the model has {vocab_size} tokens")
-            vocab[i] = b'' if token in special or token in text else bytes(unspell[c] for c in token)
+            vocab[i] = b'' if token in special or token in text else bytes(map(unspell.get, token))
         # 2. the merges
         pairs = (merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges'])
-        merges = {tuple(bytes(unspell[c] for c in part) for part in pair): rank for rank, pair in enumerate(pairs)}
+        merges = {(bytes(map(unspell.get, a)), bytes(map(unspell.get, b))): rank for rank, (a, b) in enumerate(pairs)}
         whole, last = bool(model.get('ignore_merges')), -1  # whole: a word that is a token needs no merges (Llama 3)
         for i, token in enumerate(vocab):
             if len(token) > 1:
@@ -640,7 +641,8 @@ def import_weights():
         tensors = {n if n.startswith(('transformer.', 'lm_head.')) else f'transformer.{n}': t for n, t in tensors.items()}
     for n, shape in (place for _, theirs, _ in wanted for place in theirs):
         if n not in tensors or tensors[n][0] != shape:
-            sys.exit(f"{folder} has {n} of shape {tensors.get(n, [None])[0]}, but its config.json asks for {shape}")
+            found = f"of shape {tensors[n][0]}" if n in tensors else "missing"
+            sys.exit(f"in {folder}, {n} is {found}, but config.json asks for one of shape {shape}")
     idle = r'.*\.attn\.(masked_)?bias|.*\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')  # derived, or a copy
     for n in tensors.keys() - {n for _, theirs, _ in wanted for n, _ in theirs}:
         if not re.fullmatch(idle, n):
@@ -751,6 +753,8 @@ def export_weights():
 # 6. Text in, files out
 
 def main():
+    if weights and export:
+        usage("weights= and export= are two commands: one brings weights in, the other takes them out")
     if weights or export:
         return import_weights() if weights else export_weights()
     if not input and dataset not in DATASETS and dataset != 'fineweb':
