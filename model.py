@@ -60,9 +60,10 @@ class Tokenizer:
     """
     def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, foreign=None):
         self.kind, self.vocab, self.pattern, self.foreign = kind, vocab, pattern, foreign
-        own = foreign or {'special': {name: len(vocab) + i for i, name in enumerate(SPECIAL_TOKENS)}, 'text': {}, 'start': [],
-                          'eot': '<|endoftext|>', 'pad': '<|pad|>', 'markup': 'ninefiles', 'nfc': False}
-        self.special, self.text, self.start, self.markup, self.nfc = (own[k] for k in ('special', 'text', 'start', 'markup', 'nfc'))
+        own = foreign or {'special': {name: len(vocab) + i for i, name in enumerate(SPECIAL_TOKENS)}, 'text': {},
+                          'start': [], 'eot': '<|endoftext|>', 'pad': '<|pad|>', 'markup': 'ninefiles', 'nfc': False}
+        self.special, self.text, self.start = own['special'], own['text'], own['start']
+        self.markup, self.nfc = own['markup'], own['nfc']
         self.vocab_size = len(vocab) + (0 if foreign else len(SPECIAL_TOKENS))
         self.eot, self.pad = self.special[own['eot']], self.special[own['pad']]
         self.opening, self.lead, self.closing = (text.replace('{eot}', own['eot']) for text in MARKUPS[self.markup])
@@ -74,7 +75,7 @@ class Tokenizer:
                 raise ValueError("a bpe vocabulary holds every single byte, and nothing twice")
             if not all(0 <= i < self.vocab_size for i in [*self.names, *self.start]):
                 raise ValueError("a special token's id lies outside of the vocabulary")
-            self.missing = {byte[0] for byte in missing}  # a foreign vocabulary may lack rare bytes, which are then left out
+            self.missing = {byte[0] for byte in missing}  # SmolLM2 lacks some rare ones: they are left out of texts
             ranks.update({byte: self.vocab_size + i for i, byte in enumerate(missing)})
             self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.text)
         elif kind in ('char', 'word'):
@@ -88,7 +89,8 @@ class Tokenizer:
         if self.kind == 'bpe':  # note: a run of a million spaces would overflow tiktoken's stack, so it gets cut
             text = unicodedata.normalize('NFC', text) if self.nfc else text
             if self.missing and not self.missing.isdisjoint(raw := text.encode('utf-8', 'replace')):
-                pieces = (bytes(b for b in p.encode() if b not in self.missing) for p in regex.findall(self.pattern, raw.decode()))
+                pieces = (piece.encode() for piece in regex.findall(self.pattern, raw.decode()))
+                pieces = (bytes(b for b in piece if b not in self.missing) for piece in pieces)
                 return [i for piece in pieces if piece for i in self.core._encode_single_piece(piece)]
             return [i for part in LONG_BLANK.split(text) for i in
                     (self.core.encode(part, allowed_special='all') if self.text else self.core.encode_ordinary(part))]
@@ -130,11 +132,12 @@ class Tokenizer:
                 continue
             if role == 'user':
                 content, system = system + content, ''
-            lead, end = self.lead.format(role=role), self.spell(self.closing)
-            opening, words = self.spell(self.opening.format(role=role)), self.encode(lead + content)
-            given = len(opening) + len(self.encode(lead))  # not the assistant's to say, and neither is what follows <|end|>
-            ids += opening + words + end
-            mask += [int(role == 'assistant' and given <= i <= len(opening + words)) for i in range(len(opening + words + end))]
+            lead, end = self.lead.format(role=role), self.spell(self.closing)  # note: only end[0] is a special token
+            turn = self.spell(self.opening.format(role=role))
+            said = len(turn) + len(self.encode(lead))
+            turn += self.encode(lead + content)  # in one go, as others do: white space may merge with what it meets
+            ids += turn + end
+            mask += [int(role == 'assistant' and said <= i <= len(turn)) for i in range(len(turn + end))]
         if answer:
             ids += self.spell((self.opening + self.lead).format(role='assistant'))
         return ids, mask + [0] * (len(ids) - len(mask))
@@ -142,7 +145,8 @@ class Tokenizer:
     def to_dict(self):
         """A JSON-ready description; bytes are written as the Latin-1 text of the same numbers, so they read well."""
         vocab = [token.decode('latin-1') for token in self.vocab] if self.kind == 'bpe' else self.vocab
-        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern, **({'foreign': self.foreign} if self.foreign else {})}
+        foreign = {'foreign': self.foreign} if self.foreign else {}
+        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern, **foreign}
 
     @classmethod
     def from_dict(cls, d):
@@ -184,7 +188,7 @@ class GPTConfig:
     causal: bool = True         # False: every token sees every token (an encoder)
     dropout: float = 0.0
     rope_theta: float = 10000.0
-    rope_scaling: tuple = ()    # Llama 3's stretching of rotary positions: factor, low, high, original context; see rotary_table
+    rope_scaling: tuple = ()    # how Llama 3 stretches rotary positions: see rotary_table
 
     def __post_init__(self):
         for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
@@ -233,14 +237,14 @@ def rotary_table(config):
     (T, 1, D). The first half of the channels is paired with the second ("half-split", as in Llama and Qwen; the paper
     pairs neighbours), and sin carries the sign that rotate() needs.
 
-    rope_scaling (Llama 3.1, section 3.4 of Grattafiori et al. 2024, as published with its weights) serves a context `factor`
-    times longer: pairs that turn more than `high` times within the original context stay as they are, those that turn less
-    than `low` times are slowed down by the factor, and between the two it fades.
+    rope_scaling = (factor, low, high, context) is Llama 3.1's way to a context that is `factor` times longer: pairs
+    that turn more than `high` times within the original context stay as they are, those that turn less than `low` times are
+    slowed down by the factor, and between the two it fades.
     """
     frequency = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)  # (D/2,)
     if config.rope_scaling:
-        factor, low, high, original = config.rope_scaling
-        stay = ((original * frequency / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        factor, low, high, context = config.rope_scaling
+        stay = ((context * frequency / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
         frequency = frequency * (stay + (1 - stay) / factor)
     angle = torch.outer(torch.arange(config.block_size).float(), frequency)  # (T, D/2)
     cos, sin = angle.cos(), angle.sin()
@@ -397,7 +401,8 @@ class GPT(LanguageModel):
         cos, sin = rotary_table(c) if c.position == 'rotary' else (None, None)
         self.register_buffer('cos', cos, persistent=False)
         self.register_buffer('sin', sin, persistent=False)
-        self.register_buffer('waves', sinusoids(c.block_size, c.n_embd) if c.position == 'sinusoidal' else None, persistent=False)
+        waves = sinusoids(c.block_size, c.n_embd) if c.position == 'sinusoidal' else None
+        self.register_buffer('waves', waves, persistent=False)
 
     def init_weights(self):
         """
@@ -854,8 +859,8 @@ def load_checkpoint(path, device='cpu', mmap=False):
 
 def load_model(path, device='cpu'):
     """
-    -> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The weights are held once: the
-    model is built without any, and takes the checkpoint's, which stay in the file until they are used.
+    -> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The weights are held once:
+    the model is built without any, and takes the checkpoint's, which stay in the file until they are used.
     """
     checkpoint = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows would not let a mapped file be replaced
     try:

@@ -387,7 +387,7 @@ ARCHITECTURES = {
     'LlamaForCausalLM': (1, 'llama', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False)),
     'Qwen3ForCausalLM': (1, 'qwen3', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, bias=False))}
 # our setting: what config.json calls it for GPT-2, and for Llama and Qwen3
-SETTINGS = {
+CONFIG = {
     'vocab_size': ('vocab_size', 'vocab_size'), 'block_size': ('n_positions', 'max_position_embeddings'),
     'n_layer': ('n_layer', 'num_hidden_layers'), 'n_head': ('n_head', 'num_attention_heads'),
     'n_embd': ('n_embd', 'hidden_size'), 'n_hidden': ('n_inner', 'intermediate_size'),
@@ -396,14 +396,16 @@ SETTINGS = {
     'bias': (None, 'attention_bias')}
 ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')  # our rope_scaling
 # what our model has no setting for: it must be so, or absent
-FIXED = {'activation_function': 'gelu_new', 'hidden_act': 'silu', 'use_sliding_window': False, 'scale_attn_weights': True,
-         'scale_attn_by_inverse_layer_idx': False, 'partial_rotary_factor': 1, 'quantization_config': None}
+FIXED = {'activation_function': 'gelu_new', 'hidden_act': 'silu', 'use_sliding_window': False,
+         'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False, 'partial_rotary_factor': 1,
+         'quantization_config': None}
 # our tensor: theirs; {} is the number of the layer, and several are stacked
 TENSORS = {
     'wte': ('transformer.wte', 'model.embed_tokens'),
     'wpe': ('transformer.wpe', None),
     'blocks.{}.norm1': ('transformer.h.{}.ln_1', 'model.layers.{}.input_layernorm'),
-    'blocks.{}.attention.qkv': ('transformer.h.{}.attn.c_attn', ' '.join(f'model.layers.{{0}}.self_attn.{x}_proj' for x in 'qkv')),
+    'blocks.{}.attention.qkv': ('transformer.h.{}.attn.c_attn',
+                                ' '.join(f'model.layers.{{0}}.self_attn.{x}_proj' for x in 'qkv')),
     'blocks.{}.attention.q_norm': (None, 'model.layers.{}.self_attn.q_norm'),
     'blocks.{}.attention.k_norm': (None, 'model.layers.{}.self_attn.k_norm'),
     'blocks.{}.attention.proj': ('transformer.h.{}.attn.c_proj', 'model.layers.{}.self_attn.o_proj'),
@@ -423,20 +425,23 @@ DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!
 
 def places(config, column):
     """
-    [(our tensor, [(their name, its shape there), …], transposed), …]. Three things differ: Llama keeps queries, keys and
-    values apart, we stack them. We pad the vocabulary to a multiple of 64, they do not. And GPT-2's layers, an early
-    habit ("Conv1D"), compute x W + b with W (in, out), where all later ones, and ours, have x Wᵀ + b with W (out, in).
+    [(our tensor, [(their name, its shape there), …], transposed), …]. Three things differ. Llama keeps queries, keys
+    and values apart, we stack them. We pad the vocabulary to a multiple of 64, they do not. And GPT-2's layers, an
+    early habit ("Conv1D"), compute x W + b with W (in, out), where all later ones, and ours, have W (out, in).
     """
     ours, found = outline(config).state_dict(), []
     for name, tensor in ours.items():
         base, _, kind = name.rpartition('.')
         layer = re.match(r'blocks\.(\d+)', base)
         theirs = TENSORS[re.sub(r'^blocks\.\d+', 'blocks.{}', base)][column].format(layer and layer[1]).split()
-        rows = [n * config.head_dim for n in (config.n_head, config.n_kv_head, config.n_kv_head)] if len(theirs) > 1 else \
+        heads = (config.n_head, config.n_kv_head, config.n_kv_head)
+        rows = [n * config.head_dim for n in heads] if len(theirs) > 1 else \
             [config.vocab_size if base in ('wte', 'head') else tensor.size(0)]
-        flip = -1 if column == 0 and tensor.ndim == 2 and layer else 1
+        transposed = column == 0 and tensor.ndim == 2 and layer is not None
+        shapes = [(r, *tensor.shape[1:]) for r in rows]
+        there = [(f'{n}.{kind}', s[::-1] if transposed else s) for n, s in zip(theirs, shapes)]
         if name != 'head.weight' or not config.tie_weights:
-            found.append((name, [(f'{n}.{kind}', (r, *tensor.shape[1:])[::flip]) for n, r in zip(theirs, rows)], flip < 0))
+            found.append((name, there, transposed))
     return found
 
 def read_json(path):
@@ -492,7 +497,7 @@ def open_weights(folder):
         if not os.path.exists(os.path.join(folder, name)):
             if not os.path.exists(index):
                 continue
-            files = sorted({os.path.basename(str(file)) for file in dict(read_json(index).get('weight_map') or {}).values()})
+            files = sorted({os.path.basename(str(f)) for f in dict(read_json(index).get('weight_map') or {}).values()})
         for path in (os.path.join(folder, file) for file in files):
             if not os.path.exists(path):
                 sys.exit(f"{path} is missing, and {index} names it: download it again")
@@ -508,15 +513,16 @@ def open_weights(folder):
     sys.exit(f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or their .index.json")
 
 def hub_folder(name):
-    """The folder of a model from the hub, downloaded unless it is here; the hub's list has each file's size and sha256."""
+    """The folder of a model from the hub, downloaded unless it is here; the hub's list tells sizes and checksums."""
     place = name.replace('/', '--')
     path = download(f'{HUB}/api/models/{name}?blobs=true', f'{place}/files.json')
     try:
         listing = read_json(path)
         files = {f['rfilename']: (f['size'], (f.get('lfs') or {}).get('sha256')) for f in listing['siblings']}
-        tensors = r'model.*\.safetensors' if any(f.endswith('.safetensors') for f in files) else r'pytorch_model.*\.bin'
+        safe = any(f.endswith('.safetensors') for f in files)
+        tensors = r'model[^/]*\.safetensors' if safe else r'pytorch_model[^/]*\.bin'
         for file, check in files.items():
-            if re.fullmatch(rf'config\.json|tokenizer(_config)?\.json|{tensors}(\.index\.json)?', file) and '/' not in file:
+            if re.fullmatch(rf'config\.json|tokenizer(_config)?\.json|{tensors}(\.index\.json)?', file):
                 download(f"{HUB}/{name}/resolve/{listing['sha']}/{file}", f'{place}/{file}', *check)
     except (KeyError, TypeError) as e:
         sys.exit(f"{path} is not the hub's list of a model's files ({type(e).__name__} {e}): delete it and run again")
@@ -532,11 +538,11 @@ def import_config(folder):
             sys.exit(f"{path}: the architecture is {name}; what we can read is {', '.join(ARCHITECTURES)}")
         rope = {'rope_type': 'default', **(found.get('rope_scaling') or {}), **(found.get('rope_parameters') or {})}
         column, _, ours = ARCHITECTURES[name]
-        found = {'tie_word_embeddings': column == 0, **found, 'rope_theta': rope.get('rope_theta', found.get('rope_theta'))}
+        found = {'tie_word_embeddings': column == 0, **found, **{k: rope[k] for k in ('rope_theta',) if k in rope}}
         for key, value in FIXED.items():
             if found.get(key) not in (None, value):
                 raise ValueError(f"{key}={found[key]}, and our model knows only {value}")
-        ours = {**{k: type(getattr(GPTConfig, k))(found[names[column]]) for k, names in SETTINGS.items()
+        ours = {**{k: type(getattr(GPTConfig, k))(found[names[column]]) for k, names in CONFIG.items()
                    if found.get(names[column]) is not None}, **ours}
         if (kind := rope.get('type', rope['rope_type'])) == 'llama3':
             ours['rope_scaling'] = tuple(float(rope[k]) for k in ROPE)
@@ -544,7 +550,7 @@ def import_config(folder):
             raise ValueError(f"rope_type={kind}, and our model knows only default and llama3")
         config = GPTConfig(**ours)
         if min(config.head_dim, config.n_hidden, config.n_kv_head, config.rope_theta) <= 0:
-            raise ValueError(f"head_dim={config.head_dim} n_hidden={config.n_hidden} rope_theta={config.rope_theta}: all are positive")
+            raise ValueError("head_dim, intermediate_size, num_key_value_heads and rope_theta are positive")
         if config.n_layer > 1000 or config.block_size > 1 << 20:
             raise ValueError(f"{config.n_layer:,} layers, a context of {config.block_size:,} tokens")
         return name, config, places(config, column)
@@ -559,8 +565,8 @@ def split_steps(pattern):
 
 def halves(token, rank):
     """
-    The two parts that byte-pair encoding joins last to make a token: b' the' -> [b' t', b'he']; more than two parts where
-    it cannot be made. rank(a, b) says when a and b are joined: the lowest first; None is never.
+    The two parts that byte-pair encoding joins last to make a token: b' the' -> [b' t', b'he']; more parts where it
+    cannot be made. rank(a, b) says when a and b are joined: the lowest first; None is never.
     """
     parts = [token[i:i + 1] for i in range(len(token))]
     while len(parts) > 2:
@@ -573,9 +579,9 @@ def halves(token, rank):
 
 def import_tokenizer(folder, vocab_size):
     """
-    tokenizer.json -> Tokenizer. The file lists which pairs to merge, and when; tiktoken merges whatever makes a token, the
-    lowest id first. Both do the same if every token, spelled in bytes and merged by the list, comes out whole, and the
-    merges that complete the tokens have the order of their ids: then no other merge is ever reached. We check that.
+    tokenizer.json -> Tokenizer. The file lists which pairs to merge, and when; tiktoken merges whatever makes a token,
+    the lowest id first. Both do the same if every token, spelled in bytes and merged by the list, comes out whole, and
+    the merges that complete the tokens have the order of their ids: then no other merge is ever reached. We check that.
     """
     path = os.path.join(folder, 'tokenizer.json')
     found, settings = read_json(path), os.path.join(folder, 'tokenizer_config.json')
@@ -586,10 +592,12 @@ def import_tokenizer(folder, vocab_size):
                  for s in pre.get('pretokenizers', [pre])]
         patterns = [SPLIT_PATTERN, DIGITS_PATTERN] + [s['pattern']['Regex'] for s in steps if s.get('type') == 'Split']
         pattern = next((p for p in patterns if split_steps(p) == steps), None)
-        if model['type'] != 'BPE' or model.get('byte_fallback') or pattern is None or normalizer not in (None, {'type': 'NFC'}):
-            raise ValueError(f"not a byte-level BPE like those of GPT-2, SmolLM2, Llama 3 and Qwen: {normalizer}, then {pre}")
+        known = model['type'] == 'BPE' and not model.get('byte_fallback') and normalizer in (None, {'type': 'NFC'})
+        if not known or pattern is None:
+            raise ValueError(f"no byte-level BPE as GPT-2, SmolLM2, Llama 3 and Qwen have: {normalizer}, then {pre}")
         # 1. ids to bytes; special tokens; and added ones that text may spell, such as <think>
-        special, text = ({t['content']: t['id'] for t in found['added_tokens'] if t['special'] is kind} for kind in (True, False))
+        added = found['added_tokens']
+        special, text = ({t['content']: t['id'] for t in added if t['special'] is kind} for kind in (True, False))
         vocab, unspell = [b''] * vocab_size, {letter: byte for byte, letter in LETTERS.items()}
         for token, i in {**model['vocab'], **special, **text}.items():
             if not 0 <= i < vocab_size:
@@ -617,11 +625,13 @@ def import_tokenizer(folder, vocab_size):
         eot = next((t for t in ('<|endoftext|>', '<|end_of_text|>') if t in special), eos)
         markup = next(m for m, (opening, _, closing) in MARKUPS.items() if m == 'plain' or all(
             t in special for t in re.findall(r'<\|\w+\|>', opening.format(role='user') + closing)))
-        foreign = {'special': special, 'text': text, 'start': start, 'eot': eot, 'markup': markup, 'nfc': bool(normalizer),
-                   'pad': next((t for t in ('<|pad|>', '<|finetune_right_pad_id|>', pad) if t in special), eot)}
+        pad = next((t for t in ('<|pad|>', '<|finetune_right_pad_id|>', pad) if t in special), eot)
+        foreign = {'special': special, 'text': text, 'start': start, 'eot': eot, 'pad': pad, 'markup': markup,
+                   'nfc': bool(normalizer)}
         ours = {name: vocab_size - len(SPECIAL_TOKENS) + i for i, name in enumerate(SPECIAL_TOKENS)}
-        exported = (special, text, start, normalizer) == (ours, {}, [], None)  # by us: it comes back as it was
-        return Tokenizer('bpe', vocab[:-len(ours)], pattern) if exported else Tokenizer('bpe', vocab, pattern, foreign)
+        if (special, text, start, normalizer) == (ours, {}, [], None):  # one that we exported comes back as it was
+            vocab, foreign = vocab[:-len(ours)], None
+        return Tokenizer('bpe', vocab, pattern, foreign)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         sys.exit(f"{path} makes no tokenizer of ours ({type(e).__name__}: {str(e)[:300]})")
 
@@ -638,12 +648,13 @@ def import_weights():
     # 1. all names and shapes, before the first number is read
     tensors = open_weights(folder)
     if config.position == 'learned':  # GPT-2's own files leave the first word of each name out
-        tensors = {n if n.startswith(('transformer.', 'lm_head.')) else f'transformer.{n}': t for n, t in tensors.items()}
+        known = ('transformer.', 'lm_head.')
+        tensors = {n if n.startswith(known) else f'transformer.{n}': t for n, t in tensors.items()}
     for n, shape in (place for _, theirs, _ in wanted for place in theirs):
         if n not in tensors or tensors[n][0] != shape:
             found = f"of shape {tensors[n][0]}" if n in tensors else "missing"
             sys.exit(f"in {folder}, {n} is {found}, but config.json asks for one of shape {shape}")
-    idle = r'.*\.attn\.(masked_)?bias|.*\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')  # derived, or a copy
+    idle = r'.*\.attn\.(masked_)?bias|.*\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')  # derived
     for n in tensors.keys() - {n for _, theirs, _ in wanted for n, _ in theirs}:
         if not re.fullmatch(idle, n):
             sys.exit(f"{folder} has a tensor {n}, for which our {name} has no place")
@@ -652,16 +663,18 @@ def import_weights():
     for ours, theirs, transposed in wanted:
         parts = [tensors[n][1]() for n, _ in theirs]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0].t() if transposed else parts[0]
-        missing = -len(tensor) % 64 if ours in ('wte.weight', 'head.weight') else 0
-        model[ours] = (torch.cat((tensor, tensor.new_zeros(missing, config.n_embd))) if missing else tensor).contiguous()
+        padding = -len(tensor) % 64 if ours in ('wte.weight', 'head.weight') else 0
+        if padding:
+            tensor = torch.cat((tensor, tensor.new_zeros(padding, config.n_embd)))
+        model[ours] = tensor.contiguous()
     count = sum(t.numel() for t in model.values())
     if config.tie_weights:
         model['head.weight'] = model['wte.weight']
     os.makedirs(out_dir, exist_ok=True)
-    save_atomically(path, {'format': 'ninefiles-1', 'model': model, 'config': asdict(config), 'tokenizer': tokenizer.to_dict(),
-                           'step': 0, 'settings': {'weights': weights}})
-    print(f"{path}: {name}, {count:,} parameters in {model['norm.weight'].dtype}, a context of {config.block_size:,} tokens, "
-          f"a vocabulary of {config.vocab_size:,}; conversations are marked up as {tokenizer.markup}")
+    save_atomically(path, {'format': 'ninefiles-1', 'model': model, 'config': asdict(config),
+                           'tokenizer': tokenizer.to_dict(), 'step': 0, 'settings': {'weights': weights}})
+    print(f"{path}: {name}, {count:,} parameters, {config.block_size:,} tokens of context, {config.vocab_size:,} in "
+          f"the vocabulary; conversations are written as {tokenizer.markup}")
     print(f"next:  python sample.py out_dir={out_dir} prompt='Once upon a time'")
 
 def chat_template(tokenizer, start):
@@ -671,10 +684,11 @@ def chat_template(tokenizer, start):
     ahead = str(tokenizer.markup == 'ninefiles').lower()  # whether a system message goes in front of the user's words
     turn = tokenizer.opening + tokenizer.lead
     return ("{{ " + quoted(start) + " }}{% set ns = namespace(system='') %}{% for m in messages %}"
-            "{% if m['role'] == 'system' and " + ahead + " %}{% set ns.system = ns.system + m['content'] + '\\n\\n' %}{% else %}"
-            "{{ " + quoted(turn) + " + (ns.system if m['role'] == 'user' else '') + m['content'] + " + quoted(tokenizer.closing) +
-            " }}{% set ns.system = '' if m['role'] == 'user' else ns.system %}{% endif %}{% endfor %}"
-            "{% if add_generation_prompt %}{{ " + quoted(turn.format(role='assistant')) + " }}{% endif %}")
+            "{% if m['role'] == 'system' and " + ahead + " %}"
+            "{% set ns.system = ns.system + m['content'] + '\\n\\n' %}{% else %}"
+            "{{ " + quoted(turn) + " + (ns.system if m['role'] == 'user' else '') + m['content'] + " +
+            quoted(tokenizer.closing) + " }}{% if m['role'] == 'user' %}{% set ns.system = '' %}{% endif %}"
+            "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ " + quoted(turn.format(role='assistant')) + " }}{% endif %}")
 
 def export_tokenizer(tokenizer):
     """Tokenizer -> the contents of tokenizer.json and tokenizer_config.json."""
@@ -683,14 +697,17 @@ def export_tokenizer(tokenizer):
     ranks = {t: i for i, t in enumerate(tokenizer.vocab) if t and i not in name}
     spelled = {t: ''.join(LETTERS[b] for b in t) for t in ranks}
     pairs = [halves(t, lambda a, b: ranks.get(a + b)) for t in ranks if len(t) > 1]
-    one, two, start = {'Sequence': {'id': 'A', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 1}}, [name[i] for i in tokenizer.start]
-    post = {'type': 'TemplateProcessing', 'single': [*({'SpecialToken': {'id': n, 'type_id': 0}} for n in start), one],
-            'pair': [one, two], 'special_tokens': {n: {'id': n, 'ids': [named[n]], 'tokens': [n]} for n in start}}
+    start = [name[i] for i in tokenizer.start]
+    words = {'Sequence': {'id': 'A', 'type_id': 0}}
+    post = {'type': 'TemplateProcessing', 'pair': [words, {'Sequence': {'id': 'B', 'type_id': 1}}],
+            'single': [*({'SpecialToken': {'id': n, 'type_id': 0}} for n in start), words],
+            'special_tokens': {n: {'id': n, 'ids': [named[n]], 'tokens': [n]} for n in start}}
     flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
     return {
         'tokenizer.json': {
             'version': '1.0', 'truncation': None, 'padding': None,
-            'added_tokens': [{'id': i, 'content': name[i], 'special': name[i] in tokenizer.special, **flags} for i in sorted(name)],
+            'added_tokens': [{'id': i, 'content': n, 'special': n in tokenizer.special, **flags}
+                             for i, n in sorted(name.items())],
             'normalizer': {'type': 'NFC'} if tokenizer.nfc else None,
             'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': split_steps(tokenizer.pattern)},
             'post_processor': post if start else BYTE_LEVEL, 'decoder': BYTE_LEVEL,
@@ -698,33 +715,38 @@ def export_tokenizer(tokenizer):
                       'vocab': {**{spelled[t]: i for t, i in ranks.items()}, **named},
                       'merges': [f'{spelled[p[0]]} {spelled[p[1]]}' for p in pairs if len(p) == 2]}},
         'tokenizer_config.json': {
-            'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False, 'eos_token': name[tokenizer.eot],
-            'pad_token': name[tokenizer.pad], **({'bos_token': start[0]} if start else {}),
-            'chat_template': chat_template(tokenizer, ''.join(start))}}
+            'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False,
+            'eos_token': name[tokenizer.eot], 'pad_token': name[tokenizer.pad],
+            **({'bos_token': start[0]} if start else {}), 'chat_template': chat_template(tokenizer, ''.join(start))}}
 
 def export_weights():
     """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""
     checkpoint = load_checkpoint(out_dir)
-    config, model, tokenizer = GPTConfig(**checkpoint['config']), checkpoint['model'], Tokenizer.from_dict(checkpoint['tokenizer'])
-    shape = {'adapter_size': 0, **asdict(config)}
+    config, tokenizer = GPTConfig(**checkpoint['config']), Tokenizer.from_dict(checkpoint['tokenizer'])
+    model, shape = checkpoint['model'], {'adapter_size': 0, **asdict(config)}
     # 1. which architecture it is: what all have in common, and what one has
     common = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0}
     if config.position == 'learned':
         common.update(n_kv_head=config.n_head, head_dim=config.n_embd // config.n_head)
-    name = next((n for n, (_, _, own) in ARCHITECTURES.items() if all(shape[k] == v for k, v in {**common, **own}.items())), None)
-    if name is None:
+    fitting = [n for n, (_, _, own) in ARCHITECTURES.items() if {**common, **own}.items() <= shape.items()]
+    if not fitting:
         names = (*common, 'position', 'norm', 'mlp', 'qk_norm', 'bias')
-        sys.exit(f"{out_dir}/ckpt.pt is no {', '.join(ARCHITECTURES)}: it has " + ' '.join(f'{k}={shape[k]}' for k in names))
+        sys.exit(f"{out_dir}/ckpt.pt is no {' or '.join(ARCHITECTURES)}, and others load only those: it has "
+                 + ' '.join(f'{k}={shape[k]}' for k in names))
     if tokenizer.kind != 'bpe':
-        sys.exit(f"{out_dir}/ckpt.pt reads with tokenizer={tokenizer.kind}, which nobody else knows: train with tokenizer=bpe")
+        sys.exit(f"{out_dir}/ckpt.pt reads with tokenizer={tokenizer.kind}, which nobody else knows: use tokenizer=bpe")
+    name = fitting[0]
     column, model_type, _ = ARCHITECTURES[name]
     # 2. the descriptions
-    rope = {'rope_scaling': {'rope_type': 'llama3', **dict(zip(ROPE, config.rope_scaling))}} if config.rope_scaling else {}
-    ids = {'bos_token_id': (tokenizer.start or [tokenizer.eot])[0], 'eos_token_id': tokenizer.eot, 'pad_token_id': tokenizer.pad}
-    files = {**export_tokenizer(tokenizer), 'generation_config.json': {**ids, 'eos_token_id': sorted({tokenizer.eot, tokenizer.end})},
-             'config.json': {'architectures': [name], 'model_type': model_type, **ids, **rope,
-                             'torch_dtype': str(model['norm.weight'].dtype).removeprefix('torch.'), 'mlp_bias': config.bias,
-                             **{names[column]: shape[k] for k, names in SETTINGS.items() if names[column]}}}
+    rope = {'rope_type': 'llama3', **dict(zip(ROPE, config.rope_scaling))} if config.rope_scaling else None
+    number = str(model['norm.weight'].dtype).removeprefix('torch.')
+    eot, first = tokenizer.eot, [*tokenizer.start, tokenizer.eot][0]
+    ids = {'bos_token_id': first, 'eos_token_id': eot, 'pad_token_id': tokenizer.pad}
+    files = export_tokenizer(tokenizer)
+    files['generation_config.json'] = {**ids, 'eos_token_id': sorted({eot, tokenizer.end})}
+    files['config.json'] = {'architectures': [name], 'model_type': model_type, 'torch_dtype': number, **ids,
+                            **{n[column]: shape[k] for k, n in CONFIG.items() if n[column]},
+                            **({'mlp_bias': config.bias, 'rope_scaling': rope} if column else {})}
     os.makedirs(export, exist_ok=True)
     for file, content in files.items():
         with open(os.path.join(export, f'{file}.tmp'), 'w', encoding='utf-8') as f:
@@ -746,7 +768,7 @@ def export_weights():
                 f.write((part.t() if transposed else part).contiguous().view(-1).view(torch.uint8).numpy())
     for file in [*files, 'model.safetensors']:
         os.replace(os.path.join(export, f'{file}.tmp'), os.path.join(export, file))
-    print(f"{export}: {name}, {end / 1e6:,.1f} MB of {model['norm.weight'].dtype}")
+    print(f"{export}: {name}, {end / 1e6:,.1f} MB of {number}")
     print(f"next:  AutoModelForCausalLM.from_pretrained('{export}') in transformers, or  vllm serve {export}")
 
 # ------------------------------------------------------------------------------------------------------------
