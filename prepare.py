@@ -545,7 +545,7 @@ def import_config(folder):
         ours = {**{k: type(getattr(GPTConfig, k))(found[names[column]]) for k, names in CONFIG.items()
                    if found.get(names[column]) is not None}, **ours}
         if (kind := rope.get('type', rope['rope_type'])) == 'llama3':
-            ours['rope_scaling'] = tuple(float(rope[k]) for k in ROPE)
+            ours['rope_scaling'] = (*(float(rope[k]) for k in ROPE[:3]), int(rope[ROPE[3]]))
         elif kind != 'default':
             raise ValueError(f"rope_type={kind}, and our model knows only default and llama3")
         config = GPTConfig(**ours)
@@ -600,8 +600,8 @@ def import_tokenizer(folder, vocab_size):
         special, text = ({t['content']: t['id'] for t in added if t['special'] is kind} for kind in (True, False))
         vocab, unspell = [b''] * vocab_size, {letter: byte for byte, letter in LETTERS.items()}
         for token, i in {**model['vocab'], **special, **text}.items():
-            if not 0 <= i < vocab_size:
-                raise ValueError(f"{token!r} has id {i}, but the model has {vocab_size} tokens")
+            if not 0 <= i < vocab_size or len(token) > 1000:
+                raise ValueError(f"{token[:50]!r} has id {i}, but the model has {vocab_size} tokens")
             vocab[i] = b'' if token in special or token in text else bytes(map(unspell.get, token))
         # 2. the merges
         pairs = (merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges'])
