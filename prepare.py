@@ -5,6 +5,8 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
+    python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol    # other people's models: GPT-2, Llama, Qwen3
+    python prepare.py export=for-others out_dir=out            # and ours, for transformers, vLLM, Ollama
 
 A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a
 short vocabulary, long sequences), words (short sequences, but every vocabulary runs out of words), or
@@ -34,7 +36,7 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, re, sys, sysconfig, time, unicodedata
+import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, re, sys, sysconfig, time, unicodedata, zipfile
 import urllib.error, urllib.request
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -505,7 +507,7 @@ def open_weights(folder):
                 tensors.update(read_safetensors(path))
                 continue
             try:
-                found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)  # numbers only, no code
+                found = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))  # no code
                 tensors.update({n: (tuple(t.shape), lambda t=t: t) for n, t in found.items()})
             except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
                 sys.exit(f"{path} is damaged, or no file of tensors ({type(e).__name__}): download it again")
@@ -663,6 +665,8 @@ def import_weights():
     for ours, theirs, transposed in wanted:
         parts = [tensors[n][1]() for n, _ in theirs]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0].t() if transposed else parts[0]
+        if not tensor.is_floating_point():
+            sys.exit(f"in {folder}, {theirs[0][0]} is of {tensor.dtype}: quantized weights are not read")
         padding = -len(tensor) % 64 if ours in ('wte.weight', 'head.weight') else 0
         if padding:
             tensor = torch.cat((tensor, tensor.new_zeros(padding, config.n_embd)))
