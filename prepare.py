@@ -597,6 +597,9 @@ def import_tokenizer(folder, vocab_size):
         known = model['type'] == 'BPE' and not model.get('byte_fallback') and normalizer in (None, {'type': 'NFC'})
         if not known or pattern is None:
             raise ValueError(f"no byte-level BPE as GPT-2, SmolLM2, Llama 3 and Qwen have: {normalizer}, then {pre}")
+        pieces = [m[0] for m in regex.finditer(pattern, "I'll be\t42 (é中 …)!\r\n\n  ok ")]
+        if '' in pieces or ''.join(pieces) != "I'll be\t42 (é中 …)!\r\n\n  ok ":
+            raise ValueError(f"the pattern {pattern} leaves out parts of a text")
         # 1. ids to bytes; special tokens; and added ones that text may spell, such as <think>
         added = found['added_tokens']
         special, text = ({t['content']: t['id'] for t in added if t['special'] is kind} for kind in (True, False))
@@ -634,7 +637,7 @@ def import_tokenizer(folder, vocab_size):
         if (special, text, start, normalizer) == (ours, {}, [], None):  # one that we exported comes back as it was
             vocab, foreign = vocab[:-len(ours)], None
         return Tokenizer('bpe', vocab, pattern, foreign)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, MemoryError, regex.error) as e:
         sys.exit(f"{path} makes no tokenizer of ours ({type(e).__name__}: {str(e)[:300]})")
 
 def import_weights():

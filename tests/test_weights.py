@@ -166,6 +166,14 @@ def test_a_token_that_no_merge_makes_is_never_encoded(tmp_path):
     tokenizer = P.import_tokenizer(str(tmp_path), 300)
     assert tokenizer.encode('abcd') == [258] and tokenizer.encode('abcde') == [97, 256, 100, 101]
 
+@pytest.mark.parametrize('pattern', ['(', '', r'\d+', '(a*)*b', '(?R)', '\\', r'\p{L}+|\s*'])
+def test_a_pattern_that_cannot_cut_text_is_refused(tmp_path, pattern):
+    found = tokenizer_json('qwen')
+    found['pre_tokenizer']['pretokenizers'][0]['pattern']['Regex'] = pattern
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(found))
+    with pytest.raises(SystemExit, match='makes no tokenizer of ours'):
+        P.import_tokenizer(str(tmp_path), 300)
+
 def test_bytes_that_a_vocabulary_lacks_are_left_out(tmp_path):
     (tmp_path / 'tokenizer.json').write_text(json.dumps(tokenizer_json('gpt2', lacks=[7])))
     tokenizer = P.import_tokenizer(str(tmp_path), 300)
