@@ -66,6 +66,7 @@ class Tokenizer:
         self.markup, self.nfc = own['markup'], own['nfc']
         self.vocab_size = len(vocab) + (0 if foreign else len(SPECIAL_TOKENS))
         self.eot, self.pad = self.special[own['eot']], self.special[own['pad']]
+        self.user, self.assistant = (self.special.get(name) for name in ('<|user|>', '<|assistant|>'))  # None in others' markup
         self.opening, self.lead, self.closing = (text.replace('{eot}', own['eot']) for text in MARKUPS[self.markup])
         self.names = {i: name.encode() for name, i in {**self.special, **self.text}.items()}
         if kind == 'bpe':
