@@ -45,7 +45,7 @@ import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
 import torch
-from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_checkpoint, outline,
+from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_model, outline,
                    save_atomically)
 
 PIECE = 1 << 20          # characters read at a time
@@ -728,9 +728,9 @@ def export_tokenizer(tokenizer):
 
 def export_weights():
     """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""
-    checkpoint = load_checkpoint(out_dir)
-    config, tokenizer = GPTConfig(**checkpoint['config']), Tokenizer.from_dict(checkpoint['tokenizer'])
-    model, shape = checkpoint['model'], {'adapter_size': 0, **asdict(config)}
+    loaded, tokenizer, checkpoint = load_model(out_dir)
+    config, model = loaded.config, checkpoint['model']
+    shape = {'adapter_size': 0, **asdict(config)}
     # 1. which architecture it is: what all have in common, and what one has
     common = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0}
     if config.position == 'learned':
