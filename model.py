@@ -66,7 +66,7 @@ class Tokenizer:
         self.markup, self.nfc = own['markup'], own['nfc']
         self.vocab_size = len(vocab) + (0 if foreign else len(SPECIAL_TOKENS))
         self.eot, self.pad = self.special[own['eot']], self.special[own['pad']]
-        self.user, self.assistant = (self.special.get(name) for name in ('<|user|>', '<|assistant|>'))  # None in others' markup
+        self.user, self.assistant = map(self.special.get, ('<|user|>', '<|assistant|>'))  # None in others' markup
         self.opening, self.lead, self.closing = (text.replace('{eot}', own['eot']) for text in MARKUPS[self.markup])
         self.names = {i: name.encode() for name, i in {**self.special, **self.text}.items()}
         if kind == 'bpe':
@@ -239,8 +239,8 @@ def rotary_table(config):
     pairs neighbours), and sin carries the sign that rotate() needs.
 
     rope_scaling = (factor, low, high, context) is Llama 3.1's way to a context that is `factor` times longer: pairs
-    that turn more than `high` times within the original context stay as they are, those that turn less than `low` times are
-    slowed down by the factor, and between the two it fades.
+    that turn more than `high` times within the original context stay as they are, those that turn less than `low` times
+    are slowed down by the factor, and between the two it fades.
     """
     frequency = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)  # (D/2,)
     if config.rope_scaling:

@@ -5,7 +5,7 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
-    python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol    # other people's models: GPT-2, Llama, Qwen3
+    python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol  # other people's: GPT-2, Llama, Qwen3
     python prepare.py export=for-others out_dir=out            # and ours, for transformers, vLLM, Ollama
 
 A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a
@@ -417,6 +417,7 @@ TENSORS = {
     'blocks.{}.mlp.down': ('transformer.h.{}.mlp.c_proj', 'model.layers.{}.mlp.down_proj'),
     'norm': ('transformer.ln_f', 'model.norm'),
     'head': ('lm_head', 'lm_head')}
+# how safetensors calls the types of numbers
 DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
           'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
 # tokenizer.json shows each byte as a letter: itself where it is visible, or else one of the letters after U+00FF
@@ -499,7 +500,10 @@ def open_weights(folder):
         if not os.path.exists(os.path.join(folder, name)):
             if not os.path.exists(index):
                 continue
-            files = sorted({os.path.basename(str(f)) for f in dict(read_json(index).get('weight_map') or {}).values()})
+            where = read_json(index).get('weight_map')  # {name of a tensor: its file, …}
+            if not isinstance(where, dict):
+                sys.exit(f"{index} does not say which tensor is in which file: download it again")
+            files = sorted({os.path.basename(str(file)) for file in where.values()})
         for path in (os.path.join(folder, file) for file in files):
             if not os.path.exists(path):
                 sys.exit(f"{path} is missing, and {index} names it: download it again")
@@ -507,7 +511,7 @@ def open_weights(folder):
                 tensors.update(read_safetensors(path))
                 continue
             try:
-                found = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))  # no code
+                found = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
                 tensors.update({n: (tuple(t.shape), lambda t=t: t) for n, t in found.items()})
             except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
                 sys.exit(f"{path} is damaged, or no file of tensors ({type(e).__name__}): download it again")
@@ -551,13 +555,12 @@ def import_config(folder):
         elif kind != 'default':
             raise ValueError(f"rope_type={kind}, and our model knows only default and llama3")
         config = GPTConfig(**ours)
-        if min(config.head_dim, config.n_hidden, config.n_kv_head, config.rope_theta) <= 0:
-            raise ValueError("head_dim, intermediate_size, num_key_value_heads and rope_theta are positive")
-        if config.n_layer > 1000 or config.block_size > 1 << 20:
-            raise ValueError(f"{config.n_layer:,} layers, a context of {config.block_size:,} tokens")
+        least = min(config.head_dim, config.n_hidden, config.n_kv_head, config.rope_theta)
+        if least <= 0 or config.n_layer > 1000 or config.block_size > 1 << 20:
+            raise ValueError(f"{least} is not positive, or {config.n_layer} layers, a context of {config.block_size}")
         return name, config, places(config, column)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:
-        sys.exit(f"{path} describes no model of ours ({type(e).__name__}: {str(e).splitlines()[0][:200]})")
+        sys.exit(f"{path} describes no model of ours ({type(e).__name__}: {' '.join(str(e).split())[:200]})")
 
 def split_steps(pattern):
     """How tokenizer.json says that text is cut before it is merged; two rules have names there."""
@@ -605,7 +608,7 @@ def import_tokenizer(folder, vocab_size):
         special, text = ({t['content']: t['id'] for t in added if t['special'] is kind} for kind in (True, False))
         vocab, unspell = [b''] * vocab_size, {letter: byte for byte, letter in LETTERS.items()}
         for token, i in {**model['vocab'], **special, **text}.items():
-            if not 0 <= i < vocab_size or len(token) > 1000:
+            if not 0 <= i < vocab_size or not 0 < len(token) <= 1000:
                 raise ValueError(f"{token[:50]!r} has id {i}, but the model has {vocab_size} tokens")
             vocab[i] = b'' if token in special or token in text else bytes(map(unspell.get, token))
         # 2. the merges
@@ -693,9 +696,10 @@ def chat_template(tokenizer, start):
     return ("{{ " + quoted(start) + " }}{% set ns = namespace(system='') %}{% for m in messages %}"
             "{% if m['role'] == 'system' and " + ahead + " %}"
             "{% set ns.system = ns.system + m['content'] + '\\n\\n' %}{% else %}"
-            "{{ " + quoted(turn) + " + (ns.system if m['role'] == 'user' else '') + m['content'] + " +
-            quoted(tokenizer.closing) + " }}{% if m['role'] == 'user' %}{% set ns.system = '' %}{% endif %}"
-            "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ " + quoted(turn.format(role='assistant')) + " }}{% endif %}")
+            "{{ " + quoted(turn) + " + (ns.system if m['role'] == 'user' else '') + m['content'] + "
+            + quoted(tokenizer.closing) + " }}{% if m['role'] == 'user' %}{% set ns.system = '' %}{% endif %}"
+            "{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ " + quoted(turn.format(role='assistant')) + " }}{% endif %}")
 
 def export_tokenizer(tokenizer):
     """Tokenizer -> the contents of tokenizer.json and tokenizer_config.json."""
@@ -724,7 +728,8 @@ def export_tokenizer(tokenizer):
         'tokenizer_config.json': {
             'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False,
             'eos_token': name[tokenizer.eot], 'pad_token': name[tokenizer.pad],
-            **({'bos_token': start[0]} if start else {}), 'chat_template': chat_template(tokenizer, ''.join(start))}}
+            'bos_token': [*start, name[tokenizer.eot]][0], 'add_bos_token': bool(start),
+            'chat_template': chat_template(tokenizer, ''.join(start))}}
 
 def export_weights():
     """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""

@@ -314,6 +314,18 @@ def test_loading_holds_the_weights_once_and_keeps_tied_ones_tied(tmp_path):
     assert model.head.weight is model.wte.weight and model.wte.weight.data_ptr() == checkpoint['model']['wte.weight'].data_ptr()
     assert all(p.requires_grad and p.device.type == 'cpu' for p in model.parameters())
 
+@pytest.mark.parametrize('shape', [{}, dict(position='sinusoidal'), GPT2, dict(model_type='lstm'), dict(model_type='mlp'), dict(model_type='bigram')])
+def test_a_loaded_model_computes_what_was_saved(tmp_path, shape):
+    ours(tmp_path / 'out', **shape)
+    checkpoint, idx = load_checkpoint(str(tmp_path / 'out')), torch.arange(16)[None]
+    model = build_model(GPTConfig(**checkpoint['config']))
+    model.load_state_dict(checkpoint['model'])
+    with torch.no_grad():
+        assert torch.equal(load_model(str(tmp_path / 'out'))[0](idx), model(idx))
+    half = {n: t.bfloat16() for n, t in checkpoint['model'].items()}  # as many models on the hub are
+    save_atomically(str(tmp_path / 'out' / 'ckpt.pt'), {**checkpoint, 'model': half})
+    assert {p.dtype for p in load_model(str(tmp_path / 'out'))[0].parameters()} == {torch.float32}
+
 # ---- files that lie ----
 
 def test_a_safetensors_file_by_hand(tmp_path):
@@ -355,6 +367,9 @@ def spoil(folder, what):
     elif what == 'shard':
         (folder / 'model.safetensors').unlink()
         (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': 'model-00001-of-00002.safetensors'}}))
+    elif what == 'index':
+        (folder / 'model.safetensors').unlink()
+        (folder / 'model.safetensors.index.json').write_text('{"weight_map": ["a"]}')
     elif what == 'outside':
         (folder / 'model.safetensors').rename(folder.parent / 'm.safetensors')
         (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': '../m.safetensors'}}))
@@ -374,6 +389,8 @@ def spoil(folder, what):
         tokenizer['model']['vocab']['the'] = 10**12
     elif what == 'negative id':
         tokenizer['added_tokens'][0]['id'] = -1
+    elif what == 'empty token':
+        tokenizer['added_tokens'].append({'id': 5, 'content': '', 'special': False})
     elif what == 'merge':
         tokenizer['model']['merges'][0] = 'h'
     else:
@@ -386,8 +403,8 @@ def spoil(folder, what):
 
 @pytest.mark.parametrize('what, words', [
     ('config.json', ['no ', 'config.json']), ('tokenizer.json', ['no ', 'tokenizer.json']), ('model.safetensors', ['no weights in', 'pytorch_model.bin']),
-    ('shard', ['model-00001-of-00002.safetensors is missing']), ('outside', ['m.safetensors is missing']), ('code', ['pytorch_model.bin is damaged']),
-    ('extra', ['model.vision', 'no place']), ('integers', ['torch.int32']), ('sentencepiece', ['byte-level']), ('normalizer', ['Lowercase']), ('id', ['1000000000000']), ('negative id', ['-1']), ('merge', ['tokenizer']),
+    ('shard', ['model-00001-of-00002.safetensors is missing']), ('outside', ['m.safetensors is missing']), ('index', ['index.json', 'which file']), ('code', ['pytorch_model.bin is damaged']),
+    ('extra', ['model.vision', 'no place']), ('integers', ['torch.int32']), ('sentencepiece', ['byte-level']), ('normalizer', ['Lowercase']), ('id', ['1000000000000']), ('negative id', ['-1']), ('merge', ['tokenizer']), ('empty token', ["''"]),
     (('architectures', ['MambaForCausalLM']), ['MambaForCausalLM', 'Qwen3ForCausalLM']), (('architectures', []), ['architecture']), (('architectures', 5), ['TypeError']),
     (('hidden_size', 32), ['shape', '(286, 16)', '(286, 32)']), (('num_hidden_layers', 3), ['model.layers.2']), (('vocab_size', 285), ['(286, 16)']), (('vocab_size', 10**15), ['10000000000']),
     (('hidden_size', 'big'), ['ValueError']), (('hidden_size', 10**30), ['no model of ours']), (('intermediate_size', -4), ['positive']), (('num_key_value_heads', 3), ['n_kv_head']),
