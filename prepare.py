@@ -306,7 +306,7 @@ def download(url, name, size=None, sha256=None):
                 raise
             problem = getattr(e, 'reason', e)
     else:
-        sys.exit(f"cannot download {url}: {problem}. Run again to go on; dataset=python and a folder need no network")
+        sys.exit(f"cannot download {url}: {problem}. Run again to go on; dataset=python needs no network")
     digest = hashlib.sha256()
     with open(part, 'rb') as f:
         while block := f.read(1 << 20):
