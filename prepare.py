@@ -382,7 +382,6 @@ def token_stream(tok, plan):
 # 5. Other people's weights, in and out: the same tables, read from left to right and from right to left
 
 HUB = 'https://huggingface.co'
-BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
 # architecture: its column in the two tables below, its model_type, and what it is in our words
 ARCHITECTURES = {
     'GPT2LMHeadModel': (0, 'gpt2', dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True)),
@@ -423,6 +422,7 @@ DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF1
 # tokenizer.json shows each byte as a letter: itself where it is visible, or else one of the letters after U+00FF
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 LETTERS = {b: chr(b) for b in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(sorted({*range(256)} - {*VISIBLE}))}
+BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
 # SmolLM2 cuts out every digit, and then GPT-2's way what is between them
 DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
