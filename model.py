@@ -14,15 +14,17 @@ Read it top to bottom; each section needs only those above it:
 Shape letters, here and in every script: B batch, T time (tokens), C channels (n_embd), H heads, D channels per
 head, V vocabulary. There is nothing to run here: train.py does, and tests/test_model.py shows what must hold.
 """
-import codecs, ctypes, json, math, os, re, sys
+import codecs, ctypes, json, math, os, re, sys, unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 import numpy as np
+import regex
 import tiktoken
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 # ------------------------------------------------------------------------------------------------------------
@@ -37,6 +39,13 @@ SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 LONG_BLANK = re.compile(r"(\s{50000})")
 WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
 
+# how conversations are written down, ours first and then other people's: special tokens that open a turn, the text
+# between them and the words, what closes it. Models that know no such tokens get plain words
+MARKUPS = {'ninefiles': ('<|{role}|>', '', '<|end|>'),
+           'chatml': ('<|im_start|>', '{role}\n', '<|im_end|>\n'),
+           'llama3': ('<|start_header_id|>{role}<|end_header_id|>', '\n\n', '<|eot_id|>'),
+           'plain': ('', '{role}:\n', '{eot}')}
+
 class Tokenizer:
     """
     Text <-> token ids, for the three ways of cutting text up; every checkpoint carries its own.
@@ -44,27 +53,48 @@ class Tokenizer:
     kind 'char': a token a character; 'word': a token a word, space or sign; 'bpe': byte-pair encoding over bytes
     (Sennrich et al. 2016; GPT-2), whose vocab is in merge order. Ids 0 … len(vocab)-1 are the vocab, and the
     special tokens follow. Text that merely spells a special token is ordinary text: encode() never returns one.
+
+    foreign: what the tokenizer of other people's weights has instead (prepare.py weights=). Its vocab holds all ids,
+    b'' for those that mean nothing, and foreign is {'special': {name: id}, 'text': the same for tokens that text may
+    spell ('<think>'), 'start': ids in front of every text, 'eot' and 'pad': names, 'markup': of MARKUPS, 'nfc': bool}.
     """
-    def __init__(self, kind, vocab, pattern=SPLIT_PATTERN):
-        self.kind, self.vocab, self.pattern = kind, vocab, pattern
-        self.special = {name: len(vocab) + i for i, name in enumerate(SPECIAL_TOKENS)}
-        self.vocab_size = len(vocab) + len(self.special)
-        self.eot, self.user, self.assistant, self.end, self.pad = self.special.values()
-        self.names = {i: name.encode() for name, i in self.special.items()}
+    def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, foreign=None):
+        self.kind, self.vocab, self.pattern, self.foreign = kind, vocab, pattern, foreign
+        own = foreign or {'special': {name: len(vocab) + i for i, name in enumerate(SPECIAL_TOKENS)}, 'text': {},
+                          'start': [], 'eot': '<|endoftext|>', 'pad': '<|pad|>', 'markup': 'ninefiles', 'nfc': False}
+        self.special, self.text, self.start = own['special'], own['text'], own['start']
+        self.markup, self.nfc = own['markup'], own['nfc']
+        self.vocab_size = len(vocab) + (0 if foreign else len(SPECIAL_TOKENS))
+        self.eot, self.pad = self.special[own['eot']], self.special[own['pad']]
+        self.user, self.assistant = map(self.special.get, ('<|user|>', '<|assistant|>'))  # None in others' markup
+        self.opening, self.lead, self.closing = (text.replace('{eot}', own['eot']) for text in MARKUPS[self.markup])
+        self.names = {i: name.encode() for name, i in {**self.special, **self.text}.items()}
         if kind == 'bpe':
-            ranks = {token: rank for rank, token in enumerate(vocab)}
-            if len(ranks) != len(vocab) or any(bytes([b]) not in ranks for b in range(256)):
+            ranks = {token: rank for rank, token in enumerate(vocab) if token and not (foreign and rank in self.names)}
+            missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
+            if not foreign and (missing or len(ranks) != len(vocab)):
                 raise ValueError("a bpe vocabulary holds every single byte, and nothing twice")
-            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+            if not all(0 <= i < self.vocab_size for i in [*self.names, *self.start]):
+                raise ValueError("a special token's id lies outside of the vocabulary")
+            self.missing = {byte[0] for byte in missing}  # SmolLM2 lacks some rare ones: they are left out of texts
+            ranks.update({byte: self.vocab_size + i for i, byte in enumerate(missing)})
+            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.text)
         elif kind in ('char', 'word'):
             self.ids = {token: i for i, token in enumerate(vocab)}  # vocab[0] stands for whatever is not in it
         else:
             raise ValueError(f"unknown tokenizer kind {kind!r}: expected char, word or bpe")
+        self.end = self.spell(self.closing)[0]
 
     def encode(self, text):
         """'hello' -> [71, 68, 75, 75, 78]. What the vocabulary lacks becomes its first entry (never in bpe)."""
         if self.kind == 'bpe':  # note: a run of a million spaces would overflow tiktoken's stack, so it gets cut
-            return [i for part in LONG_BLANK.split(text) for i in self.core.encode_ordinary(part)]
+            text = unicodedata.normalize('NFC', text) if self.nfc else text
+            if self.missing and not self.missing.isdisjoint(raw := text.encode('utf-8', 'replace')):
+                pieces = (piece.encode() for piece in regex.findall(self.pattern, raw.decode()))
+                pieces = (bytes(b for b in piece if b not in self.missing) for piece in pieces)
+                return [i for piece in pieces if piece for i in self.core._encode_single_piece(piece)]
+            return [i for part in LONG_BLANK.split(text) for i in
+                    (self.core.encode(part, allowed_special='all') if self.text else self.core.encode_ordinary(part))]
         return [self.ids.get(t, 0) for t in (text if self.kind == 'char' else WORD_PATTERN.findall(text))]
 
     def token_bytes(self, i):
@@ -77,6 +107,11 @@ class Tokenizer:
         """[71, 68, 75, 75, 78] -> 'hello'. Bytes that are not UTF-8 (half a character, say) become U+FFFD."""
         return b''.join(map(self.token_bytes, ids)).decode('utf-8', 'replace')
 
+    def spell(self, text):
+        """Ids of markup, whose special tokens are meant: '<|im_start|>user' -> that token, then the text's."""
+        parts = re.split('(' + '|'.join(map(re.escape, self.special)) + ')', text)
+        return [i for part in parts for i in ([self.special[part]] if part in self.special else self.encode(part))]
+
     def chat(self, messages, answer=False):
         """
         A conversation as ids, and for each id whether it is the assistant's to say (what fine-tuning learns):
@@ -85,35 +120,41 @@ class Tokenizer:
             -> <|user|> hi <|end|> <|assistant|> hello <|end|>
                  0      0    0        0            1     1
 
-        A system message goes in front of the user's words. answer=True ends with <|assistant|>, for the model to
-        go on. Raises ValueError for an unknown role.
+        A system message goes in front of the user's words (in foreign markup it is a turn of its own). answer=True ends
+        with <|assistant|>, for the model to go on. Raises ValueError for an unknown role.
         """
-        ids, mask, system = [], [], ''
+        ids, mask, system = list(self.start), [0] * len(self.start), ''
         for message in messages:
             role, content = message['role'], message['content']
-            if role == 'system':
+            if role not in ('system', 'user', 'assistant'):
+                raise ValueError(f"unknown role {role!r}: expected system, user or assistant")
+            if role == 'system' and self.markup == 'ninefiles':
                 system += content + '\n\n'
                 continue
-            if role not in ('user', 'assistant'):
-                raise ValueError(f"unknown role {role!r}: expected system, user or assistant")
             if role == 'user':
                 content, system = system + content, ''
-            words = self.encode(content) + [self.end]
-            ids += [self.special[f'<|{role}|>']] + words
-            mask += [0] + [int(role == 'assistant')] * len(words)
-        return (ids + [self.assistant], mask + [0]) if answer else (ids, mask)
+            lead, end = self.lead.format(role=role), self.spell(self.closing)  # note: only end[0] is a special token
+            turn = self.spell(self.opening.format(role=role))
+            said = len(turn) + len(self.encode(lead))
+            turn += self.encode(lead + content)  # in one go, as others do: white space may merge with what it meets
+            ids += turn + end
+            mask += [int(role == 'assistant' and said <= i <= len(turn)) for i in range(len(turn + end))]
+        if answer:
+            ids += self.spell((self.opening + self.lead).format(role='assistant'))
+        return ids, mask + [0] * (len(ids) - len(mask))
 
     def to_dict(self):
         """A JSON-ready description; bytes are written as the Latin-1 text of the same numbers, so they read well."""
         vocab = [token.decode('latin-1') for token in self.vocab] if self.kind == 'bpe' else self.vocab
-        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern}
+        foreign = {'foreign': self.foreign} if self.foreign else {}
+        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern, **foreign}
 
     @classmethod
     def from_dict(cls, d):
         """The inverse of to_dict(); raises ValueError where it makes no sense."""
         try:
             vocab = [t.encode('latin-1') for t in d['vocab']] if d['kind'] == 'bpe' else d['vocab']
-            return cls(d['kind'], vocab, d['pattern'])
+            return cls(d['kind'], vocab, d['pattern'], d.get('foreign'))
         except (KeyError, TypeError, AttributeError, UnicodeError) as e:
             raise ValueError(f"not a tokenizer: {type(e).__name__} {e}") from None
 
@@ -148,6 +189,7 @@ class GPTConfig:
     causal: bool = True         # False: every token sees every token (an encoder)
     dropout: float = 0.0
     rope_theta: float = 10000.0
+    rope_scaling: tuple = ()    # how Llama 3 stretches rotary positions: see rotary_table
 
     def __post_init__(self):
         for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
@@ -195,8 +237,16 @@ def rotary_table(config):
     cos and sin of the angle by which position t turns channel pair i: t / theta^(2i/D) (Su et al. 2021, eq. 15), each
     (T, 1, D). The first half of the channels is paired with the second ("half-split", as in Llama and Qwen; the paper
     pairs neighbours), and sin carries the sign that rotate() needs.
+
+    rope_scaling = (factor, low, high, context) is Llama 3.1's way to a context that is `factor` times longer: pairs
+    that turn more than `high` times within the original context stay as they are, those that turn less than `low` times
+    are slowed down by the factor, and between the two it fades.
     """
-    frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)  # (D/2,)
+    frequency = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)  # (D/2,)
+    if config.rope_scaling:
+        factor, low, high, context = config.rope_scaling
+        stay = ((context * frequency / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        frequency = frequency * (stay + (1 - stay) / factor)
     angle = torch.outer(torch.arange(config.block_size).float(), frequency)  # (T, D/2)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), -1).unsqueeze(1), torch.cat((-sin, sin), -1).unsqueeze(1)
@@ -295,6 +345,9 @@ class LanguageModel(nn.Module):
         self.config = config
         self.padded_vocab_size = -(-config.vocab_size // 64) * 64  # hardware likes 64s; the extra ids never occur
 
+    def derive(self):
+        """Set what follows from the config alone and is not saved: called again once weights have been loaded."""
+
     def logits(self, x):
         """Hidden states (…, C) -> scores (…, V) of every token in the vocabulary; the padding is left out."""
         return F.linear(x, self.head.weight[:self.config.vocab_size])
@@ -337,15 +390,20 @@ class GPT(LanguageModel):
         self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)])
         self.norm = make_norm(config)
         self.head = nn.Linear(C, self.padded_vocab_size, bias=False)
-        if config.tie_weights:
-            self.head.weight = self.wte.weight
         self.activation_checkpointing = False  # True: keep only each block's input, compute the rest again going back
+        self.derive()
+        self.init_weights()
+
+    def derive(self):
+        c = self.config
+        if c.tie_weights:
+            self.head.weight = self.wte.weight
         # tables of fixed positions are derived, not learned, so they are not saved
-        cos, sin = rotary_table(config) if config.position == 'rotary' else (None, None)
+        cos, sin = rotary_table(c) if c.position == 'rotary' else (None, None)
         self.register_buffer('cos', cos, persistent=False)
         self.register_buffer('sin', sin, persistent=False)
-        self.register_buffer('waves', sinusoids(T, C) if config.position == 'sinusoidal' else None, persistent=False)
-        self.init_weights()
+        waves = sinusoids(c.block_size, c.n_embd) if c.position == 'sinusoidal' else None
+        self.register_buffer('waves', waves, persistent=False)
 
     def init_weights(self):
         """
@@ -458,6 +516,17 @@ class LSTM(LanguageModel):
 def build_model(config):
     """GPTConfig -> the model that its model_type names."""
     return {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}[config.model_type](config)
+
+class NothingDrawn(TorchFunctionMode):
+    """Within it, the functions of torch.nn.init leave their tensor as it is."""
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        drawing = getattr(function, '__module__', '') == 'torch.nn.init'
+        return kwargs['tensor'] if drawing else function(*args, **(kwargs or {}))
+
+def outline(config):
+    """The model with all shapes and no numbers (torch's "meta" device): no memory, no time, however large."""
+    with torch.device('meta'), NothingDrawn():
+        return build_model(config)
 
 # ------------------------------------------------------------------------------------------------------------
 # 4. Sampling
@@ -629,7 +698,7 @@ def stream_text(model, tokenizer, prompts, stop=(), **sampling):
     character of several tokens is held back until it is whole, and so is what may be the beginning of one of the `stop`
     strings, which end their row and are not shown. Special tokens end it too.
     """
-    prompts = [tokenizer.encode(p) or [tokenizer.eot] if isinstance(p, str) else p for p in prompts]
+    prompts = [tokenizer.start + tokenizer.encode(p) or [tokenizer.eot] if isinstance(p, str) else p for p in prompts]
     specials, finished = set(tokenizer.special.values()), set()
     decoders = [codecs.getincrementaldecoder('utf-8')('replace') for _ in prompts]
     held = [''] * len(prompts)
@@ -780,7 +849,7 @@ def save_atomically(path, what):
             os.remove(temporary)
         sys.exit(f"cannot write {path}: {str(e).splitlines()[0]}; is the disk full? What was there is untouched")
 
-def load_checkpoint(path, device='cpu'):
+def load_checkpoint(path, device='cpu', mmap=False):
     """
     A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt. Exits with one line where there is
     none or it is damaged. weights_only: a stranger's checkpoint can bring numbers, but no code.
@@ -789,7 +858,7 @@ def load_checkpoint(path, device='cpu'):
     if not os.path.exists(path):
         sys.exit(f"no checkpoint {path}: train one with  python train.py out_dir={os.path.dirname(path) or '.'}")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if checkpoint['format'] != 'ninefiles-1':
             raise ValueError(checkpoint['format'])
         return checkpoint
@@ -797,12 +866,16 @@ def load_checkpoint(path, device='cpu'):
         sys.exit(f"{path} is damaged or not a checkpoint of ours ({type(e).__name__}): train again, or restore a copy")
 
 def load_model(path, device='cpu'):
-    """-> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …)."""
-    checkpoint = load_checkpoint(path, device)
+    """
+    -> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The weights are held once:
+    the model is built without any, and takes the checkpoint's, which stay in the file until they are used.
+    """
+    checkpoint = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows would not let a mapped file be replaced
     try:
-        model = build_model(GPTConfig(**checkpoint['config']))
-        model.load_state_dict(checkpoint['model'])
-        return model.to(device), Tokenizer.from_dict(checkpoint['tokenizer']), checkpoint
+        model = outline(GPTConfig(**checkpoint['config']))
+        model.load_state_dict(checkpoint['model'], assign=True)
+        model.derive()
+        return model.float().to(device), Tokenizer.from_dict(checkpoint['tokenizer']), checkpoint
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         sys.exit(f"{path}: weights, shape and tokenizer do not fit together ({str(e).splitlines()[0]})")
 
