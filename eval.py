@@ -1,137 +1,131 @@
 """
-How good is it, really: every number that a paper would quote, computed as the reference tool computes it.
+How good is it, really: the numbers that a paper would quote, computed as the reference tools compute them.
 
-    python eval.py                                                  # perplexity and bits per byte on validation text
-    python eval.py out_dir=out,out-gpt input=book.txt stride=64     # two models on any text: still one table
-    python eval.py task=choices dataset=hellaswag                   # multiple choice (prepare.py downloads HellaSwag)
-    python eval.py task=text hypotheses=captions.jsonl              # BLEU, ROUGE, CIDEr-D … of a file of answers
-    python eval.py task=text out_dir=out-sft                        # … or of a model's own answers to dataset=instruct
-    python eval.py task=instruct out_dir=out,out-sft                # exact match by skill, before and after fine-tuning
-    python eval.py task=code temperature=0.2,0.6,1,1.4              # how much of what it writes is Python?
-    python eval.py task=kl out_dir=out,out-sft                      # how far apart are two models, and where most?
-    python eval.py task=compare out_dir=out,out-sft temperature=0.8 # which do you like better? (blind)
-    python eval.py task=speed dtype=auto                            # training and decoding, by batch and context
+    python eval.py                                                   # perplexity and bits per byte of validation text
+    python eval.py out_dir=out,out-gpt input=book.txt stride=64      # two models, any text: still one table
+    python eval.py task=choices dataset=hellaswag                    # multiple choice; prepare.py downloads HellaSwag
+    python eval.py task=text hypotheses=captions.jsonl               # BLEU, ROUGE, CIDEr-D … of a file of answers
+    python eval.py task=text out_dir=out-sft                         # … or of a model's own, to dataset=instruct
+    python eval.py task=instruct out_dir=out,out-sft                 # exact match by skill, before and after
+    python eval.py task=code temperature=0.2,0.6,1,1.4               # how much of what it writes is Python?
+    python eval.py task=kl out_dir=out,out-sft                       # how far apart are two models, and where most?
+    python eval.py task=compare out_dir=out,out-sft temperature=0.8  # which answers do you like better? (blind)
+    python eval.py task=speed dtype=auto                             # training and decoding, by batch and context
 
-A number without its uncertainty is a rumour, so most have a standard error beside them: the ± column. BLEU equals
-sacrebleu's and NLTK's, ROUGE rouge-score's, CIDEr-D pycocoevalcap's, token F1 SQuAD's, and the two HellaSwag
-conventions lm-evaluation-harness's and build-nanogpt's, each to 1e-6 on several hundred cases.
+A number without its uncertainty is a rumour: beside most stands a standard error (±) or a 95 % interval. BLEU was
+compared with sacrebleu and NLTK, ROUGE with rouge-score, CIDEr-D with pycocoevalcap, token F1 with SQuAD's, HellaSwag
+with lm-evaluation-harness and build-nanogpt: equal to 1e-6 on hundreds of cases each.
 """
 from configurator import configure, usage
 
-task = 'perplexity'   # perplexity | choices | text | instruct | code | kl | compare | speed
-out_dir = 'out'       # the folder of a ckpt.pt, or of several, with commas: their rows share a table
-dataset = ''          # a folder in data_dir; empty: python, or hellaswag (choices), or instruct (text, instruct, compare)
+task = 'perplexity'    # perplexity | choices | text | instruct | code | kl | compare | speed
+out_dir = 'out'        # the folder of a ckpt.pt; or several, with commas: one table for all
+dataset = ''           # a folder in data_dir; empty: python; choices: hellaswag; text, instruct, compare: instruct
 data_dir = 'data'
-split = 'val'         # train | val
-input = ''            # in place of a dataset. perplexity, kl: a text; choices: a .jsonl; compare: a file of prompts, one a line
-hypotheses = ''       # text: a file of answers, one a line, or .jsonl of {"hypothesis": …, "references": […]}
-references = ''       # text: a file of as many right answers, or several files with commas; .jsonl brings its own
-limit = 0             # stop after so many items (perplexity, kl: windows); 0: all
-# how
-batch_size = 8        # items at once; speed: rows of the larger batch
-block_size = 0        # perplexity, kl, speed: tokens in a window; 0: as many as the model can see
-stride = 0            # perplexity, kl: tokens from window to window; 0: block_size. less: more context for each, and slower
-max_new_tokens = 128  # text, instruct, code, compare: of an answer, at most
-temperature = '0'     # the same: 0 always takes the likeliest token; code takes several, with commas
-num_samples = 50      # code: programs at each temperature; kl: positions to show
-tokenize = '13a'      # 13a | none: BLEU's words: sacrebleu's standard, or whatever stands between spaces
-smooth = 'exp'        # exp | floor | add-k | none: BLEU where no n-gram matches (Chen & Cherry 2014: methods 3, 1, 2, 0)
-votes = 'votes.jsonl' # compare: where votes are kept; run again to go on
-json = ''             # also write the table to this file, for machines
-# on what
-device = 'auto'       # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
-dtype = 'float32'     # auto | float32 | bfloat16 | float16: of the weights; speed: of the multiplications
+split = 'val'          # train | val
+input = ''             # instead of a dataset, a file: text; .jsonl (choices); prompts, one a line (compare)
+hypotheses = ''        # text: a .jsonl of {"hypothesis": …, "references": […]}; or answers.txt,right.txt,also-right.txt
+limit = 0              # stop after so many items (perplexity, kl: windows); 0: all
+batch_size = 8         # items at once
+block_size = 0         # perplexity, kl, speed: tokens in a window; 0: as many as the model sees
+stride = 0             # perplexity, kl: from window to window; 0: block_size; less: more context for each, slower
+max_new_tokens = 128   # of an answer
+temperature = '0'      # 0 always takes the likeliest token; task=code takes several, with commas
+num_samples = 50       # code: programs at each temperature; kl: positions to show
+tokenize = '13a'       # 13a | none: BLEU's words: sacrebleu's standard, or what stands between spaces
+smooth = 'exp'         # exp | floor | add-k | none: BLEU where nothing matches (Chen & Cherry 2014, methods 3, 1, 2, 0)
+votes = 'votes.jsonl'  # compare: where they are kept; run again to go on
+json = ''              # a file for the table, too, for machines
+device = 'auto'        # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
+dtype = 'float32'      # auto | float32 | bfloat16 | float16: of the weights; training in task=speed: of multiplications
 seed = 1337
 configure(globals())
 
-import bz2, codeop, heapq, lzma, math, os, re, statistics, string, sys, time, zlib
+import bz2, codeop, lzma, math, os, re, statistics, string, sys, time, zlib
 from collections import Counter
 from contextlib import nullcontext
 from itertools import islice, zip_longest
-from json import dumps, loads  # note: json is a setting
+from json import dumps, loads  # note: json itself is a setting
 import numpy as np
 import torch
 from torch.nn import functional as F
 from model import GPT, KVCache, configure_optimizers, describe, generate, load_dataset, load_model, resolve_device
 
-# ------------------------------------------------------------------------------------------------------------
-# 1. Means and their errors; files and batches
+# ---- 1. Means and their errors; files ----------------------------------------------------------------------
 
 def moments(a, b=1.0):
-    """What Σa/Σb and its error need to know of one item. These get added up, so memory does not grow with the file."""
+    """What Σa/Σb and its error need to know of one item: these get added up, so memory does not grow with the file."""
     return np.array([1, a, b, a * a, a * b, b * b], dtype=np.float64)
 
 def estimate(total):
     """
-    Summed moments -> Σa/Σb and its standard error (None for a single item): the ratio estimator (Cochran 1977, ch. 6).
-    Where every b is 1, that is a mean, and the sample's standard deviation over √n. Loss is a ratio, too: of nats and
-    tokens per block. (Neighbouring blocks of a text are alike, so the truth is somewhat less certain than its error.)
+    Summed moments -> Σa/Σb and its standard error, the ratio estimator's (Cochran 1977, ch. 6; None for one item). With
+    every b = 1, these are a mean and sd/√n. A loss is a ratio, too: nats over tokens, summed over blocks of text.
     """
     n, a, b, aa, ab, bb = total.tolist()
-    ratio = a / b
-    return ratio, math.sqrt(max(aa - 2 * ratio * ab + ratio**2 * bb, 0) * n / (n - 1)) / b if n > 1 else None
+    if b == 0:
+        sys.exit(f"{input or folder()}: nothing there to measure")
+    r = a / b
+    return {'mean': r, '±': math.sqrt(max(aa - 2 * r * ab + r * r * bb, 0) * n / (n - 1)) / b if n > 1 else None}
 
 def wilson(wins, n, z=1.96):
-    """95 % interval of a share (Wilson 1927): unlike p ± error, honest for few trials and near 0 or 1. (0, 0) -> (0, 1)"""
-    if n == 0:
-        return 0.0, 1.0
-    p, spread = wins / n, z * math.sqrt(wins / n * (1 - wins / n) / n + z * z / (4 * n * n))
-    return tuple((p + z * z / (2 * n) + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
+    """95 % interval of a share (Wilson 1927): honest for few trials and near 0 or 1. (5, 10) -> 0.237 … 0.763"""
+    p, n = wins / max(n, 1), n or 1e-9  # of nothing, nothing is known: 0 … 1
+    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return {'95 % from': (middle - spread) / (1 + z * z / n), 'to': (middle + spread) / (1 + z * z / n)}
+
+def folder():
+    usual = {'perplexity': 'python', 'kl': 'python', 'choices': 'hellaswag'}.get(task, 'instruct')
+    return os.path.join(data_dir, dataset or usual)
 
 def read_jsonl(path, parse, example):
-    """parse(line) for each line of a JSONL file; exits, naming the line, where it is not like the example."""
+    """parse(line) for each line of a file; exits, naming the line, where that fails."""
     if not os.path.exists(path):
-        sys.exit(f"no {path}: make it with  python prepare.py dataset={folder()}  or name a file of your own")
+        sys.exit(f"no {path}: make it with  python prepare.py dataset={os.path.basename(folder())}")
     with open(path, 'rb') as f:
         for number, line in enumerate(islice(f, limit or None), 1):
             try:
                 item = parse(loads(line))
             except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
-                what = f"no {e}" if isinstance(e, KeyError) else e
-                sys.exit(f"{path} line {number}: {what}. Expected a line like {example}")
+                sys.exit(f"{path} line {number}: {type(e).__name__} {e}; expected a line like {example}")
             yield item
 
-def folder():
-    return dataset or {'choices': 'hellaswag', 'perplexity': 'python', 'kl': 'python'}.get(task, 'instruct')
-
 def read_chats():
-    """-> (what was said before, the right answer, the skill) from the dataset's conversations."""
+    """The dataset's conversations -> (what is said before, the right answer, the skill)."""
     def parse(item):
         *before, last = item['messages']
         if last['role'] != 'assistant' or not before:
             raise ValueError("the last word should be the assistant's, and not the only one")
-        return before, last['content'] + '', item.get('skill') or 'all'
+        return before, last['content'] + '', item.get('skill', 'any')
     example = '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
-    return read_jsonl(os.path.join(data_dir, folder(), f'{split}.jsonl'), parse, example)
+    return read_jsonl(os.path.join(folder(), f'{split}.jsonl'), parse, example)
 
 def batches(items, n):
-    """Lists of n items, the last one maybe shorter; a terminal is told how far it is."""
+    """Lists of n items, the last maybe shorter. Someone at a terminal is told how far it is."""
     items, count, mark = iter(items), 0, time.time()
     while batch := list(islice(items, n)):
         yield batch
         count += len(batch)
         if sys.stderr.isatty() and time.time() - mark > 2:
-            print(f"\r{count:,} done", end='\r', file=sys.stderr, flush=True)
+            print(f"{count:,} done", end='\r', file=sys.stderr, flush=True)
             mark = time.time()
 
-# ------------------------------------------------------------------------------------------------------------
-# 2. Perplexity, and the distance between two models
+# ---- 2. Perplexity, and the distance between two models ----------------------------------------------------
 
 def token_chunks(tokenizer, name):
-    """The text as lists of ids, a piece at a time: from the dataset's .bin, or from the file `input`."""
+    """The text as lists of ids, a piece at a time: the dataset's .bin, or the file `input`."""
     if not input:
-        own, splits = load_dataset(os.path.join(data_dir, folder()))
+        own, splits = load_dataset(folder())
         if own != tokenizer:
-            sys.exit(f"{name} reads with another tokenizer than dataset={folder()}: give the text itself, input=FILE")
+            sys.exit(f"{name} reads with another tokenizer than {folder()}: give the text itself, with input=FILE")
         yield from (splits[split][i:i + 2**16].tolist() for i in range(0, len(splits[split]), 2**16))
         return
     text = ''
     try:
         with open(input, encoding='utf-8-sig') as f:
-            while more := f.read(2**20):
-                text += more
-                last = re.match(r'(?s).*\S\n(?=\S)', text)  # no token spans such a place, so cutting there changes nothing
-                cut = last.end() if last else len(text) if len(text) >= 2**24 else 0
+            while lines := f.readlines(2**20):  # about a megabyte
+                text += ''.join(lines)
+                cut = len(text.rstrip())  # no token goes on from a sign into white space: cutting there is safe
                 yield tokenizer.encode(text[:cut])
                 text = text[cut:]
     except UnicodeDecodeError:
@@ -140,11 +134,9 @@ def token_chunks(tokenizer, name):
 
 def windows(chunks, T, step, eot):
     """
-    Chunks of ids -> (T + 1 ids or fewer, how many of their targets were scored before). Every token is a target once:
-
-        'abcdefg', T = 4, step = 2 -> (⊥abcd, 0), (bcdef, 2), (defg, 2): d and e have 3 letters of context, at least 2
-
-    The first token, too, is predicted, from <|endoftext|> (⊥): otherwise the bytes of the text were not all paid for.
+    Chunks of ids -> (up to T + 1 ids, how many of their targets came before), so that every token is a target once:
+    'abcdefg', T = 4, step = 2 -> (⊥abcd, 0), (bcdef, 2), (defg, 2): from e on, at least 2 letters of context. The first
+    is predicted, too, from <|endoftext|> (⊥): a compressor has to pay for all of the text.
     """
     ids, done = [eot], 0
     for chunk in chunks:
@@ -157,129 +149,115 @@ def windows(chunks, T, step, eot):
         yield ids, done
 
 def window_batches(model, tokenizer, name):
-    """-> rows, as above, with x and y (B, T) for the model; y is -100 where nothing is to be scored."""
-    T = block_size or model.config.block_size
-    if T > model.config.block_size or stride > T:
-        usage(f"block_size={T} stride={stride or T}: {name} can see {model.config.block_size} tokens, so expected "
-              f"stride <= block_size <= {model.config.block_size}")
-    rows = windows(token_chunks(tokenizer, name), T, stride or T, tokenizer.eot)
-    nothing = True
-    for batch in batches(islice(rows, limit or None), batch_size):
-        x = torch.zeros(len(batch), T, dtype=torch.long)
-        y = torch.full((len(batch), T), -100)
+    """-> lists of windows, with x and y (B, T) for the model; y is -100 where nothing is to be predicted."""
+    most, where = model.config.block_size, next(model.parameters()).device
+    T = block_size or most
+    step = stride or T
+    if not step <= T <= most:
+        usage(f"block_size={T} stride={step}: expected stride <= block_size <= {most}, which is what {name} sees")
+    print(f"{name}: windows of {T} tokens, {step} apart")
+    rows = islice(windows(token_chunks(tokenizer, name), T, step, tokenizer.eot), limit or None)
+    for batch in batches(rows, batch_size):
+        x, y = torch.zeros(len(batch), T, dtype=torch.long), torch.full((len(batch), T), -100)
         for b, (ids, done) in enumerate(batch):
             x[b, :len(ids) - 1], y[b, done:len(ids) - 1] = torch.tensor(ids[:-1]), torch.tensor(ids[done + 1:])
-        where = next(model.parameters()).device
         yield batch, x.to(where), y.to(where)
-        nothing = False
-    if nothing:
-        sys.exit(f"{input or folder()} holds no text: there is nothing to predict")
 
 @torch.no_grad()
 def perplexity(model, tokenizer, name):
     """
-    exp(loss) says: as unsure as among so many equally likely tokens. It depends on what a token is; bits per byte
-    does not, and it is what a compressor achieves that spends -log2 p(token) bits on each (arithmetic coding does).
+    exp(loss): as unsure as between so many equally likely tokens. It depends on what a token is; bits per byte does
+    not: a compressor reaches it that spends -log2 p bits on each token, and arithmetic coding does.
     """
-    loss, bits, lossless, size = np.zeros(6), np.zeros(6), tokenizer.kind != 'word', 0  # <unk> loses words
-    packers = {'gzip -9': zlib.compressobj(9, zlib.DEFLATED, 31), 'bzip2': bz2.BZ2Compressor(), 'xz': lzma.LZMACompressor()}
-    packed = Counter()
+    loss, bits, lossless, sizes = np.zeros(6), np.zeros(6), tokenizer.kind != 'word', Counter()  # <unk> loses words
+    packers = dict(gzip=zlib.compressobj(9, zlib.DEFLATED, 31), bzip2=bz2.BZ2Compressor(), xz=lzma.LZMACompressor())
     for batch, x, y in window_batches(model, tokenizer, name):
-        nats = model(x, y, reduction='none').double().sum(1).tolist()
-        for (ids, done), a in zip(batch, nats):
+        for (ids, done), nats in zip(batch, model(x, y, reduction='none').double().sum(1).tolist()):
             targets = ids[done + 1:]
             text = b''.join(tokenizer.token_bytes(i) for i in targets if i != tokenizer.eot)
-            loss += moments(a, len(targets))
-            bits += moments(a / math.log(2), len(text))
+            loss, bits = loss + moments(nats, len(targets)), bits + moments(nats / math.log(2), len(text))
             lossless &= tokenizer.kind == 'bpe' or 0 not in targets  # 0: a character that the vocabulary lacks
-            packed.update({p: len(packer.compress(text)) for p, packer in packers.items()})
-            size += len(text)
-    packed.update({p: len(packer.flush()) for p, packer in packers.items()})
-    (mean, error), (bpb, bpb_error) = estimate(loss), estimate(bits) if size and lossless else (None, None)
-    row = {'tokens': int(loss[2]), 'loss': mean, '±': error, 'perplexity': math.exp(min(mean, 700)),
-           'bytes': size, 'bits per byte': bpb, '± ': bpb_error}
-    return [row] + [{**dict.fromkeys(row), 'model': p, 'bytes': size, 'bits per byte': 8 * n / size}
-                    for p, n in packed.items() if size and lossless]
+            sizes.update({p: len(packer.compress(text)) for p, packer in packers.items()})
+    sizes.update({p: len(packer.flush()) for p, packer in packers.items()})
+    mean = estimate(loss)
+    e = math.exp(min(mean['mean'], 700))
+    rows = [{'measure': 'loss', 'items': int(loss[2]), **mean},
+            {'measure': 'perplexity', 'items': int(loss[2]), 'mean': e, '±': mean['±'] and e * mean['±']}]
+    if lossless and bits[2]:
+        row = {'measure': 'bits per byte', 'items': int(bits[2])}
+        rows += [{**row, **estimate(bits)}]
+        rows += [{'model': p, **row, 'mean': 8 * n / bits[2], '±': None} for p, n in sizes.items()]
+    return rows
 
 @torch.no_grad()
 def kl(models):
     """
-    How far apart two models are at each position of a text, summed exactly over the vocabulary, in nats: KL(p‖q) = Σ p
-    ln p/q, what believing q costs where p is true; Jensen–Shannon, the mean KL of both to their middle, at most ln 2.
+    How far apart two models are at each position, in nats, summed exactly over the vocabulary. KL(p‖q) = Σ p ln p/q:
+    what believing q costs where p is true. Jensen–Shannon: the mean KL of both to their middle, at most ln 2 = 0.693.
     """
     (a, (p_model, tokenizer)), (b, (q_model, other)) = models
     if tokenizer != other:
-        sys.exit(f"{a} and {b} read with different tokenizers: their distributions are over different things")
-    if p_model.config.block_size != q_model.config.block_size and not block_size:
-        usage(f"{a} and {b} see contexts of different lengths: give block_size=")
-    sums, most = {name: np.zeros(6) for name in (f'KL({a}‖{b})', f'KL({b}‖{a})', 'Jensen–Shannon', 'same best token')}, []
-    for batch, x, y in window_batches(p_model, tokenizer, a):
-        for (ids, done), row in zip(batch, x):
-            row = row[None, :len(ids) - 1]
-            p, q = (m(row)[0, done:].double().log_softmax(-1) for m in (p_model, q_model))  # (T, V), logarithms
+        sys.exit(f"{a} and {b} read with different tokenizers, so their probabilities are of different things")
+    if (block_size or p_model.config.block_size) > q_model.config.block_size:
+        usage(f"{b} sees no more than {q_model.config.block_size} tokens: give block_size={q_model.config.block_size}")
+    names, totals, most = (f'KL({a}‖{b})', f'KL({b}‖{a})', 'Jensen–Shannon', 'same choice'), [np.zeros(6)] * 4, []
+    for batch, x, _ in window_batches(p_model, tokenizer, a):
+        for (ids, done), row in zip(batch, x[:, None]):
+            p, q = (m(row[:, :len(ids) - 1])[0, done:].double().log_softmax(-1) for m in (p_model, q_model))  # (T, V)
             middle = torch.logaddexp(p, q) - math.log(2)
             js = ((p.exp() * (p - middle)).sum(-1) + (q.exp() * (q - middle)).sum(-1)) / 2
-            best_p, best_q = p.max(-1), q.max(-1)
-            for name, values in zip(sums, ((p.exp() * (p - q)).sum(-1), (q.exp() * (q - p)).sum(-1), js,
-                                           best_p.indices == best_q.indices)):
-                sums[name] += moments(values.sum().item(), len(values))
+            best = torch.stack((p.argmax(-1), q.argmax(-1)), dim=1)  # (T, 2)
+            values = (p.exp() * (p - q)).sum(-1), (q.exp() * (q - p)).sum(-1), js, best[:, 0] == best[:, 1]
+            totals = [total + moments(v.sum().item(), len(v)) for total, v in zip(totals, values)]
             for t in js.topk(min(num_samples, len(js))).indices.tolist():
-                shown = [f"{tokenizer.decode([m.indices[t].item()])!r} {m.values[t].exp().item():.2f}" for m in (best_p, best_q)]
-                text = tokenizer.decode(ids[max(0, done + t - 15):done + t + 1])[-48:]
-                heapq.heappush(most, (js[t].item(), text, *shown, tokenizer.decode([ids[done + t + 1]])))
-                most = most if len(most) <= num_samples else most[:0] + heapq.nlargest(num_samples, most)[::-1]
-    print(f"where they differ most (Jensen–Shannon; text, its next token; likeliest for {a}, for {b}):")
-    for value, text, *shown, token in sorted(most, reverse=True):
-        print(f"  {value:.3f}  {text!r:>52} {token!r:<12} {shown[0]:<18} {shown[1]}")
-    return [dict(zip(('measure', 'mean', '±'), (name, *estimate(total)))) for name, total in sums.items()]
+                at = done + t + 1
+                most.append((js[t].item(), ids[max(0, at - 12):at], ids[at], *best[t].tolist()))
+            most = sorted(most, reverse=True)[:num_samples]
+    print(f"Jensen–Shannon, where it is largest: the text, its next token, the likeliest for {a}, the likeliest for {b}")
+    for value, before, *tokens in most:
+        print(f"  {value:.3f}  {tokenizer.decode(before)[-40:]!r:>44} ", *(f'{tokenizer.decode([t])!r:<12}' for t in tokens))
+    return [{'measure': name, 'items': int(total[2]), **estimate(total)} for name, total in zip(names, totals)]
 
-# ------------------------------------------------------------------------------------------------------------
-# 3. Multiple choice: which ending does the model find likeliest?
-
-def parse_choices(item):
-    """
-    A line of HellaSwag (Zellers et al. 2019), or {"context":…, "choices":[…], "label":…}, as each of two conventions
-    reads it -> (label, {convention: (context, choices)}). The published numbers differ by what is done to the text and
-    by what an ending's log-likelihood is divided by. GPT-2 124M, all 10,042 validation items:
-
-        lm-evaluation-harness   acc 0.2892   acc_norm 0.3114   text cleaned, topic in front; norm: per character
-        build-nanogpt           acc 0.2859   acc_norm 0.2955   text as it stands; norm: per token
-    """
-    choices, label = item['endings'] if 'endings' in item else item['choices'], int(item['label'])
-    if 'endings' in item:
-        plain = item['ctx']
-        context = clean(item['activity_label'] + ': ' + item['ctx_a'] + ' ' + item['ctx_b'].capitalize())
-        cleaned = [clean(choice) for choice in choices]
-    else:
-        plain, context, cleaned = item['context'] + '', item['context'], choices
-    if len(choices) < 2:
-        raise ValueError(f"{len(choices)} choice is no choice")
-    if not 0 <= label < len(choices):
-        raise ValueError(f"label {label} of {len(choices)} choices")
-    if not all(choice.strip() for choice in [*choices, *cleaned]):
-        raise ValueError("an empty choice")
-    return label, {'lm-evaluation-harness': (context, cleaned), 'build-nanogpt': (plain, choices)}
+# ---- 3. Multiple choice: which ending does the model find likeliest? ---------------------------------------
 
 def clean(text):
     """How the harness cleans HellaSwag: 'Peel. [title] Cut [step] it. ' -> 'Peel.. Cut it.' (sic)"""
     return re.sub(r'\[.*?\]', '', text.strip().replace(' [title]', '. ')).replace('  ', ' ')
 
+def parse_choices(item):
+    """
+    A line of HellaSwag (Zellers et al. 2019), or {"context":…, "choices":[…], "label":…} -> the label, and context and
+    choices as two conventions have them. They differ in the text, and in what an ending's log-likelihood is divided by
+    for acc_norm. What they say of GPT-2 124M, on all 10,042 items of val:
+
+        lm-evaluation-harness  acc 0.2892  acc_norm 0.3114  text cleaned, with its topic; per character
+        build-nanogpt          acc 0.2859  acc_norm 0.2955  text as it stands; per token
+    """
+    label, choices = int(item['label']), item['endings'] if 'endings' in item else item['choices']
+    raw, context, cleaned = item.get('ctx', item.get('context')), item.get('context'), choices
+    if 'endings' in item:
+        context = clean(item['activity_label'] + ': ' + item['ctx_a'] + ' ' + item['ctx_b'].capitalize())
+        cleaned = [clean(choice) for choice in choices]
+    if len(choices) < 2 or not 0 <= label < len(choices) or not all(c.strip() for c in [*choices, *cleaned]):
+        raise ValueError(f"label {label} of {len(choices)} choices, of which none may be empty, and one is no choice")
+    return label, {'lm-evaluation-harness': (context + '', cleaned), 'build-nanogpt': (raw + '', choices)}
+
 def encode_choices(tokenizer, convention, context, choices):
-    """Context and choices as ids. The harness cuts the ids of the whole, so that a token may not span the cut."""
+    """Context and choices as ids. The harness cuts up the ids of both together, so that a space stays with its word."""
     if convention == 'build-nanogpt':
         return tokenizer.encode(context) or [tokenizer.eot], [tokenizer.encode(' ' + choice) for choice in choices]
-    head = tokenizer.encode(context.rstrip(' \n'))
+    head = tokenizer.encode(context.rstrip())
     return head or [tokenizer.eot], [tokenizer.encode(context + ' ' + choice)[len(head):] for choice in choices]
 
 @torch.inference_mode()
 def score(model, units):
     """
-    [(context ids, [ending ids, …]), …] -> [[log p(ending | context), …], …], all in two forward passes. The first reads
-    the contexts; the keys and values in its cache are then handed to every ending, and the second pass reads only those.
-    A context too long for block_size is cut from the left, for each ending by itself, as the harness does.
+    [(context ids, [ending ids, …]), …] -> [[log p(ending | context), …], …], in two forward passes: one reads each
+    context once; then its keys and values are handed to all its endings, and the second pass reads only those. Where
+    block_size is too small for both, the context is cut from the left, for each ending by itself (as the harness does).
     """
     most, S = model.config.block_size, max(len(e) for _, endings in units for e in endings)
-    if max(len(context) for context, _ in units) + S - 1 > most:
+    if max(len(context) for context, _ in units) + S - 1 > most:  # note: nobody reads the last token of an ending
         if len(units) > 1:
             return score(model, units[:len(units) // 2]) + score(model, units[len(units) // 2:])
         (context, endings), = units
@@ -288,71 +266,61 @@ def score(model, units):
         if S > most:
             sys.exit(f"a choice of {S} tokens does not fit into block_size={most}: this model cannot be asked")
         units = [(context[-(most + 1 - S):], endings)]
-    contexts, where = [context for context, _ in units], next(model.parameters()).device
-    rows = [u for u, (_, endings) in enumerate(units) for _ in endings]  # the context of each ending
-    endings = [e for _, endings in units for e in endings]
-    def pad(lists):
+    where = next(model.parameters()).device
+    owner, endings = zip(*((u, e) for u, (_, endings) in enumerate(units) for e in endings))
+    contexts, owner = [context for context, _ in units], list(owner)  # owner: the row of each ending's context
+    lengths, sizes = [len(c) for c in contexts], [len(e) for e in endings]
+    def pad(lists):  # on the right, where causality hides it
         return torch.tensor([ids + [0] * (max(map(len, lists)) - len(ids)) for ids in lists], device=where)
-    lengths = [len(context) for context in contexts]
-    cache = KVCache(model.config, len(units), max(lengths))
-    x = model.hidden(pad(contexts), cache=cache)
-    x = x[torch.arange(len(units)), torch.tensor(lengths) - 1][rows].unsqueeze(1)  # (E, 1, C): what each ending follows
+    cache = KVCache(model.config, len(units), max(lengths) + S - 1)
+    x = model.hidden(pad(contexts), cache=cache)  # (U, T, C)
+    x = x[torch.arange(len(units)), torch.tensor(lengths) - 1][owner].unsqueeze(1)  # (E, 1, C): where an ending starts
     y = pad(endings)  # (E, S)
     if S > 1:
-        shared = KVCache(model.config, len(endings), max(lengths) + S - 1)
-        shared.lengths = [lengths[u] for u in rows]  # right padding was never there: the endings overwrite it
-        shared.k, shared.v = ([F.pad(t[rows], (0, 0, 0, S - 1)) for t in kept] for kept in (cache.k, cache.v))
-        x = torch.cat((x, model.hidden(y[:, :-1], cache=shared)), dim=1)  # (E, S, C)
-    real = torch.arange(S, device=where) < torch.tensor([len(e) for e in endings], device=where)[:, None]
-    losses = F.cross_entropy(model.logits(x[real]).float(), y[real], reduction='none')
-    sums = iter([-part.double().sum().item() for part in losses.split([len(e) for e in endings])])
+        shared = KVCache(model.config, len(endings), cache.columns)
+        shared.k, shared.v = [t[owner] for t in cache.k], [t[owner] for t in cache.v]
+        shared.lengths = [lengths[u] for u in owner]  # the padding was never there
+        x = torch.cat((x, model.hidden(y[:, :-1], cache=shared)), dim=1)  # (E, S, C): the state before each token
+    real = torch.arange(S, device=where) < torch.tensor(sizes, device=where)[:, None]
+    losses = F.cross_entropy(model.logits(x[real]).float(), y[real], reduction='none').double()
+    sums = iter([-part.sum().item() for part in losses.split(sizes)])
     return [[next(sums) for _ in endings] for _, endings in units]
 
 def choices(model, tokenizer, name):
-    """Accuracy by the sum of log-likelihoods, which favours short endings, and normalised by length."""
+    """acc goes by the sum of log-likelihoods, which favours short endings; acc_norm by the mean."""
     if not isinstance(model, GPT):
-        sys.exit(f"{name} is a {model.config.model_type}: task=choices needs model_type=gpt, which keeps a cache to share")
-    path = input or os.path.join(data_dir, folder(), f'{split}.jsonl')
-    example, totals = '{"context": "the sky is", "choices": ["blue", "a fish"], "label": 0}', {}
+        sys.exit(f"{name} is a {model.config.model_type}: task=choices needs model_type=gpt, whose cache is shared")
+    path, totals = input or os.path.join(folder(), f'{split}.jsonl'), Counter()
+    example = '{"context": "the sky is", "choices": ["blue", "a fish"], "label": 0}'
     for items in batches(read_jsonl(path, parse_choices, example), batch_size):
-        asked = [(label, convention, texts) for label, variants in items for convention, (_, texts) in variants.items()]
-        units = [encode_choices(tokenizer, convention, *variants[convention]) for _, variants in items for convention in variants]
-        for (label, convention, texts), (_, endings), logs in zip(asked, units, score(model, units)):
-            lengths = [len(e) for e in (texts if convention == 'lm-evaluation-harness' else endings)]
-            normed = [log / n for log, n in zip(logs, lengths)]
-            for key, values in (('acc', logs), ('acc_norm', normed)):
-                right = values.index(max(values)) == label
-                totals[convention, key] = totals.get((convention, key), 0) + moments(right)
-    if not totals:
-        sys.exit(f"{path} holds no questions")
-    rows = []
-    for convention in dict.fromkeys(convention for convention, _ in totals):
-        (acc, error), (norm, norm_error) = estimate(totals[convention, 'acc']), estimate(totals[convention, 'acc_norm'])
-        rows.append({'convention': convention, 'items': int(totals[convention, 'acc'][0]), 'acc': acc, '±': error,
-                     'acc_norm': norm, '± ': norm_error})
-    return rows
+        asked = [(label, convention, *variant) for label, variants in items for convention, variant in variants.items()]
+        units = [encode_choices(tokenizer, *variant) for _, *variant in asked]
+        for (label, convention, _, texts), (_, ids), logs in zip(asked, units, score(model, units)):
+            lengths = map(len, texts if convention == 'lm-evaluation-harness' else ids)
+            for norm, values in (('acc', logs), ('acc_norm', [log / n for log, n in zip(logs, lengths)])):
+                totals[convention, norm] = totals[convention, norm] + moments(values.index(max(values)) == label)
+    return [{'convention': convention, 'measure': norm, 'items': int(total[0]), **estimate(total)}
+            for (convention, norm), total in totals.items()]
 
-# ------------------------------------------------------------------------------------------------------------
-# 4. Text against references
+# ---- 4. Text against references ----------------------------------------------------------------------------
 
 def bleu_words(text):
-    """mteval's 13a, as sacrebleu does it: 'Hi, Ann: 3.5' -> Hi , Ann : 3.5; or just what stands between spaces."""
+    """mteval's 13a, as sacrebleu has it: 'Hi, Ann: 3.5' -> Hi , Ann : 3.5"""
     if tokenize == 'none':
         return text.split()
     text = text.rstrip().replace('<skipped>', '').replace('-\n', '').replace('\n', ' ')
     for name, sign in (('&quot;', '"'), ('&amp;', '&'), ('&lt;', '<'), ('&gt;', '>')):
         text = text.replace(name, sign)
     text = re.sub(r'([!-&(-+/:-@\[-`{-~])', r' \1 ', f' {text} ')  # every ASCII sign but ' , - .
-    text = re.sub(r'([^0-9])([.,])', r'\1 \2 ', text)  # a full stop or comma stays only within a number …
+    text = re.sub(r'([^0-9])([.,])', r'\1 \2 ', text)              # a full stop or comma stays only within a number
     text = re.sub(r'([.,])([^0-9])', r' \1 \2', text)
-    return re.sub(r'([0-9])(-)', r'\1 \2 ', text).split()  # … and a dash goes only after one
+    return re.sub(r'([0-9])(-)', r'\1 \2 ', text).split()
 
 def rouge_words(text):
     return re.findall('[a-z0-9]+', text.lower())
 
 def squad_words(text):
-    text = ''.join(c for c in text.lower() if c not in string.punctuation)
-    return re.sub(r'\b(a|an|the)\b', ' ', text).split()
+    return re.sub(r'\b(a|an|the)\b', ' ', ''.join(c for c in text.lower() if c not in string.punctuation)).split()
 
 def ngrams(words, n):
     """('a b a b', 2) -> {(a, b): 2, (b, a): 1}"""
@@ -360,8 +328,8 @@ def ngrams(words, n):
 
 def bleu_counts(hypothesis, references, least=0):
     """
-    Words -> [its length, the closest reference's, matches for n = 1 … 4, n-grams for n = 1 … 4]; a corpus adds these up.
-    A match counts at most as often as in one reference ("clipped"). least=1 is NLTK's habit for texts shorter than n.
+    Words -> [its length, the closest reference's, matches for n = 1 … 4, n-grams for n = 1 … 4]; a corpus adds them up.
+    A match counts no more often than in one reference. least=1 is NLTK's habit where a text is shorter than n.
     """
     matches, totals = [], []
     for n in range(1, 5):
@@ -375,30 +343,29 @@ def bleu_counts(hypothesis, references, least=0):
 
 def bleu(counts, smooth='exp', effective_order=False):
     """
-    100 * brevity penalty * the geometric mean of the precisions of n-grams, n = 1 … 4 (Papineni et al. 2002). In single
-    sentences a precision is often 0, so it is smoothed; effective_order leaves out n-grams longer than the text.
+    100 * brevity penalty * geometric mean of the precisions of n-grams (Papineni et al. 2002). In a single sentence
+    some are 0, so they are smoothed; and effective_order leaves out the n-grams that are longer than the text.
     """
     length, closest, *counts = counts.tolist()
     logs, halvings = [], 0
     for n, (match, total) in enumerate(zip(counts[:4], counts[4:])):
-        if counts[0] == 0 or total == 0 and smooth != 'add-k':
-            break
         if smooth == 'add-k' and n > 0:
             match, total = match + 1, total + 1
-        if match == 0:
-            halvings += 1
-            match = {'exp': 0.5**halvings, 'floor': 0.1}.get(smooth, 0)
+        if counts[0] == 0 or total == 0:
+            break
+        halvings += match == 0
+        match = match or {'exp': 0.5**halvings, 'floor': 0.1}.get(smooth, 0)
         logs.append(math.log(match / total) if match else -math.inf)
     if not logs or len(logs) < 4 and not effective_order:
         return 0.0
     return 100 * math.exp(min(0, 1 - closest / length) + sum(logs) / len(logs))
 
-def f1(common, a, b):
-    """Harmonic mean of precision and recall: (2 in common, of 4, of 6) -> 2 * 2 / (4 + 6)"""
-    return 2 * common / (a + b) if a + b else 0.0
+def f1(h, r):
+    """Harmonic mean of precision and recall of two Counters: 2 in common, of 4 and of 6 -> 2 * 2 / (4 + 6)"""
+    return 2 * (h & r).total() / max(h.total() + r.total(), 1)
 
 def lcs(a, b):
-    """Length of the longest common subsequence, row by row: ('abcd', 'xbxd') -> 2"""
+    """Length of the longest common subsequence, row by row of the table: ('abcd', 'xbxd') -> 2"""
     row = [0] * (len(b) + 1)
     for x in a:
         above_left = 0
@@ -406,102 +373,77 @@ def lcs(a, b):
             above_left, row[j] = row[j], above_left + 1 if x == y else max(row[j], row[j - 1])
     return row[-1]
 
-def rouge(hypothesis, reference):
-    """F1 of words, of pairs of words, and of the longest common subsequence: ROUGE-1, -2, -L (Lin 2004)."""
-    pairs = [(ngrams(hypothesis, n), ngrams(reference, n)) for n in (1, 2)]
-    return [f1((h & r).total(), h.total(), r.total()) for h, r in pairs] + \
-        [f1(lcs(hypothesis, reference), len(hypothesis), len(reference))]
-
-def squad_f1(hypothesis, reference):
-    """F1 of the words in common; two empty answers agree (Rajpurkar et al. 2016, 2018)."""
-    h, r = Counter(hypothesis), Counter(reference)
-    return f1((h & r).total(), h.total(), r.total()) if h and r else float(h == r)
+def rouge(h, r):
+    """F1 of words, of pairs of words, and of the longest common subsequence (Lin 2004)."""
+    return f1(ngrams(h, 1), ngrams(r, 1)), f1(ngrams(h, 2), ngrams(r, 2)), 2 * lcs(h, r) / max(len(h) + len(r), 1)
 
 def cider(hypothesis, references, df, documents):
     """
-    CIDEr-D (Vedantam et al. 2015, eq. 1–4 and section 6): n-grams weigh more the fewer documents' references hold them
-    (tf-idf), and what counts is the cosine, clipped, and less the more the lengths differ; n = 1 … 4, times 10.
+    CIDEr-D (Vedantam et al. 2015, eq. 1–4 and section 6): the cosine of n-gram counts, each weighted by how few of the
+    documents have it in their references (df), clipped, and less the more the lengths differ; over n = 1 … 4, times 10.
     """
     def vector(words, n):
         return {g: count * math.log(documents / max(1, df[g])) for g, count in ngrams(words, n).items()}
-    def norm(v):
-        return math.sqrt(sum(x * x for x in v.values()))
     total = 0.0
     for reference in references:
         gap = max(len(hypothesis) - 1, 0) - max(len(reference) - 1, 0)  # sic: the reference code counts pairs of words
-        for n in range(1, 5):
-            h, r = vector(hypothesis, n), vector(reference, n)
-            dot = sum(min(x, r.get(g, 0)) * r.get(g, 0) for g, x in h.items())
-            total += dot / (norm(h) * norm(r) or 1) * math.exp(-gap**2 / (2 * 6**2))
+        for h, r in ((vector(hypothesis, n), vector(reference, n)) for n in range(1, 5)):
+            dot = sum(min(x, r[g]) * r[g] for g, x in h.items() if g in r)
+            total += dot / (math.hypot(*h.values()) * math.hypot(*r.values()) or 1) * math.exp(-gap**2 / (2 * 6**2))
     return 10 * total / 4 / len(references)
 
 def read_pairs():
-    """(hypothesis, its references), from .jsonl or from files of as many lines."""
+    """(hypothesis, [its references]) from .jsonl, or from files of as many lines each."""
+    def parse(item):
+        answer, right = item['hypothesis'], item['references']
+        if not right or not isinstance(right, list) or not all(isinstance(text, str) for text in [answer, *right]):
+            raise ValueError("no text, or no list of texts")
+        return answer, right
+    def lines(names):
+        for n, texts in enumerate(zip_longest(*(open(name, encoding='utf-8') for name in names))):
+            if None in texts:
+                sys.exit(f"{names[texts.index(None)]} has only {n} lines: expected references for each hypothesis")
+            answer, *right = (text.rstrip('\n') for text in texts)
+            yield answer, right
     if hypotheses.endswith('.jsonl'):
-        def parse(item):
-            right = [item['references']] if isinstance(item['references'], str) else item['references']
-            if not right or not all(isinstance(text, str) for text in [item['hypothesis'], *right]):
-                raise ValueError("no references, or no text")
-            return item['hypothesis'], right
-        yield from read_jsonl(hypotheses, parse, '{"hypothesis": "a cat", "references": ["a cat", "one cat"]}')
-        return
-    if not references:
-        usage("hypotheses= of plain text needs references=: a file of as many lines")
-    names = [hypotheses, *references.split(',')]
-    files = [open(name, encoding='utf-8') for name in names]
-    for number, lines in enumerate(islice(zip_longest(*files), limit or None), 1):
-        if None in lines:
-            sys.exit(f"{names[lines.index(None)]} ends before line {number}, but another file goes on: "
-                     f"expected as many references as hypotheses")
-        first, *rest = (line.rstrip('\n') for line in lines)
-        yield first, rest
+        return read_jsonl(hypotheses, parse, '{"hypothesis": "a cat", "references": ["a cat", "one cat"]}')
+    if ',' not in hypotheses:
+        usage(f"hypotheses={hypotheses}: expected .jsonl, or references, too: hypotheses={hypotheses},right.txt")
+    return islice(lines(hypotheses.split(',')), limit or None)
 
 def text(model, tokenizer, name):
-    """Two passes: CIDEr-D must first know how common each n-gram is. What is kept are n-grams and sums, no texts."""
-    if hypotheses:
-        pairs = read_pairs
-    else:
-        kept = [(answer, [right]) for answer, right, _ in answered(model, tokenizer)]
-        def pairs():
-            return iter(kept)
+    """Two passes, because CIDEr-D must know beforehand how common an n-gram is; n-grams are kept, texts are not."""
+    own = None if hypotheses else [(answer, [right]) for answer, right, _ in answered(model, tokenizer)]
     df, documents = Counter(), 0
-    for _, right in pairs():
+    for _, right in own or read_pairs():
         df.update({g for words in map(rouge_words, right) for n in range(1, 5) for g in ngrams(words, n)})
         documents += 1
-    if not documents:
-        sys.exit(f"{hypotheses or folder()} holds nothing to score")
     totals, corpus, distinct = Counter(), np.zeros(10, dtype=int), {1: Counter(), 2: Counter()}
     random, resampled = np.random.default_rng(seed), np.zeros((500, 10))
-    for answer, right in pairs():
+    for answer, right in own or read_pairs():
         counts = bleu_counts(bleu_words(answer), [bleu_words(r) for r in right])
         corpus += counts
-        resampled += random.poisson(1, (500, 1)) * counts  # bootstrap: 500 files, where it stands 0, 1, 2 … times
+        resampled += random.poisson(1, (500, 1)) * counts  # bootstrap: 500 files in which it stands 0, 1, 2 … times
         words, others = rouge_words(answer), [rouge_words(r) for r in right]
-        best = map(max, zip(*(rouge(words, r) for r in others)))  # the best reference, for each of the three
+        best = map(max, zip(*(rouge(words, r) for r in others)))  # with several references, each takes its best
         scores = {'sentence BLEU': bleu(counts, smooth, effective_order=True),
                   **dict(zip(('ROUGE-1', 'ROUGE-2', 'ROUGE-L'), best)), 'CIDEr-D': cider(words, others, df, documents),
-                  'exact match': answer.strip() in [r.strip() for r in right],
-                  'token F1': max(squad_f1(squad_words(answer), squad_words(r)) for r in right)}
-        for key, value in scores.items():
-            totals[key] = totals[key] + moments(value)
+                  'token F1': max(f1(Counter(squad_words(answer)), Counter(squad_words(r))) for r in right),
+                  'exact match': answer.strip() in [r.strip() for r in right]}
+        for measure, value in scores.items():
+            totals[measure] = totals[measure] + moments(value)
         for n in distinct:
             distinct[n].update(ngrams(words, n))
-    table = {'BLEU': (bleu(corpus, smooth), statistics.stdev(bleu(c, smooth) for c in resampled)),
-             **{key: estimate(total) for key, total in totals.items()},
-             **{f'distinct-{n}': (len(seen) / max(seen.total(), 1), None) for n, seen in distinct.items()}}
-    return [{'items': documents, 'measure': key, 'mean': mean, '±': error} for key, (mean, error) in table.items()]
+    spread = statistics.stdev(bleu(c, smooth) for c in resampled)
+    table = {'BLEU': {'mean': bleu(corpus, smooth), '±': spread},
+             **{measure: estimate(total) for measure, total in totals.items()},
+             **{f'distinct-{n}': {'mean': len(seen) / max(seen.total(), 1), '±': None} for n, seen in distinct.items()}}
+    return [{'items': documents, 'measure': measure, **row} for measure, row in table.items()]
 
-# ------------------------------------------------------------------------------------------------------------
-# 5. What a model writes
-
-def temperatures():
-    try:
-        return [float(t) for t in temperature.split(',')]
-    except ValueError:
-        usage(f"temperature={temperature}: expected a number, or several with commas")
+# ---- 5. What a model writes --------------------------------------------------------------------------------
 
 def complete(model, tokenizer, prompts, heat, first=0):
-    """Prompts (lists of ids) -> (text, whether the model ended it itself). Answer i depends on seed + i alone."""
+    """Prompts (lists of ids) -> (text, whether the model itself ended it), for each. Number i draws with seed + i."""
     written, stops = [[] for _ in prompts], set(tokenizer.special.values())
     for tokens in generate(model, prompts, max_new_tokens, heat, stop_tokens=stops, seed=seed + first):
         for ids, token in zip(written, tokens):
@@ -509,93 +451,84 @@ def complete(model, tokenizer, prompts, heat, first=0):
     return [(tokenizer.decode([i for i in ids if i not in stops]), ids[-1] in stops) for ids in written]
 
 def answered(model, tokenizer):
-    """-> (the model's answer, the right one, the skill) for each conversation of the dataset."""
-    first = 0
-    for chats in batches(read_chats(), batch_size):
+    """(the model's answer, the right one, the skill) for each conversation of the dataset."""
+    for number, chats in enumerate(batches(read_chats(), batch_size)):
         prompts = [tokenizer.chat(before, answer=True)[0] for before, _, _ in chats]
-        for (answer, _), (_, right, skill) in zip(complete(model, tokenizer, prompts, temperatures()[0], first), chats):
-            yield answer, right, skill
-        first += len(chats)
+        answers = complete(model, tokenizer, prompts, float(temperature), number * batch_size)
+        yield from ((answer, right, skill) for (answer, _), (_, right, skill) in zip(answers, chats))
 
 def instruct(model, tokenizer, name):
-    """Exact match, skill by skill: an answer is right or it is not."""
-    totals = {'all': np.zeros(6)}
+    """Exact match by skill: an answer is right, or it is not."""
+    totals = Counter()
     for answer, right, skill in answered(model, tokenizer):
-        for key in {'all', skill}:
-            totals[key] = totals.get(key, 0) + moments(answer.strip() == right.strip())
-    if not totals['all'].any():
-        sys.exit(f"{os.path.join(data_dir, folder(), split)}.jsonl holds no conversations")
-    return [{'skill': skill, 'items': int(total[0]), **dict(zip(('exact match', '±'), estimate(total)))}
-            for skill, total in sorted(totals.items(), key=lambda pair: (pair[0] == 'all', pair[0]))]
+        totals[skill] = totals[skill] + moments(answer.strip() == right.strip())
+    rows = [*sorted(totals.items()), ('all', sum(totals.values()))]
+    return [{'skill': skill, 'items': int(total[0]), 'measure': 'exact match', **estimate(total)} for skill, total in rows]
 
 def is_python(program, ended):
     """
-    Whether Python's parser accepts it. A program that was cut off may stop anywhere that a line ends: codeop, which
-    serves Python's own prompt, raises where something is wrong, but not where something is still to come.
+    Whether Python's parser accepts it. One that was cut off may end after any line: codeop, made for Python's own
+    prompt, raises where something is wrong, and not where something is still to come.
     """
     program = program if ended else program[:program.rfind('\n') + 1]
     try:
         codeop.compile_command(program, symbol='exec')  # compiles, and runs nothing
+        return bool(program.strip())
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         return False
-    return bool(program.strip())
 
 def code(model, tokenizer, name):
-    """Programs from nothing: the lower the temperature, the more regular, and the more alike."""
+    """Programs from nothing. The colder, the more correct, and the more alike."""
     rows = []
-    for heat in temperatures():
-        programs = []
-        for numbers in batches(range(num_samples), batch_size):
-            programs += complete(model, tokenizer, [[tokenizer.eot] for _ in numbers], heat, numbers[0])
+    for heat in map(float, temperature.split(',')):
+        programs = [program for batch in batches(range(num_samples), batch_size)
+                    for program in complete(model, tokenizer, [[tokenizer.eot]] * len(batch), heat, batch[0])]
         good = sum(is_python(*program) for program in programs)
-        low, high = wilson(good, len(programs))
-        rows.append({'temperature': heat, 'samples': len(programs), 'Python': good / len(programs), '95 % from': low,
-                     'to': high, 'different': len(set(programs)) / len(programs)})
+        rows.append({'temperature': heat, 'samples': num_samples, 'Python': good / num_samples,
+                     **wilson(good, num_samples), 'different': len(set(programs)) / num_samples})
     return rows
 
 def compare(models):
-    """A person reads two answers, not knowing whose is which, and says which is better. Votes are kept as they come."""
+    """A person reads two answers, not knowing whose is which, and says which is better; a vote is kept at once."""
     (a, _), (b, _) = models
     if input:
         with open(input, encoding='utf-8') as f:
             asked = [line.strip() for line in f if line.strip()]
     else:
         asked = [before for before, _, _ in read_chats()]
-    past = []
+    past = {}  # prompt -> the better one
     if os.path.exists(votes):
-        past = [v for v in read_jsonl(votes, lambda v: (v['a'], v['b'], v['prompt'], v['better']), '') if v[:2] == (a, b)]
+        cast = read_jsonl(votes, lambda v: (v['a'], v['b'], dumps(v['prompt']), v['better']), 'those written here before')
+        past = {prompt: better for *pair, prompt, better in cast if pair == [a, b]}
     for number, prompt in enumerate(asked[:limit or None]):
-        if prompt in [p for _, _, p, _ in past]:
+        if dumps(prompt) in past:
             continue
-        sides = [0, 1] if np.random.default_rng([seed, number]).random() < 0.5 else [1, 0]
         print(f"\n--- {number + 1} of {len(asked)}: {prompt if input else prompt[-1]['content']}")
+        sides = np.random.default_rng([seed, number]).permutation(2).tolist()
         for side, which in enumerate(sides, 1):
             model, tokenizer = models[which][1]
             ids = (tokenizer.encode(prompt) or [tokenizer.eot]) if input else tokenizer.chat(prompt, answer=True)[0]
-            print(f"[{side}] {complete(model, tokenizer, [ids], temperatures()[0], number)[0][0]}")
+            print(f"[{side}] {complete(model, tokenizer, [ids], float(temperature), number)[0][0]}")
         vote = ''
         while vote not in ('1', '2', 't', 'q'):
-            print("which is better: 1, 2, t (a tie), q (enough for now)? ", end='', flush=True)
-            vote = sys.stdin.readline().strip() or 'q'
+            print("better: 1 or 2? t: a tie, q: enough for now  ", end='', flush=True)
+            vote = (sys.stdin.readline() or 'q').strip()
         if vote == 'q':
             break
-        better = 'tie' if vote == 't' else 'ab'[sides[int(vote) - 1]]
-        past.append((a, b, prompt, better))
+        past[dumps(prompt)] = 'tie' if vote == 't' else 'ab'[sides[int(vote) - 1]]
         with open(votes, 'a', encoding='utf-8') as f:
-            f.write(dumps({'a': a, 'b': b, 'prompt': prompt, 'better': better}, ensure_ascii=False) + '\n')
-    count = Counter(better for *_, better in past)
-    wins, decided = count['a'], count['a'] + count['b']
-    low, high = wilson(wins, decided)
-    return [{'better': a, 'than': b, 'wins': wins, 'losses': count['b'], 'ties': count['tie'],
-             'win rate': wins / decided if decided else None, '95 % from': low, 'to': high}]
+            f.write(dumps({'a': a, 'b': b, 'prompt': prompt, 'better': past[dumps(prompt)]}) + '\n')
+    count = Counter(past.values())
+    decided = count['a'] + count['b']
+    return [{'better': a, 'than': b, 'wins': count['a'], 'losses': count['b'], 'ties': count['tie'],
+             'win rate': count['a'] / decided if decided else None, **wilson(count['a'], decided)}]
 
-# ------------------------------------------------------------------------------------------------------------
-# 6. Speed
+# ---- 6. Speed ----------------------------------------------------------------------------------------------
 
-def seconds(kind, run, repeat=5):
-    """Median of some runs, after one to warm up; accelerators work on while Python goes ahead, so wait for them."""
+def seconds(kind, run):
+    """The median time of five runs, after one to warm up; accelerators work on while Python goes ahead, so wait."""
     times = []
-    for _ in range(repeat + 1):
+    for _ in range(6):
         start = time.perf_counter()
         run()
         getattr(torch, kind).synchronize()
@@ -604,98 +537,88 @@ def seconds(kind, run, repeat=5):
 
 def speed(model, tokenizer, name):
     """
-    Tokens per second in a training step (forward, backward, AdamW) and in decoding (n new tokens for each row, after the
-    prompt was read). Memory is what a step must keep: weights, gradients, optimizer state, and what the backward pass
-    needs again. MFU, model FLOPs utilisation: the share of a plain matrix product's speed (of this device, in this dtype)
-    that the model's arithmetic reaches (Chowdhery et al. 2022, app. B, who divide by the data sheet's).
+    Tokens per second of a training step (forward, backward, AdamW) and of decoding (the context already read). Memory:
+    what a step has to keep, which is weights, gradients, AdamW's two means, and what the backward pass needs again.
+    MFU: the arithmetic done (Chowdhery et al. 2022, app. B), as a share of what a large matrix product does here.
     """
     kind, number = next(model.parameters()).device.type, resolve_device(device, dtype)[1]
     autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
-    n = 2048 if kind == 'cpu' else 8192
-    square = torch.randn(n, n, device=kind, dtype=getattr(torch, number))
-    peak = 2 * n**3 / seconds(kind, lambda: square @ square)
-    print(f"{name}: {number} on {kind}, where a matrix product reaches {peak / 1e12:,.2f} TFLOP/s")
-    config, longest, rows = model.config, block_size or model.config.block_size, []
+    square = torch.randn(2 * [2048 if kind == 'cpu' else 8192], device=kind, dtype=getattr(torch, number))
+    peak = 2 * len(square)**3 / seconds(kind, lambda: square @ square)
+    print(f"{name}: {number} on {kind}; a product of two {len(square)}² matrices does {peak / 1e12:.3g} TFLOP/s")
+    c, longest, rows, kept = model.config, block_size or model.config.block_size, [], {}
+    optimizers = configure_optimizers(model, 'adamw', learning_rate=0.0)
+    def keep(tensor):  # the backward pass will need it
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+    def step():
+        with autocast:
+            loss = model(x, x)
+        loss.backward()
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
     for B, T in ((B, T) for T in (longest // 4, longest) for B in sorted({1, batch_size})):
-        x = torch.randint(config.vocab_size, (B, T), device=kind)
-        optimizers = configure_optimizers(model, 'adamw', learning_rate=0.0)
-        kept = {}
-        def keep(tensor):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-        def step():
-            with autocast:
-                loss = model(x, x)
-            loss.backward()
-            for o in optimizers:
-                o.step()
-                o.zero_grad()
+        x = torch.randint(c.vocab_size, (B, T), device=kind)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             step()
-        weights = {p.untyped_storage().data_ptr(): 4 * p.untyped_storage().nbytes() for p in model.parameters()}
-        training = B * T / seconds(kind, step)
+        kept.update((p.untyped_storage().data_ptr(), 4 * p.untyped_storage().nbytes()) for p in model.parameters())
         flops = describe(model, say=lambda line: None)['flops_per_token']
-        flops -= 12 * config.n_layer * config.n_head * config.head_dim * (config.block_size - T)
-        rows.append({'rows': B, 'context': T, 'training tokens/s': training, 'FLOPs per token': flops,
-                     'MFU': training * flops / peak, 'memory, MB': sum({**kept, **weights}.values()) / 2**20})
-    model.to(getattr(torch, number)).eval()
+        flops -= 12 * c.n_layer * c.n_head * c.head_dim * (c.block_size - T) if c.model_type == 'gpt' else 0
+        fast = B * T / seconds(kind, step)
+        rows.append({'rows': B, 'context': T, 'training tokens/s': fast, 'FLOPs/token': flops,
+                     'MFU': fast * flops / peak, 'memory, MB': sum(kept.values()) / 2**20})
+        kept.clear()
+    model.to(getattr(torch, number))
     for row in rows:
-        prompts, times = [[1] * max(1, row['context'] - 32)] * row['rows'], []
+        prompts, times = [[0] * max(1, row['context'] - 32)] * row['rows'], []
         for _ in generate(model, prompts, 32, temperature=0):
             times.append(time.perf_counter())
         row['decoding tokens/s'] = row['rows'] * (len(times) - 1) / (times[-1] - times[0])
     return rows
 
-# ------------------------------------------------------------------------------------------------------------
-# 7. The table
+# ---- 7. All into one table ---------------------------------------------------------------------------------
 
 def show(rows):
-    """Rows (dictionaries of the same keys) as a table; what is None was not to be known, and a nan is an error."""
+    """Rows, dictionaries of the same keys, as a table. None is what cannot be known; what is no number is an error."""
     def written(value):
         if isinstance(value, float):
-            return f"{value:,.0f}" if abs(value) >= 10000 else f"{value:.4g}" if abs(value) >= 100 else f"{value:.4f}"
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
         return '-' if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-    table = [list(rows[0])] + [[written(value) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    for line in table:
-        print('  '.join(f'{cell:<{w}}' if i == 0 else f'{cell:>{w}}' for i, (cell, w) in enumerate(zip(line, widths))))
-
-def main():
-    for name in ('batch_size', 'max_new_tokens', 'num_samples'):
-        if globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in ('limit', 'block_size', 'stride'):
-        if globals()[name] < 0:
-            usage(f"{name}={globals()[name]}: expected at least 0")
-    if any(not t >= 0 or t == math.inf for t in temperatures()):
-        usage(f"temperature={temperature}: expected at least 0")
-    names = out_dir.split(',')
-    if task in ('kl', 'compare') and len(names) != 2:
-        usage(f"task={task} takes two models: out_dir=A,B")
-    where, number = resolve_device(device, dtype)
-
-    def load(name):
-        model, tokenizer, _ = load_model(name, where)
-        return model.to(torch.float32 if task == 'speed' else getattr(torch, number)).eval(), tokenizer
-
-    if task in ('kl', 'compare'):
-        rows = {'kl': kl, 'compare': compare}[task]([(name, load(name)) for name in names])
-    elif task == 'text' and hypotheses:
-        rows = [{'model': hypotheses, **row} for row in text(None, None, hypotheses)]
-    else:
-        run = {'perplexity': perplexity, 'choices': choices, 'text': text, 'instruct': instruct, 'code': code,
-               'speed': speed}[task]
-        rows = []
-        for name in names:
-            rows += [row for new in run(*load(name), name) if (row := {'model': name, **new}) not in rows]
     for row in rows:
         for key, value in row.items():
             if isinstance(value, float) and not math.isfinite(value):
-                sys.exit(f"{row.get('model', out_dir)}: {key} is {value}: do its weights hold numbers? Nothing is reported")
+                sys.exit(f"{row.get('model', out_dir)}: {key} is {value}: are its weights numbers? Nothing is reported")
+    table = [list(rows[0]), *([written(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for line in table:
+        print('  '.join(cell.rjust(width) for cell, width in zip(line, widths)))
+
+def main():
+    for name in ('batch_size', 'max_new_tokens', 'num_samples', 'limit', 'block_size', 'stride', 'seed'):
+        if globals()[name] < (least := int(name in ('batch_size', 'max_new_tokens', 'num_samples'))):
+            usage(f"{name}={globals()[name]}: expected at least {least}")
+    if not re.fullmatch(r'(\d*\.)?\d+(,(\d*\.)?\d+)*' if task == 'code' else r'(\d*\.)?\d+', temperature):
+        usage(f"temperature={temperature}: expected a number, 0 or more; only task=code takes several, with commas")
+    names, (where, number) = out_dir.split(','), resolve_device(device, dtype)
+    def load(name):
+        model, tokenizer, _ = load_model(name, where)
+        return model.to(torch.float32 if task == 'speed' else getattr(torch, number)).eval(), tokenizer
+    run = globals()[task]
+    if task in ('kl', 'compare'):
+        if len(set(names)) != 2:
+            usage(f"out_dir={out_dir}: task={task} takes two models, out_dir=A,B")
+        rows = run([(name, load(name)) for name in names])
+    elif hypotheses:
+        rows = text(None, None, hypotheses)
+    else:
+        tables = [[{'model': name, **row} for row in run(*load(name), name)] for name in names]
+        rows = [row for same in zip_longest(*tables) for row in same if row]  # the same measure of all models together
+        rows = [row for i, row in enumerate(rows) if row not in rows[:i]]
     show(rows)
     if json:
         with open(json, 'w', encoding='utf-8') as f:
-            f.write(dumps({'task': task, 'rows': rows}, indent=1, ensure_ascii=False) + '\n')
+            f.write(dumps({'task': task, 'rows': rows}, indent=1) + '\n')
 
 if __name__ == '__main__':
     main()
