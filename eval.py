@@ -1,16 +1,16 @@
 """
 How good is it, really: the numbers that a paper would quote, computed as the reference tools compute them.
 
-    python eval.py                                                   # perplexity and bits per byte of validation text
-    python eval.py out_dir=out,out-gpt input=book.txt stride=64      # two models, any text: still one table
-    python eval.py task=choices dataset=hellaswag                    # multiple choice; prepare.py downloads HellaSwag
-    python eval.py task=text hypotheses=captions.jsonl               # BLEU, ROUGE, CIDEr-D … of a file of answers
-    python eval.py task=text out_dir=out-sft                         # … or of a model's own, to dataset=instruct
-    python eval.py task=instruct out_dir=out,out-sft                 # exact match by skill, before and after
-    python eval.py task=code temperature=0.2,0.6,1,1.4               # how much of what it writes is Python?
-    python eval.py task=kl out_dir=out,out-sft                       # how far apart are two models, and where most?
-    python eval.py task=compare out_dir=out,out-sft temperature=0.8  # which answers do you like better? (blind)
-    python eval.py task=speed dtype=auto                             # training and decoding, by batch and context
+    python eval.py                                               # perplexity and bits per byte of validation text
+    python eval.py out_dir=out,out-gpt input=book.txt stride=64  # two models, any text: still one table
+    python eval.py task=choices dataset=hellaswag                # multiple choice; prepare.py downloads HellaSwag
+    python eval.py task=text hypotheses=captions.jsonl           # BLEU, ROUGE, CIDEr-D … of a file of answers
+    python eval.py task=text dataset=instruct out_dir=out-sft    # … or of a model's own
+    python eval.py task=instruct dataset=instruct out_dir=out,out-sft  # exact match by skill, before and after
+    python eval.py task=code temperature=0.2,0.6,1,1.4           # how much of what it writes is Python?
+    python eval.py task=kl out_dir=out,out-sft                   # how far apart are two models, and where most?
+    python eval.py task=compare dataset=instruct out_dir=out-sft,out-dpo  # which do you like better? (blind)
+    python eval.py task=speed dtype=auto                         # training and decoding, by batch and context
 
 A number without its uncertainty is a rumour: beside most stands a standard error (±) or a 95 % interval. BLEU was
 compared with sacrebleu and NLTK, ROUGE with rouge-score, CIDEr-D with pycocoevalcap, token F1 with SQuAD's, HellaSwag
@@ -20,10 +20,10 @@ from configurator import configure, usage
 
 task = 'perplexity'    # perplexity | choices | text | instruct | code | kl | compare | speed
 out_dir = 'out'        # the folder of a ckpt.pt; or several, with commas: one table for all
-dataset = ''           # a folder in data_dir; empty: python; choices: hellaswag; text, instruct, compare: instruct
+dataset = 'python'     # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 split = 'val'          # train | val
-input = ''             # instead of a dataset, a file: text; .jsonl (choices); prompts, one a line (compare)
+input = ''             # instead of a dataset, a file: of text; .jsonl (choices); of prompts, one a line (compare)
 hypotheses = ''        # text: a .jsonl of {"hypothesis": …, "references": […]}; or answers.txt,right.txt,also-right.txt
 limit = 0              # stop after so many items (perplexity, kl: windows); 0: all
 batch_size = 8         # items at once
@@ -64,7 +64,7 @@ def estimate(total):
     """
     n, a, b, aa, ab, bb = total.tolist()
     if b == 0:
-        sys.exit(f"{input or folder()}: nothing there to measure")
+        sys.exit(f"{input or dataset}: nothing there to measure")
     r = a / b
     return {'mean': r, '±': math.sqrt(max(aa - 2 * r * ab + r * r * bb, 0) * n / (n - 1)) / b if n > 1 else None}
 
@@ -74,14 +74,10 @@ def wilson(wins, n, z=1.96):
     middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return {'95 % from': (middle - spread) / (1 + z * z / n), 'to': (middle + spread) / (1 + z * z / n)}
 
-def folder():
-    usual = {'perplexity': 'python', 'kl': 'python', 'choices': 'hellaswag'}.get(task, 'instruct')
-    return os.path.join(data_dir, dataset or usual)
-
 def read_jsonl(path, parse, example):
     """parse(line) for each line of a file; exits, naming the line, where that fails."""
     if not os.path.exists(path):
-        sys.exit(f"no {path}: make it with  python prepare.py dataset={os.path.basename(folder())}")
+        sys.exit(f"no {path}: make it with  python prepare.py dataset={dataset}")
     with open(path, 'rb') as f:
         for number, line in enumerate(islice(f, limit or None), 1):
             try:
@@ -94,11 +90,9 @@ def read_chats():
     """The dataset's conversations -> (what is said before, the right answer, the skill)."""
     def parse(item):
         *before, last = item['messages']
-        if last['role'] != 'assistant' or not before:
-            raise ValueError("the last word should be the assistant's, and not the only one")
-        return before, last['content'] + '', item.get('skill', 'any')
+        return before, {'assistant': last['content'] + ''}[last['role']], item.get('skill', 'any')
     example = '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
-    return read_jsonl(os.path.join(folder(), f'{split}.jsonl'), parse, example)
+    return read_jsonl(os.path.join(data_dir, dataset, f'{split}.jsonl'), parse, example)
 
 def batches(items, n):
     """Lists of n items, the last maybe shorter. Someone at a terminal is told how far it is."""
@@ -115,9 +109,9 @@ def batches(items, n):
 def token_chunks(tokenizer, name):
     """The text as lists of ids, a piece at a time: the dataset's .bin, or the file `input`."""
     if not input:
-        own, splits = load_dataset(folder())
+        own, splits = load_dataset(os.path.join(data_dir, dataset))
         if own != tokenizer:
-            sys.exit(f"{name} reads with another tokenizer than {folder()}: give the text itself, with input=FILE")
+            sys.exit(f"{name} reads with another tokenizer than dataset={dataset}: give the text itself, with input=FILE")
         yield from (splits[split][i:i + 2**16].tolist() for i in range(0, len(splits[split]), 2**16))
         return
     text = ''
@@ -213,9 +207,9 @@ def kl(models):
                 at = done + t + 1
                 most.append((js[t].item(), ids[max(0, at - 12):at], ids[at], *best[t].tolist()))
             most = sorted(most, reverse=True)[:num_samples]
-    print(f"Jensen–Shannon, where it is largest: the text, its next token, the likeliest for {a}, the likeliest for {b}")
+    print(f"Jensen–Shannon, where it is largest: the text, its next token, the likeliest for {a}, and for {b}")
     for value, before, *tokens in most:
-        print(f"  {value:.3f}  {tokenizer.decode(before)[-40:]!r:>44} ", *(f'{tokenizer.decode([t])!r:<12}' for t in tokens))
+        print(f"  {value:.3f} {tokenizer.decode(before)[-40:]!r:>44}", *(f'{tokenizer.decode([t])!r:<12}' for t in tokens))
     return [{'measure': name, 'items': int(total[2]), **estimate(total)} for name, total in zip(names, totals)]
 
 # ---- 3. Multiple choice: which ending does the model find likeliest? ---------------------------------------
@@ -290,7 +284,7 @@ def choices(model, tokenizer, name):
     """acc goes by the sum of log-likelihoods, which favours short endings; acc_norm by the mean."""
     if not isinstance(model, GPT):
         sys.exit(f"{name} is a {model.config.model_type}: task=choices needs model_type=gpt, whose cache is shared")
-    path, totals = input or os.path.join(folder(), f'{split}.jsonl'), Counter()
+    path, totals = input or os.path.join(data_dir, dataset, f'{split}.jsonl'), Counter()
     example = '{"context": "the sky is", "choices": ["blue", "a fish"], "label": 0}'
     for items in batches(read_jsonl(path, parse_choices, example), batch_size):
         asked = [(label, convention, *variant) for label, variants in items for convention, variant in variants.items()]
@@ -462,8 +456,8 @@ def instruct(model, tokenizer, name):
     totals = Counter()
     for answer, right, skill in answered(model, tokenizer):
         totals[skill] = totals[skill] + moments(answer.strip() == right.strip())
-    rows = [*sorted(totals.items()), ('all', sum(totals.values()))]
-    return [{'skill': skill, 'items': int(total[0]), 'measure': 'exact match', **estimate(total)} for skill, total in rows]
+    totals = dict([*sorted(totals.items()), ('all', sum(totals.values(), np.zeros(6)))])
+    return [{'skill': skill, 'items': int(n[0]), 'measure': 'exact match', **estimate(n)} for skill, n in totals.items()]
 
 def is_python(program, ended):
     """
@@ -498,7 +492,7 @@ def compare(models):
         asked = [before for before, _, _ in read_chats()]
     past = {}  # prompt -> the better one
     if os.path.exists(votes):
-        cast = read_jsonl(votes, lambda v: (v['a'], v['b'], dumps(v['prompt']), v['better']), 'those written here before')
+        cast = read_jsonl(votes, lambda v: (v['a'], v['b'], dumps(v['prompt']), v['better']), 'the others there')
         past = {prompt: better for *pair, prompt, better in cast if pair == [a, b]}
     for number, prompt in enumerate(asked[:limit or None]):
         if dumps(prompt) in past:
@@ -507,7 +501,7 @@ def compare(models):
         sides = np.random.default_rng([seed, number]).permutation(2).tolist()
         for side, which in enumerate(sides, 1):
             model, tokenizer = models[which][1]
-            ids = (tokenizer.encode(prompt) or [tokenizer.eot]) if input else tokenizer.chat(prompt, answer=True)[0]
+            ids = tokenizer.encode(prompt) if input else tokenizer.chat(prompt, answer=True)[0]
             print(f"[{side}] {complete(model, tokenizer, [ids], float(temperature), number)[0][0]}")
         vote = ''
         while vote not in ('1', '2', 't', 'q'):
@@ -543,7 +537,7 @@ def speed(model, tokenizer, name):
     """
     kind, number = next(model.parameters()).device.type, resolve_device(device, dtype)[1]
     autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
-    square = torch.randn(2 * [2048 if kind == 'cpu' else 8192], device=kind, dtype=getattr(torch, number))
+    square = torch.randn(2 * [1024 if kind == 'cpu' else 8192], device=kind, dtype=getattr(torch, number))
     peak = 2 * len(square)**3 / seconds(kind, lambda: square @ square)
     print(f"{name}: {number} on {kind}; a product of two {len(square)}² matrices does {peak / 1e12:.3g} TFLOP/s")
     c, longest, rows, kept = model.config, block_size or model.config.block_size, [], {}
@@ -588,11 +582,12 @@ def show(rows):
     for row in rows:
         for key, value in row.items():
             if isinstance(value, float) and not math.isfinite(value):
-                sys.exit(f"{row.get('model', out_dir)}: {key} is {value}: are its weights numbers? Nothing is reported")
+                sys.exit(f"{row.get('model', out_dir)}: {key} is {value}, so nothing is reported; try dtype=float32")
     table = [list(rows[0]), *([written(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table)]
+    words = [isinstance(value, str) for value in rows[0].values()]  # stand on the left, numbers on the right
     for line in table:
-        print('  '.join(cell.rjust(width) for cell, width in zip(line, widths)))
+        print('  '.join(cell.ljust(n) if left else cell.rjust(n) for cell, n, left in zip(line, widths, words)))
 
 def main():
     for name in ('batch_size', 'max_new_tokens', 'num_samples', 'limit', 'block_size', 'stride', 'seed'):
@@ -603,6 +598,8 @@ def main():
     names, (where, number) = out_dir.split(','), resolve_device(device, dtype)
     def load(name):
         model, tokenizer, _ = load_model(name, where)
+        if not all(p.isfinite().all() for p in model.parameters()):
+            sys.exit(f"{name}: not all of its weights are numbers, so there is nothing to measure")
         return model.to(torch.float32 if task == 'speed' else getattr(torch, number)).eval(), tokenizer
     run = globals()[task]
     if task in ('kl', 'compare'):
