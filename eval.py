@@ -27,7 +27,7 @@ input = ''             # instead of a dataset, a file: of text; .jsonl (choices)
 hypotheses = ''        # text: a .jsonl of {"hypothesis": …, "references": […]}; or answers.txt,right.txt,also-right.txt
 limit = 0              # stop after so many items (perplexity, kl: windows); 0: all
 batch_size = 8         # items at once
-block_size = 0         # perplexity, kl, speed: tokens in a window; 0: as many as the model sees
+block_size = 0         # perplexity, kl: tokens in a window; 0: as many as the model sees
 stride = 0             # perplexity, kl: from window to window; 0: block_size; less: more context for each, slower
 max_new_tokens = 128   # of an answer
 temperature = '0'      # 0 always takes the likeliest token; task=code takes several, with commas
@@ -41,7 +41,7 @@ dtype = 'float32'      # auto | float32 | bfloat16 | float16: of the weights; tr
 seed = 1337
 configure(globals())
 
-import bz2, codeop, lzma, math, os, re, statistics, string, sys, time, zlib
+import bz2, codeop, lzma, math, os, re, statistics, string, sys, time, warnings, zlib
 from collections import Counter
 from contextlib import nullcontext
 from itertools import islice, zip_longest
@@ -63,8 +63,8 @@ def estimate(total):
     every b = 1, these are a mean and sd/√n. A loss is a ratio, too: nats over tokens, summed over blocks of text.
     """
     n, a, b, aa, ab, bb = total.tolist()
-    if b == 0:
-        sys.exit(f"{input or dataset}: nothing there to measure")
+    if b == 0 or not math.isfinite(a):
+        sys.exit(f"{hypotheses or input or dataset}: there is nothing to measure, or the sum of it is {a}")
     r = a / b
     return {'mean': r, '±': math.sqrt(max(aa - 2 * r * ab + r * r * bb, 0) * n / (n - 1)) / b if n > 1 else None}
 
@@ -76,10 +76,10 @@ def wilson(wins, n, z=1.96):
 
 def read_jsonl(path, parse, example):
     """parse(line) for each line of a file; exits, naming the line, where that fails."""
-    if not os.path.exists(path):
-        sys.exit(f"no {path}: make it with  python prepare.py dataset={dataset}")
+    if not os.path.exists(path) or not os.path.getsize(path):
+        sys.exit(f"{path} is missing or empty: make it with  python prepare.py dataset={dataset}")
     with open(path, 'rb') as f:
-        for number, line in enumerate(islice(f, limit or None), 1):
+        for number, line in enumerate(f, 1):
             try:
                 item = parse(loads(line))
             except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
@@ -92,7 +92,7 @@ def read_chats():
         *before, last = item['messages']
         return before, {'assistant': last['content'] + ''}[last['role']], item.get('skill', 'any')
     example = '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
-    return read_jsonl(os.path.join(data_dir, dataset, f'{split}.jsonl'), parse, example)
+    return islice(read_jsonl(os.path.join(data_dir, dataset, f'{split}.jsonl'), parse, example), limit or None)
 
 def batches(items, n):
     """Lists of n items, the last maybe shorter. Someone at a terminal is told how far it is."""
@@ -111,7 +111,7 @@ def token_chunks(tokenizer, name):
     if not input:
         own, splits = load_dataset(os.path.join(data_dir, dataset))
         if own != tokenizer:
-            sys.exit(f"{name} reads with another tokenizer than dataset={dataset}: give the text itself, with input=FILE")
+            sys.exit(f"{name} reads with another tokenizer than dataset={dataset}: give the text itself, input=FILE")
         yield from (splits[split][i:i + 2**16].tolist() for i in range(0, len(splits[split]), 2**16))
         return
     text = ''
@@ -142,16 +142,16 @@ def windows(chunks, T, step, eot):
     if len(ids) > done + 1:
         yield ids, done
 
-def window_batches(model, tokenizer, name):
-    """-> lists of windows, with x and y (B, T) for the model; y is -100 where nothing is to be predicted."""
-    most, where = model.config.block_size, next(model.parameters()).device
+def window_batches(models, tokenizer, name):
+    """-> lists of windows, with x and y (B, T) for the models; y is -100 where nothing is to be predicted."""
+    most, where = min(m.config.block_size for m in models), next(models[0].parameters()).device
     T = block_size or most
     step = stride or T
     if not step <= T <= most:
         usage(f"block_size={T} stride={step}: expected stride <= block_size <= {most}, which is what {name} sees")
     print(f"{name}: windows of {T} tokens, {step} apart")
-    rows = islice(windows(token_chunks(tokenizer, name), T, step, tokenizer.eot), limit or None)
-    for batch in batches(rows, batch_size):
+    rows = windows(token_chunks(tokenizer, name), T, step, tokenizer.eot)
+    for batch in batches(islice(rows, limit or None), batch_size):
         x, y = torch.zeros(len(batch), T, dtype=torch.long), torch.full((len(batch), T), -100)
         for b, (ids, done) in enumerate(batch):
             x[b, :len(ids) - 1], y[b, done:len(ids) - 1] = torch.tensor(ids[:-1]), torch.tensor(ids[done + 1:])
@@ -165,7 +165,7 @@ def perplexity(model, tokenizer, name):
     """
     loss, bits, lossless, sizes = np.zeros(6), np.zeros(6), tokenizer.kind != 'word', Counter()  # <unk> loses words
     packers = dict(gzip=zlib.compressobj(9, zlib.DEFLATED, 31), bzip2=bz2.BZ2Compressor(), xz=lzma.LZMACompressor())
-    for batch, x, y in window_batches(model, tokenizer, name):
+    for batch, x, y in window_batches([model], tokenizer, name):
         for (ids, done), nats in zip(batch, model(x, y, reduction='none').double().sum(1).tolist()):
             targets = ids[done + 1:]
             text = b''.join(tokenizer.token_bytes(i) for i in targets if i != tokenizer.eot)
@@ -192,10 +192,8 @@ def kl(models):
     (a, (p_model, tokenizer)), (b, (q_model, other)) = models
     if tokenizer != other:
         sys.exit(f"{a} and {b} read with different tokenizers, so their probabilities are of different things")
-    if (block_size or p_model.config.block_size) > q_model.config.block_size:
-        usage(f"{b} sees no more than {q_model.config.block_size} tokens: give block_size={q_model.config.block_size}")
     names, totals, most = (f'KL({a}‖{b})', f'KL({b}‖{a})', 'Jensen–Shannon', 'same choice'), [np.zeros(6)] * 4, []
-    for batch, x, _ in window_batches(p_model, tokenizer, a):
+    for batch, x, _ in window_batches([p_model, q_model], tokenizer, f'{a}, {b}'):
         for (ids, done), row in zip(batch, x[:, None]):
             p, q = (m(row[:, :len(ids) - 1])[0, done:].double().log_softmax(-1) for m in (p_model, q_model))  # (T, V)
             middle = torch.logaddexp(p, q) - math.log(2)
@@ -209,7 +207,7 @@ def kl(models):
             most = sorted(most, reverse=True)[:num_samples]
     print(f"Jensen–Shannon, where it is largest: the text, its next token, the likeliest for {a}, and for {b}")
     for value, before, *tokens in most:
-        print(f"  {value:.3f} {tokenizer.decode(before)[-40:]!r:>44}", *(f'{tokenizer.decode([t])!r:<12}' for t in tokens))
+        print(f"  {value:.3f} {tokenizer.decode(before)[-40:]!r:>44}", *(f"{tokenizer.decode([t])!r:12}" for t in tokens))
     return [{'measure': name, 'items': int(total[2]), **estimate(total)} for name, total in zip(names, totals)]
 
 # ---- 3. Multiple choice: which ending does the model find likeliest? ---------------------------------------
@@ -286,7 +284,7 @@ def choices(model, tokenizer, name):
         sys.exit(f"{name} is a {model.config.model_type}: task=choices needs model_type=gpt, whose cache is shared")
     path, totals = input or os.path.join(data_dir, dataset, f'{split}.jsonl'), Counter()
     example = '{"context": "the sky is", "choices": ["blue", "a fish"], "label": 0}'
-    for items in batches(read_jsonl(path, parse_choices, example), batch_size):
+    for items in batches(islice(read_jsonl(path, parse_choices, example), limit or None), batch_size):
         asked = [(label, convention, *variant) for label, variants in items for convention, variant in variants.items()]
         units = [encode_choices(tokenizer, *variant) for _, *variant in asked]
         for (label, convention, _, texts), (_, ids), logs in zip(asked, units, score(model, units)):
@@ -389,21 +387,20 @@ def cider(hypothesis, references, df, documents):
 def read_pairs():
     """(hypothesis, [its references]) from .jsonl, or from files of as many lines each."""
     def parse(item):
-        answer, right = item['hypothesis'], item['references']
-        if not right or not isinstance(right, list) or not all(isinstance(text, str) for text in [answer, *right]):
-            raise ValueError("no text, or no list of texts")
-        return answer, right
+        if not isinstance(item['references'], list) or not item['references']:
+            raise ValueError("references should be a list of texts, at least one")
+        return item['hypothesis'] + '', [right + '' for right in item['references']]
     def lines(names):
         for n, texts in enumerate(zip_longest(*(open(name, encoding='utf-8') for name in names))):
             if None in texts:
                 sys.exit(f"{names[texts.index(None)]} has only {n} lines: expected references for each hypothesis")
             answer, *right = (text.rstrip('\n') for text in texts)
             yield answer, right
-    if hypotheses.endswith('.jsonl'):
-        return read_jsonl(hypotheses, parse, '{"hypothesis": "a cat", "references": ["a cat", "one cat"]}')
-    if ',' not in hypotheses:
+    if not hypotheses.endswith('.jsonl') and ',' not in hypotheses:
         usage(f"hypotheses={hypotheses}: expected .jsonl, or references, too: hypotheses={hypotheses},right.txt")
-    return islice(lines(hypotheses.split(',')), limit or None)
+    example = '{"hypothesis": "a cat", "references": ["a cat", "one cat"]}'
+    pairs = lines(hypotheses.split(',')) if ',' in hypotheses else read_jsonl(hypotheses, parse, example)
+    return islice(pairs, limit or None)
 
 def text(model, tokenizer, name):
     """Two passes, because CIDEr-D must know beforehand how common an n-gram is; n-grams are kept, texts are not."""
@@ -412,7 +409,7 @@ def text(model, tokenizer, name):
     for _, right in own or read_pairs():
         df.update({g for words in map(rouge_words, right) for n in range(1, 5) for g in ngrams(words, n)})
         documents += 1
-    totals, corpus, distinct = Counter(), np.zeros(10, dtype=int), {1: Counter(), 2: Counter()}
+    totals, corpus, distinct = {'CIDEr-D': np.zeros(6)}, np.zeros(10, dtype=int), {1: Counter(), 2: Counter()}
     random, resampled = np.random.default_rng(seed), np.zeros((500, 10))
     for answer, right in own or read_pairs():
         counts = bleu_counts(bleu_words(answer), [bleu_words(r) for r in right])
@@ -425,12 +422,11 @@ def text(model, tokenizer, name):
                   'token F1': max(f1(Counter(squad_words(answer)), Counter(squad_words(r))) for r in right),
                   'exact match': answer.strip() in [r.strip() for r in right]}
         for measure, value in scores.items():
-            totals[measure] = totals[measure] + moments(value)
+            totals[measure] = totals.get(measure, 0) + moments(value)
         for n in distinct:
             distinct[n].update(ngrams(words, n))
-    spread = statistics.stdev(bleu(c, smooth) for c in resampled)
-    table = {'BLEU': {'mean': bleu(corpus, smooth), '±': spread},
-             **{measure: estimate(total) for measure, total in totals.items()},
+    table = {measure: estimate(total) for measure, total in totals.items()}
+    table = {'BLEU': {'mean': bleu(corpus, smooth), '±': statistics.stdev(bleu(c, smooth) for c in resampled)}, **table,
              **{f'distinct-{n}': {'mean': len(seen) / max(seen.total(), 1), '±': None} for n, seen in distinct.items()}}
     return [{'items': documents, 'measure': measure, **row} for measure, row in table.items()]
 
@@ -456,8 +452,8 @@ def instruct(model, tokenizer, name):
     totals = Counter()
     for answer, right, skill in answered(model, tokenizer):
         totals[skill] = totals[skill] + moments(answer.strip() == right.strip())
-    totals = dict([*sorted(totals.items()), ('all', sum(totals.values(), np.zeros(6)))])
-    return [{'skill': skill, 'items': int(n[0]), 'measure': 'exact match', **estimate(n)} for skill, n in totals.items()]
+    totals = [*sorted(totals.items()), ('all', sum(totals.values()))]
+    return [{'skill': skill, 'items': int(n[0]), 'measure': 'exact match', **estimate(n)} for skill, n in totals]
 
 def is_python(program, ended):
     """
@@ -465,6 +461,7 @@ def is_python(program, ended):
     prompt, raises where something is wrong, and not where something is still to come.
     """
     program = program if ended else program[:program.rfind('\n') + 1]
+    warnings.simplefilter('ignore')  # of what it finds odd, but accepts
     try:
         codeop.compile_command(program, symbol='exec')  # compiles, and runs nothing
         return bool(program.strip())
@@ -540,7 +537,7 @@ def speed(model, tokenizer, name):
     square = torch.randn(2 * [1024 if kind == 'cpu' else 8192], device=kind, dtype=getattr(torch, number))
     peak = 2 * len(square)**3 / seconds(kind, lambda: square @ square)
     print(f"{name}: {number} on {kind}; a product of two {len(square)}² matrices does {peak / 1e12:.3g} TFLOP/s")
-    c, longest, rows, kept = model.config, block_size or model.config.block_size, [], {}
+    c, rows, kept = model.config, [], {}
     optimizers = configure_optimizers(model, 'adamw', learning_rate=0.0)
     def keep(tensor):  # the backward pass will need it
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -552,7 +549,7 @@ def speed(model, tokenizer, name):
         for o in optimizers:
             o.step()
             o.zero_grad()
-    for B, T in ((B, T) for T in (longest // 4, longest) for B in sorted({1, batch_size})):
+    for B, T in ((B, T) for T in (c.block_size // 4, c.block_size) for B in sorted({1, batch_size})):
         x = torch.randint(c.vocab_size, (B, T), device=kind)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             step()
@@ -565,24 +562,20 @@ def speed(model, tokenizer, name):
         kept.clear()
     model.to(getattr(torch, number))
     for row in rows:
-        prompts, times = [[0] * max(1, row['context'] - 32)] * row['rows'], []
-        for _ in generate(model, prompts, 32, temperature=0):
+        n, times = min(32, row['context'] - 1), []
+        for _ in generate(model, [[0] * (row['context'] - n)] * row['rows'], n, temperature=0):
             times.append(time.perf_counter())
-        row['decoding tokens/s'] = row['rows'] * (len(times) - 1) / (times[-1] - times[0])
+        row['decoding tokens/s'] = row['rows'] * (n - 1) / (times[-1] - times[0])
     return rows
 
 # ---- 7. All into one table ---------------------------------------------------------------------------------
 
 def show(rows):
-    """Rows, dictionaries of the same keys, as a table. None is what cannot be known; what is no number is an error."""
+    """Rows, dictionaries of the same keys, as a table. None is what cannot be known."""
     def written(value):
         if isinstance(value, float):
             return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
         return '-' if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-    for row in rows:
-        for key, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                sys.exit(f"{row.get('model', out_dir)}: {key} is {value}, so nothing is reported; try dtype=float32")
     table = [list(rows[0]), *([written(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table)]
     words = [isinstance(value, str) for value in rows[0].values()]  # stand on the left, numbers on the right
@@ -606,7 +599,7 @@ def main():
         if len(set(names)) != 2:
             usage(f"out_dir={out_dir}: task={task} takes two models, out_dir=A,B")
         rows = run([(name, load(name)) for name in names])
-    elif hypotheses:
+    elif task == 'text' and hypotheses:
         rows = text(None, None, hypotheses)
     else:
         tables = [[{'model': name, **row} for row in run(*load(name), name)] for name in names]

@@ -318,7 +318,9 @@ def test_hellaswag_is_kept_as_it_is(monkeypatch, tmp_path):
 QUESTION = {'context': 'a', 'choices': ['b', 'c'], 'label': 0}
 
 @pytest.mark.parametrize('settings, content, words', [
-    (dict(task='perplexity'), '', 'nothing there to measure'),
+    (dict(task='perplexity'), '', 'nothing to measure'),
+    (dict(task='text', hypotheses='in.jsonl'), None, 'missing or empty'),
+    (dict(task='text', hypotheses='empty.txt,empty.txt'), 'x', 'nothing to measure'),
     (dict(task='perplexity'), b'\xff\xfe', 'not UTF-8'),
     (dict(task='perplexity', stride=9, block_size=8), 'x', 'stride=9'),
     (dict(task='perplexity', block_size=64), 'x', 'block_size <= 32'),
@@ -327,8 +329,8 @@ QUESTION = {'context': 'a', 'choices': ['b', 'c'], 'label': 0}
     (dict(task='choices'), {**QUESTION, 'label': 2}, 'line 2: .*label 2'),
     (dict(task='choices'), {'context': 'a', 'choices': ['b', 'c']}, "line 2: KeyError 'label'"),
     (dict(task='choices'), {**QUESTION, 'choices': ['b', 'the cat ' * 50]}, 'does not fit into block_size=32'),
-    (dict(task='text', hypotheses='in.jsonl'), {'hypothesis': 'a', 'references': []}, 'line 2: .*no text'),
-    (dict(task='text', hypotheses='in.jsonl'), {'hypothesis': 'a', 'references': 'b'}, 'line 2: .*no list'),
+    (dict(task='text', hypotheses='in.jsonl'), {'hypothesis': 'a', 'references': []}, 'line 2: .*at least one'),
+    (dict(task='text', hypotheses='in.jsonl'), {'hypothesis': 'a', 'references': 'b'}, 'line 2: .*a list'),
     (dict(task='text', hypotheses='in.jsonl'), '{"hypothesis": ', 'line 2: JSONDecodeError'),
     (dict(task='text', hypotheses='in.jsonl,short.txt'), 'x', 'short.txt has only 1 lines'),
     (dict(task='text', hypotheses='in.txt'), 'x', 'references, too'),
@@ -348,12 +350,15 @@ def test_mistakes_end_in_one_line(evaluate, data, tmp_path, capsys, settings, co
     broken.norm.weight.data.fill_(math.nan)
     save(tmp_path / 'nan', broken, evaluate.tokenizer)
     first = QUESTION if settings['task'] == 'choices' else {'hypothesis': 'a', 'references': ['b']}
-    if isinstance(content, dict):
+    if content is None:
+        content = ''
+    elif isinstance(content, dict):
         content = json.dumps(first) + '\n' + json.dumps(content)
     elif settings['task'] == 'text':
         content = json.dumps(first) + '\n' + content
     (tmp_path / 'in.jsonl').write_bytes(content if isinstance(content, bytes) else content.encode())
     (tmp_path / 'short.txt').write_text('one\n')
+    (tmp_path / 'empty.txt').write_text('')
     with pytest.raises(SystemExit) as e:
         evaluate(input='in.jsonl', **settings)
     message = e.value.code if isinstance(e.value.code, str) else capsys.readouterr().err.strip()
