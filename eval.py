@@ -41,9 +41,9 @@ dtype = 'float32'      # auto | float32 | bfloat16 | float16: of the weights; tr
 seed = 1337
 configure(globals())
 
-import bz2, codeop, lzma, math, os, re, statistics, string, sys, time, warnings, zlib
+import codeop, importlib, math, os, re, statistics, string, sys, time, warnings
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import islice, zip_longest
 from json import dumps, loads  # note: json itself is a setting
 import numpy as np
@@ -164,7 +164,11 @@ def perplexity(model, tokenizer, name):
     not: a compressor reaches it that spends -log2 p bits on each token, and arithmetic coding does.
     """
     loss, bits, lossless, sizes = np.zeros(6), np.zeros(6), tokenizer.kind != 'word', Counter()  # <unk> loses words
-    packers = dict(gzip=zlib.compressobj(9, zlib.DEFLATED, 31), bzip2=bz2.BZ2Compressor(), xz=lzma.LZMACompressor())
+    packers = {}
+    for program, module, make, how in (('gzip -9', 'zlib', 'compressobj', (9, 8, 31)),
+                                       ('bzip2', 'bz2', 'BZ2Compressor', ()), ('xz', 'lzma', 'LZMACompressor', ())):
+        with suppress(ImportError):  # a Python that was built without it
+            packers[program] = getattr(importlib.import_module(module), make)(*how)
     for batch, x, y in window_batches([model], tokenizer, name):
         for (ids, done), nats in zip(batch, model(x, y, reduction='none').double().sum(1).tolist()):
             targets = ids[done + 1:]
@@ -207,7 +211,8 @@ def kl(models):
             most = sorted(most, reverse=True)[:num_samples]
     print(f"Jensen–Shannon, where it is largest: the text, its next token, the likeliest for {a}, and for {b}")
     for value, before, *tokens in most:
-        print(f"  {value:.3f} {tokenizer.decode(before)[-40:]!r:>44}", *(f"{tokenizer.decode([t])!r:12}" for t in tokens))
+        shown = [f"{tokenizer.decode([t])!r:<12}" for t in tokens]
+        print(f"  {value:.3f} {tokenizer.decode(before)[-40:]!r:>44}", *shown)
     return [{'measure': name, 'items': int(total[2]), **estimate(total)} for name, total in zip(names, totals)]
 
 # ---- 3. Multiple choice: which ending does the model find likeliest? ---------------------------------------
