@@ -316,9 +316,6 @@ def bleu_words(text):
 def rouge_words(text):
     return re.findall('[a-z0-9]+', text.lower())
 
-def squad_words(text):
-    return re.sub(r'\b(a|an|the)\b', ' ', ''.join(c for c in text.lower() if c not in string.punctuation)).split()
-
 def ngrams(words, n):
     """('a b a b', 2) -> {(a, b): 2, (b, a): 1}"""
     return Counter(zip(*(words[i:] for i in range(n))))
@@ -360,6 +357,12 @@ def bleu(counts, smooth='exp', effective_order=False):
 def f1(h, r):
     """Harmonic mean of precision and recall of two Counters: 2 in common, of 4 and of 6 -> 2 * 2 / (4 + 6)"""
     return 2 * (h & r).total() / max(h.total() + r.total(), 1)
+
+def squad_f1(*texts):
+    """F1 of words, without punctuation and articles; two texts with none left agree (Rajpurkar et al. 2016, 2018)."""
+    bare = [''.join(c for c in text.lower() if c not in string.punctuation) for text in texts]
+    h, r = (Counter(re.sub(r'\b(a|an|the)\b', ' ', text).split()) for text in bare)
+    return f1(h, r) if h or r else 1.0
 
 def lcs(a, b):
     """Length of the longest common subsequence, row by row of the table: ('abcd', 'xbxd') -> 2"""
@@ -424,7 +427,7 @@ def text(model, tokenizer, name):
         best = map(max, zip(*(rouge(words, r) for r in others)))  # with several references, each takes its best
         scores = {'sentence BLEU': bleu(counts, smooth, effective_order=True),
                   **dict(zip(('ROUGE-1', 'ROUGE-2', 'ROUGE-L'), best)), 'CIDEr-D': cider(words, others, df, documents),
-                  'token F1': max(f1(Counter(squad_words(answer)), Counter(squad_words(r))) for r in right),
+                  'token F1': max(squad_f1(answer, r) for r in right),
                   'exact match': answer.strip() in [r.strip() for r in right]}
         for measure, value in scores.items():
             totals[measure] = totals.get(measure, 0) + moments(value)

@@ -209,7 +209,7 @@ def test_rouge_and_cider_and_the_rest():
         df.update({g for w in right for n in range(1, 5) for g in E.ngrams(w, n)})
     assert [E.cider(h, right, df, len(words)) for h, right in words] == pytest.approx([3.535871, 4.616212, 0.581128, 0, 2.5, 10], abs=1e-6)
     assert E.lcs('abcd', 'xbxd') == 2 and E.lcs('', 'a') == 0
-    assert E.squad_words('The cat, a-la Carte: an_A!') == ['cat', 'ala', 'carte', 'ana'] and E.f1(E.Counter('aab'), E.Counter('abb')) == pytest.approx(2 / 3)
+    assert E.squad_f1('The cat, a-la Carte: an_A!', 'CAT ala ana') == pytest.approx(2 * 3 / (4 + 3)) and E.squad_f1('the', 'A.') == 1 and E.squad_f1('', 'x') == 0
 
 def test_files_of_text(evaluate, tmp_path):
     def table(hypotheses):
