@@ -49,7 +49,7 @@ from json import dumps, loads  # note: json itself is a setting
 import numpy as np
 import torch
 from torch.nn import functional as F
-from model import GPT, KVCache, configure_optimizers, describe, generate, load_dataset, load_model, resolve_device
+from model import GPT, configure_optimizers, describe, generate, load_dataset, load_model, resolve_device
 
 # ---- 1. Means and their errors; files ----------------------------------------------------------------------
 
@@ -249,55 +249,54 @@ def encode_choices(tokenizer, convention, context, choices):
 @torch.inference_mode()
 def score(model, units):
     """
-    [(context ids, [ending ids, …]), …] -> [[log p(ending | context), …], …], in two forward passes: one reads each
-    context once; then its keys and values are handed to all its endings, and the second pass reads only those. Where
-    block_size is too small for both, the context is cut from the left, for each ending by itself (as the harness does).
+    [(context ids, [ending ids, …]), …] -> [[log p(ending | context), …], …]. A row of the batch is a context and, after
+    it, all its endings: each sees the context, whose keys and values are thus computed once for all, and itself, and
+    stands at the positions where it would stand alone. Where block_size is too small for both, the context is cut from
+    the left, for each ending by itself (as the harness does).
     """
-    most, S = model.config.block_size, max(len(e) for _, endings in units for e in endings)
-    if max(len(context) for context, _ in units) + S - 1 > most:  # note: nobody reads the last token of an ending
-        if len(units) > 1:
-            return score(model, units[:len(units) // 2]) + score(model, units[len(units) // 2:])
-        (context, endings), = units
-        if len(endings) > 1:
-            return [[score(model, [(context, [e])])[0][0] for e in endings]]
-        if S > most:
-            sys.exit(f"a choice of {S} tokens does not fit into block_size={most}: this model cannot be asked")
-        units = [(context[-(most + 1 - S):], endings)]
-    where = next(model.parameters()).device
-    owner, endings = zip(*((u, e) for u, (_, endings) in enumerate(units) for e in endings))
-    contexts, owner = [context for context, _ in units], list(owner)  # owner: the row of each ending's context
-    lengths, sizes = [len(c) for c in contexts], [len(e) for e in endings]
-    def pad(lists):  # on the right, where causality hides it
-        return torch.tensor([ids + [0] * (max(map(len, lists)) - len(ids)) for ids in lists], device=where)
-    cache = KVCache(model.config, len(units), max(lengths) + S - 1)
-    x = model.hidden(pad(contexts), cache=cache)  # (U, T, C)
-    x = x[torch.arange(len(units)), torch.tensor(lengths) - 1][owner].unsqueeze(1)  # (E, 1, C): where an ending starts
-    y = pad(endings)  # (E, S)
-    if S > 1:
-        shared = KVCache(model.config, len(endings), cache.columns)
-        shared.k, shared.v = [t[owner] for t in cache.k], [t[owner] for t in cache.v]
-        shared.lengths = [lengths[u] for u in owner]  # the padding was never there
-        x = torch.cat((x, model.hidden(y[:, :-1], cache=shared)), dim=1)  # (E, S, C): the state before each token
-    real = torch.arange(S, device=where) < torch.tensor(sizes, device=where)[:, None]
-    losses = F.cross_entropy(model.logits(x[real]).float(), y[real], reduction='none').double()
-    sums = iter([-part.sum().item() for part in losses.split(sizes)])
+    most, where, rows = model.config.block_size, next(model.parameters()).device, []
+    for context, endings in units:
+        longest = max(map(len, endings))
+        if longest > most:
+            sys.exit(f"a choice of {longest} tokens does not fit into block_size={most}: this model cannot be asked")
+        fits = len(context) + longest - 1 <= most  # note: nobody reads the last token of an ending
+        rows += [(context, endings)] if fits else [(context[-(most + 1 - len(e)):], [e]) for e in endings]
+    T = max(len(context) + sum(len(e) - 1 for e in endings) for context, endings in rows)
+    idx, positions, part = (torch.full((len(rows), T), fill) for fill in (0, 0, -1))
+    sources, targets = [], []  # where the state before each token of an ending stands, and that token
+    for b, (context, endings) in enumerate(rows):
+        at = n = len(context)
+        idx[b, :n], positions[b, :n], part[b, :n] = torch.tensor(context), torch.arange(n), 0
+        for k, e in enumerate(endings, 1):
+            end = at + len(e) - 1
+            idx[b, at:end], part[b, at:end] = torch.tensor(e[:-1]), k
+            positions[b, at:end] = torch.arange(n, n + end - at)
+            sources += [(b, n - 1), *((b, t) for t in range(at, end))]
+            targets, at = targets + e, end
+    mask = ((part[:, None] == 0) | (part[:, None] == part[:, :, None])).tril()  # (B, T, T): may i look at j?
+    x = model.hidden(idx.to(where), positions.to(where), mask.unsqueeze(1).to(where))  # (B, T, C)
+    x = x[tuple(torch.tensor(sources, device=where).T)]  # (N, C)
+    losses = F.cross_entropy(model.logits(x).float(), torch.tensor(targets, device=where), reduction='none').double()
+    sums = iter([-part.sum().item() for part in losses.split([len(e) for _, endings in rows for e in endings])])
     return [[next(sums) for _ in endings] for _, endings in units]
 
 def choices(model, tokenizer, name):
     """acc goes by the sum of log-likelihoods, which favours short endings; acc_norm by the mean."""
     if not isinstance(model, GPT):
-        sys.exit(f"{name} is a {model.config.model_type}: task=choices needs model_type=gpt, whose cache is shared")
+        sys.exit(f"{name} is a {model.config.model_type}: task=choices needs model_type=gpt, which takes a mask")
     path, totals = input or os.path.join(data_dir, dataset, f'{split}.jsonl'), Counter()
     example = '{"context": "the sky is", "choices": ["blue", "a fish"], "label": 0}'
-    for items in batches(islice(read_jsonl(path, parse_choices, example), limit or None), batch_size):
-        asked = [(label, convention, *variant) for label, variants in items for convention, variant in variants.items()]
-        units = [encode_choices(tokenizer, *variant) for _, *variant in asked]
-        for (label, convention, _, texts), (_, ids), logs in zip(asked, units, score(model, units)):
-            lengths = map(len, texts if convention == 'lm-evaluation-harness' else ids)
-            for norm, values in (('acc', logs), ('acc_norm', [log / n for log, n in zip(logs, lengths)])):
-                totals[convention, norm] = totals[convention, norm] + moments(values.index(max(values)) == label)
+    for items in batches(islice(read_jsonl(path, parse_choices, example), limit or None), 16 * batch_size):
+        asked = [(label, convention, texts, *encode_choices(tokenizer, convention, context, texts))
+                 for label, variants in items for convention, (context, texts) in variants.items()]
+        asked.sort(key=lambda unit: len(unit[3]) + sum(map(len, unit[4])))  # rows of similar length: less padding
+        for batch in batches(asked, batch_size):
+            for (label, convention, texts, _, ids), logs in zip(batch, score(model, [unit[3:] for unit in batch])):
+                lengths = map(len, texts if convention == 'lm-evaluation-harness' else ids)
+                for norm, values in (('acc', logs), ('acc_norm', [log / n for log, n in zip(logs, lengths)])):
+                    totals[convention, norm] = totals[convention, norm] + moments(values.index(max(values)) == label)
     return [{'convention': convention, 'measure': norm, 'items': int(total[0]), **estimate(total)}
-            for (convention, norm), total in totals.items()]
+            for (convention, norm), total in sorted(totals.items(), reverse=True)]
 
 # ---- 4. Text against references ----------------------------------------------------------------------------
 

@@ -139,7 +139,7 @@ def test_hellaswag_as_the_harness_reads_it():
     assert label == 1 and variants['lm-evaluation-harness'] == ('Roof work: How to fix a roof. Look at it. The man', ['is up on it.', 'sings.. Then stop.'])
     assert variants['build-nanogpt'] == (ROOF['ctx'], ROOF['endings'])
 
-def test_a_shared_cache_scores_as_one_forward_pass_per_ending(evaluate):
+def test_endings_that_share_a_context_score_as_one_forward_pass_each(evaluate):
     """Contexts and endings of all lengths in one batch, some of them too long for the model."""
     rng, model = np.random.default_rng(0), tiny(evaluate.tokenizer, n_kv_head=1)
     units = [(rng.integers(250, size=c).tolist(), [rng.integers(250, size=n).tolist() for n in sizes])
