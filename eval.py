@@ -170,7 +170,7 @@ def perplexity(model, tokenizer, name):
         with suppress(ImportError):  # a Python that was built without it
             packers[program] = getattr(importlib.import_module(module), make)(*how)
     for batch, x, y in window_batches([model], tokenizer, name):
-        for (ids, done), nats in zip(batch, model(x, y, reduction='none').double().sum(1).tolist()):
+        for (ids, done), nats in zip(batch, model(x, y, reduction='none').cpu().double().sum(1).tolist()):
             targets = ids[done + 1:]
             text = b''.join(tokenizer.token_bytes(i) for i in targets if i != tokenizer.eot)
             loss, bits = loss + moments(nats, len(targets)), bits + moments(nats / math.log(2), len(text))
@@ -199,7 +199,8 @@ def kl(models):
     names, totals, most = (f'KL({a}‖{b})', f'KL({b}‖{a})', 'Jensen–Shannon', 'same choice'), [np.zeros(6)] * 4, []
     for batch, x, _ in window_batches([p_model, q_model], tokenizer, f'{a}, {b}'):
         for (ids, done), row in zip(batch, x[:, None]):
-            p, q = (m(row[:, :len(ids) - 1])[0, done:].double().log_softmax(-1) for m in (p_model, q_model))  # (T, V)
+            p, q = (m(row[:, :len(ids) - 1])[0, done:] for m in (p_model, q_model))
+            p, q = (scores.cpu().double().log_softmax(-1) for scores in (p, q))  # (T, V), logarithms
             middle = torch.logaddexp(p, q) - math.log(2)
             js = ((p.exp() * (p - middle)).sum(-1) + (q.exp() * (q - middle)).sum(-1)) / 2
             best = torch.stack((p.argmax(-1), q.argmax(-1)), dim=1)  # (T, 2)
@@ -276,8 +277,8 @@ def score(model, units):
     mask = ((part[:, None] == 0) | (part[:, None] == part[:, :, None])).tril()  # (B, T, T): may i look at j?
     x = model.hidden(idx.to(where), positions.to(where), mask.unsqueeze(1).to(where))  # (B, T, C)
     x = x[tuple(torch.tensor(sources, device=where).T)]  # (N, C)
-    losses = F.cross_entropy(model.logits(x).float(), torch.tensor(targets, device=where), reduction='none').double()
-    sums = iter([-part.sum().item() for part in losses.split([len(e) for _, endings in rows for e in endings])])
+    losses = F.cross_entropy(model.logits(x).float(), torch.tensor(targets, device=where), reduction='none')
+    sums = iter([-part.sum().item() for part in losses.cpu().double().split([len(e) for _, endings in rows for e in endings])])
     return [[next(sums) for _ in endings] for _, endings in units]
 
 def choices(model, tokenizer, name):
