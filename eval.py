@@ -278,7 +278,8 @@ def score(model, units):
     x = model.hidden(idx.to(where), positions.to(where), mask.unsqueeze(1).to(where))  # (B, T, C)
     x = x[tuple(torch.tensor(sources, device=where).T)]  # (N, C)
     losses = F.cross_entropy(model.logits(x).float(), torch.tensor(targets, device=where), reduction='none')
-    sums = iter([-part.sum().item() for part in losses.cpu().double().split([len(e) for _, endings in rows for e in endings])])
+    parts = losses.cpu().double().split([len(e) for _, endings in rows for e in endings])
+    sums = iter([-part.sum().item() for part in parts])
     return [[next(sums) for _ in endings] for _, endings in units]
 
 def choices(model, tokenizer, name):
