@@ -467,13 +467,14 @@ def instruct(model, tokenizer, name):
 def is_python(program, ended):
     """
     Whether Python's parser accepts it. One that was cut off may end after any line: codeop, made for Python's own
-    prompt, raises where something is wrong, and not where something is still to come.
+    prompt, raises where something is wrong, and not where something is still to come. But it may not end within a
+    docstring: who never closes the first one could write anything.
     """
     program = program if ended else program[:program.rfind('\n') + 1]
     warnings.simplefilter('ignore')  # of what it finds odd, but accepts
     try:
         codeop.compile_command(program, symbol='exec')  # compiles, and runs nothing
-        return bool(program.strip())
+        return bool(program.strip()) and not any(program.count(quotes) % 2 for quotes in ('"""', "'''"))
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         return False
 

@@ -247,8 +247,8 @@ def test_a_models_own_answers(evaluate, tmp_path):
     assert one == other and len(one) == 10  # answer i is the same in whatever batch
 
 def test_is_python():
-    good = ['x = 1', 'def f(a,\n         b):\n    return (a +', 'if x:\n', 's = """never\nclosed\n', 'try:\n    f()\nexc']
-    bad = ['x = = 1\n', 'def f():\nreturn\n', 'class\n', 'a\0b\n', '', ' \n', ')\n', 'import os as\nx = 1\n']
+    good = ['x = 1', 'def f(a,\n         b):\n    return (a +', 'if x:\n', '"""closed\n"""\nx = [\n', 'try:\n    f()\nexc']
+    bad = ['x = = 1\n', '"""never\nclosed = = 1\n', 'def f():\nreturn\n', 'class\n', 'a\0b\n', '', ' \n', ')\n', 'import os as\nx = 1\n']
     assert all(E.is_python(p, ended=False) or p == 'x = 1' for p in good) and not any(E.is_python(p, ended=False) for p in bad)
     assert E.is_python('x = 1', ended=True) and not E.is_python('x = 1\ny = "abc', ended=True)  # the whole counts where the model ended it
 
