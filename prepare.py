@@ -5,6 +5,7 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
+    python prepare.py dataset=hellaswag                        # questions for eval.py task=choices: downloads 60 MB
     python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol  # other people's: GPT-2, Llama, Qwen3
     python prepare.py export=for-others out_dir=out            # and ours, for transformers, vLLM, Ollama
 
@@ -21,7 +22,7 @@ pieces, so their size does not matter.
 """
 from configurator import configure, usage
 
-dataset = 'python'       # python, shakespeare, tinystories, fineweb; or, with input=, a name for your own
+dataset = 'python'       # python, shakespeare, tinystories, fineweb, hellaswag; or, with input=, a name for your own
 input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
@@ -36,7 +37,8 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, re, sys, sysconfig, time, unicodedata, zipfile
+import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, re, shutil, sys, sysconfig
+import time, unicodedata, zipfile
 import urllib.error, urllib.request
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -341,6 +343,24 @@ def fineweb_shards():
         ids = np.memmap(path, dtype='<u2', offset=1024, mode='r')
         for i in range(0, len(ids), PIECE):
             yield 'val' if 'val' in name else 'train', ids[i:i + PIECE]
+
+def prepare_hellaswag(folder):
+    """HellaSwag (Zellers et al. 2019), 39,905 and 10,042 questions, just as published: that is how eval.py reads them."""
+    base = 'https://raw.githubusercontent.com/rowanz/hellaswag/master/data/'
+    known = {'train': (47496131, 'dae5e69249868cb9fe4e23ff925c60b66169564cfb7072d793cd7356a2b69f8d'),
+             'val': (12246618, '0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588')}
+    meta = {'kind': 'choices', 'source': base, 'splits': {}}
+    for split, (size, sha256) in known.items():
+        path = download(f'{base}hellaswag_{split}.jsonl', f'hellaswag_{split}.jsonl', size, sha256)
+        shutil.copyfile(path, target := os.path.join(folder, f'{split}.jsonl.tmp'))
+        with open(target, 'rb') as f:
+            meta['splits'][split] = {'examples': sum(1 for _ in f), 'sha256': sha256}
+    with open(os.path.join(folder, 'meta.json.tmp'), 'w', encoding='utf-8') as f:
+        json.dump(meta, f)
+    for name in ('train.jsonl', 'val.jsonl', 'meta.json'):
+        os.replace(os.path.join(folder, name + '.tmp'), os.path.join(folder, name))
+    print(f"{folder}: " + ', '.join(f"{c['examples']:,} questions in {split}.jsonl" for split, c in meta['splits'].items()))
+    print("next:  python eval.py task=choices dataset=hellaswag")
 
 # ------------------------------------------------------------------------------------------------------------
 # 4. From text to ids on disk
@@ -791,8 +811,8 @@ def main():
         usage("weights= and export= are two commands: one brings weights in, the other takes them out")
     if weights or export:
         return import_weights() if weights else export_weights()
-    if not input and dataset not in DATASETS and dataset != 'fineweb':
-        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb; or input=PATH for text of your own")
+    if not input and dataset not in DATASETS and dataset not in ('fineweb', 'hellaswag'):
+        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb, hellaswag; or input=PATH for your own text")
     if input and dataset == 'python':
         usage("input= needs a name for what is made of it: dataset=mine, say")
     if input and not os.path.exists(input) and not glob.glob(input, recursive=True):
@@ -809,6 +829,8 @@ def main():
     start = time.time()
     folder = os.path.join(data_dir, dataset)
     os.makedirs(folder, exist_ok=True)
+    if dataset == 'hellaswag' and not input:
+        return prepare_hellaswag(folder)
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:
         plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's
