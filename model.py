@@ -519,26 +519,27 @@ class Int8Linear(nn.Module):
     def __init__(self, linear, rows):
         super().__init__()
         w = linear.weight.detach()[:rows].float()
-        self.register_buffer('scale', (w.abs().amax(1) / 127).clamp(min=1e-8).bfloat16())  # rounded first, so that the
-        self.register_buffer('weight', (w / self.scale[:, None]).round().clamp(-127, 127).to(torch.int8))  # rest makes up for it
+        self.register_buffer('scale', (w.abs().amax(1) / 127).clamp(min=1e-8).bfloat16())
+        # note: the numbers are found from the scale after its rounding, so that they make up for it
+        self.register_buffer('weight', (w / self.scale[:, None]).round().clamp(-127, 127).to(torch.int8))
         self.bias = linear.bias
 
     def forward(self, x):
         rows = x.reshape(-1, x.size(-1))
         packable = x.device.type == 'cpu' and x.dtype == torch.bfloat16 and x.size(-1) % 32 == 0
-        if packable and len(rows) <= 16:  # note: of other widths than multiples of 16, this operation reads past the end
+        if packable and len(rows) <= 16:  # note: of other widths than multiples of 16, it reads past the end
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
-        else:  # a long prompt: here arithmetic is the limit, not the reading, so unpack once and multiply as usual
+        else:  # a long prompt: here arithmetic is the limit, not reading, so unpack once and multiply as usual
             y = F.linear(rows, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], -1)
 
 def prepare_decoding(model, quantize='none'):
     """
-    Arrange a model's weights, in place, for reading them once per token, which is what decoding one row comes to: not the
-    multiplications but the bytes per second are the limit. quantize='int8' packs them into bytes, and computes in
+    Arrange a model's weights, in place, for being read once per token: that is what decoding one row comes to, and
+    bytes per second, not multiplications, are the limit. quantize='int8' packs them into bytes, and computes in
     bfloat16. In float32 on a CPU, a matrix that is taller than wide is stored by columns: the same numbers in another
-    order, read 1.5 times as fast (20 instead of 13 GB/s, one row times GPT-2's (3072, 768)). Not for training.
+    order, read 1.5 times as fast (20 instead of 13 GB/s for one row times GPT-2's (3072, 768)). Not for training.
     """
     for module in list(model.modules()):
         for name, linear in list(module.named_children()):
@@ -640,7 +641,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
                     x[b] = read([b], cache.row(b))
                 cut.clear()
             # 2. from scores to one token per row
-            logits = (model.logits(x) if B > 1 else model.logits(x[0])[None]).float()  # (B, V); a vector is quicker than a matrix of one row
+            logits = model.logits(x) if B > 1 else model.logits(x[0])[None]  # (B, V); a vector is quicker than one row
+            logits = logits.float()
             if repetition_penalty != 1:
                 for b in range(B):
                     penalize(logits[b], texts[b], repetition_penalty)
@@ -672,7 +674,7 @@ def stream_text(model, tokenizer, prompts, stop=(), generate=generate, finished=
     """
     generate() for people: prompts are strings (or lists of ids), and what comes is (row, piece of text) as it grows. A
     character of several tokens is held back until it is whole, and so is what may be the beginning of one of the `stop`
-    strings, which end their row and are not shown. Special tokens end it too; `finished` holds the rows that have ended.
+    strings, which end their row and are not shown. Special tokens end it too. `finished` holds rows that have ended.
     """
     prompts = [tokenizer.encode(p) or [tokenizer.eot] if isinstance(p, str) else p for p in prompts]
     specials, finished = set(tokenizer.special.values()), set() if finished is None else finished

@@ -68,48 +68,33 @@ def read_prompt():
     return prompt
 
 def load(folder):
-    """-> a model laid out for decoding, its tokenizer, and the device it is on."""
+    """-> a model laid out for decoding, its tokenizer, and the device it is on; says what quantisation costs."""
     where, number = resolve_device(device, dtype)
     model, tokenizer, checkpoint = load_model(folder, where)
     model.eval()
     if quantize == 'none':
         return prepare_decoding(model.to(getattr(torch, number))), tokenizer, where
-    ids = validation_text(checkpoint, tokenizer)
-    before = perplexity(model, ids)
-    prepare_decoding(model, quantize)
-    if before:
-        after = perplexity(model, ids)
-        print(f"({folder}: perplexity of {ids.numel():,} validation tokens {before:.3f} in float32, {after:.3f} in int8: "
-              f"{100 * (after / before - 1):+.2f} %)", file=sys.stderr)
+    source = os.path.join(data_dir, checkpoint.get('dataset') or 'none')
+    if not os.path.exists(os.path.join(source, 'val.bin')):
+        return prepare_decoding(model, quantize), tokenizer, where
+    ids = load_dataset(source)[1]['val'][:4096].astype(np.int64)  # text that it was not trained on
+    width = min(len(ids), model.config.block_size)
+    ids = torch.from_numpy(ids[:len(ids) // width * width]).view(-1, width).to(where)
+    with torch.inference_mode():
+        before = model(ids[:, :-1], ids[:, 1:]).exp().item()
+        after = prepare_decoding(model, quantize)(ids[:, :-1], ids[:, 1:]).exp().item()
+    print(f"(perplexity of {ids.numel():,} validation tokens: {before:.3f} in float32, {after:.3f} in {quantize}, "
+          f"{100 * (after / before - 1):+.2f} %)", file=sys.stderr)
     return model, tokenizer, where
-
-def validation_text(checkpoint, tokenizer):
-    """About 4,000 tokens, in rows of block_size, that the model was not trained on; None where they are not at hand."""
-    folder = os.path.join(data_dir, checkpoint.get('dataset') or '')
-    if not os.path.exists(os.path.join(folder, 'val.bin')):
-        return None
-    its_tokenizer, data = load_dataset(folder)
-    rows = min(max(1, 4096 // checkpoint['config']['block_size']), len(data['val']) // checkpoint['config']['block_size'])
-    if its_tokenizer != tokenizer or not rows:
-        return None
-    ids = data['val'][:rows * checkpoint['config']['block_size']].astype(np.int64)
-    return torch.from_numpy(ids).view(rows, -1)
-
-@torch.inference_mode()
-def perplexity(model, ids):
-    """e to the mean loss: among how many equally likely tokens the model is, on average, undecided."""
-    if ids is not None:
-        ids = ids.to(next(model.parameters()).device)
-        return model(ids[:, :-1], ids[:, 1:]).exp().item()
 
 @torch.inference_mode()
 def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
               repetition_penalty=1.0, stop_tokens=(), finished=None, look=None, seed=1337):
     """
     generate() for one prompt with a smaller model's help (Leviathan et al. 2023, algorithm 1): the draft says a few
-    tokens, one by one; the model reads all of them at once, for about the price of one, since it is the weights' way from
-    memory that takes the time; and keeps as many as it might have said itself. What comes out has exactly the model's own
-    distribution, however bad the draft. Adds to tally: [tokens accepted, tokens guessed].
+    tokens, one by one; the model reads all of them at once, for about the price of one, since the time goes into moving
+    the weights; and keeps as many as it might have said itself. What comes out has exactly the model's own distribution,
+    however bad the draft. Adds to tally: [tokens accepted, tokens guessed].
     """
     if len(prompts) != 1 or repetition_penalty != 1:
         raise ValueError("draft: expected num_samples=1 and repetition_penalty=1.0")
@@ -173,7 +158,8 @@ def talk(model, tokenizer, stream, system):
     sys.stdin.reconfigure(errors='replace')
     print("/reset begins again, /save keeps the conversation, Ctrl-C stops an answer, Ctrl-D ends")
     start = [{'role': 'system', 'content': system}] if system else []
-    messages, room = list(start), model.config.block_size - min(max_new_tokens, model.config.block_size // 2)
+    messages, block_size = list(start), model.config.block_size
+    room = block_size - min(max_new_tokens, block_size // 2)  # the rest is for the answer
     while True:
         try:
             line = input('> ').strip()
@@ -195,9 +181,10 @@ def talk(model, tokenizer, stream, system):
                 del messages[len(start):len(start) + 2]  # the oldest question and its answer
                 forgotten += 2
             ids = tokenizer.chat(messages, answer=True)[0]
-            if forgotten or len(ids) > model.config.block_size:
-                print(f"(a context of {model.config.block_size} tokens: the oldest {forgotten} messages are forgotten)"
-                      if forgotten else f"(only the last {model.config.block_size} of {len(ids)} tokens are read)")
+            if forgotten:
+                print(f"(a context holds {block_size} tokens: the oldest {forgotten} messages are forgotten)")
+            if len(ids) > block_size:
+                print(f"(only the last {block_size} of {len(ids)} tokens are read)")
             answer = ''
             try:
                 for _, piece in stream(model, tokenizer, [ids], seed=seed + len(messages)):
@@ -217,14 +204,15 @@ def colour(text, p):
         return text
     return f"\033[30;48;5;{(203, 209, 215, 221, 191, 155, 119)[min(int(7 * p), 6)]}m{text}\033[0m"
 
-def show_probs(model, tokenizer, text, stream):
+def show_probs(model, tokenizer, stream, text):
     """Each token, its probability, and what else might have stood there."""
     written = []
     def look(logits, tokens):
         p = logits[0].softmax(-1)
         mine, best = p[tokens[0]].item(), p.topk(min(6, len(p)))
         written.append((tokenizer.decode(tokens), mine))
-        others = [f"{tokenizer.decode([i])!r} {x:.2f}" for x, i in zip(*map(torch.Tensor.tolist, best)) if i != tokens[0]]
+        others = zip(best.values.tolist(), best.indices.tolist())
+        others = [f"{tokenizer.decode([i])!r} {x:.2f}" for x, i in others if i != tokens[0]]
         token = f"{written[-1][0]!r:<14}"
         print(f"{mine:7.3f}  {colour(token, mine)}  {'  '.join(others[:5])}", flush=True)
     print("probability (before temperature and top_k …), token, the likeliest others")
@@ -232,26 +220,29 @@ def show_probs(model, tokenizer, text, stream):
         pass
     print(text + ''.join(colour(token, p) for token, p in written))
 
-def show_attention(model, tokenizer, text):
+def show_attention(model, tokenizer, _, text):
     """Who looks at whom: row t shows how much token t takes from each token up to itself; a row's shares sum to 1."""
     if not isinstance(model, GPT):
         usage(f"show=attention: a {model.config.model_type} does not attend to anything")
     ids = (tokenizer.encode(text) or [tokenizer.eot])[:min(32, model.config.block_size)]
     names = [repr(tokenizer.decode([i]))[1:-1][:10] for i in ids]
-    maps = [m[0].float().cpu() for m in model.attention_maps(torch.tensor([ids], device=next(model.parameters()).device))]
-    wide = max(2 * len(ids), 16)  # two characters a token make squares
+    idx = torch.tensor([ids], device=next(model.parameters()).device)
+    maps = [layer[0].float().cpu() for layer in model.attention_maps(idx)]  # for each layer (H, T, T)
+    wide = max(2 * len(ids), 22)  # two characters a token make squares
     abreast = max(1, (shutil.get_terminal_size().columns - 12) // (wide + 2))
     shades = ' .:-=+*#%@' if 'utf' not in (sys.stdout.encoding or '').lower() else ' ░▒▓█'
+    def cells(weights):
+        return ''.join(2 * shades[min(int(w * len(shades)), len(shades) - 1)] for w in weights)
     for layer, heads in enumerate(maps):
         for h in range(0, len(heads), abreast):
             some = heads[h:h + abreast]
             print(f"\nlayer {layer:<5} " + '  '.join(f"{f'head {h + i}':<{wide}}" for i in range(len(some))))
             for t, name in enumerate(names):
-                rows = [''.join(2 * shades[min(int(w * len(shades)), len(shades) - 1)] for w in head[t]) for head in some]
-                print(f"{name:>11} " + '  '.join(f"{row:<{wide}}" for row in rows))
-            shares = [(f"{100 * head[1:].diagonal(1).mean():.0f} % self, {100 * head[1:].diagonal().mean():.0f} % prev")
-                      for head in some if len(ids) > 1]
-            print(' ' * 12 + '  '.join(f"{share:<{wide}}" for share in shares))
+                print(f"{name:>11} " + '  '.join(f"{cells(head[t]):<{wide}}" for head in some))
+            if len(ids) > 1:  # means over the rows that have a choice: to itself, and to the token before
+                shares = [[100 * head[1:].diagonal(i).mean() for i in (1, 0)] for head in some]
+                shares = [f"{own:.0f} % self, {before:.0f} % before" for own, before in shares]
+                print(' ' * 12 + '  '.join(f"{share:<{wide}}" for share in shares))
     try:
         import matplotlib
     except ImportError:
@@ -267,13 +258,14 @@ def show_attention(model, tokenizer, text):
     print(f"(also in {os.path.join(out_dir, 'attention.png')})")
 
 @torch.inference_mode()
-def show_embeddings(model, tokenizer, text):
-    """Which tokens mean nearly the same to the model, as the cosine of the angle between their vectors; and positions."""
+def show_embeddings(model, tokenizer, _, text):
+    """Which tokens mean nearly the same to the model: the cosine of the angle between their vectors. And positions."""
     table = getattr(model, 'wte', getattr(model, 'table', None)).weight[:tokenizer.vocab_size].float()
     table = F.normalize(table, dim=-1)
-    for i in dict.fromkeys(tokenizer.encode(text) or usage("show=embeddings: give it tokens to look up, prompt='import '")):
+    for i in dict.fromkeys(tokenizer.encode(text) or usage("show=embeddings: expected a prompt, whose tokens to look up")):
         best = (table @ table[i]).topk(min(9, len(table)))
-        others = [f"{tokenizer.decode([j])!r} {x:.2f}" for x, j in zip(*map(torch.Tensor.tolist, best)) if j != i]
+        others = zip(best.values.tolist(), best.indices.tolist())
+        others = [f"{tokenizer.decode([j])!r} {x:.2f}" for x, j in others if j != i]
         print(f"{tokenizer.decode([i])!r:<12} is near  {'  '.join(others[:8])}")
     learned = getattr(model, 'wpe', None)
     if getattr(model, 'cos', None) is not None:  # rotary: the part of a match that is left when a key is d tokens back
@@ -287,105 +279,105 @@ def show_embeddings(model, tokenizer, text):
           + ', '.join(f"{2 ** k}: {near[2 ** k]:.2f}" for k in range(20) if 2 ** k < len(near)))
 
 # ------------------------------------------------------------------------------------------------------------
-# 4. Serve: the OpenAI API (https://platform.openai.com/docs/api-reference) and a page, for one user or a class
+# 4. Serve: the OpenAI API (https://platform.openai.com/docs/api-reference) and a page, for one user or a classroom.
+# A thread for each connection, and one for the model, which does one job after the other with all of the machine
 
-QUEUE = 32                 # requests that wait or are being answered; those past it are told to come again
-CONNECTIONS = 64           # open at a time; others wait to be accepted
-MOST_BYTES = 2**20         # of a request's body
-MOST_TOKENS = 4096         # of an answer
-PATIENCE = 20              # seconds for a client to say what it wants, and then for each time it does not listen
-NUMBERS = {'max_tokens': (int, 1, MOST_TOKENS), 'temperature': (float, 0, 100), 'top_p': (float, 0, 1), 'top_k': (int, 0, 10**6),
-           'min_p': (float, 0, 1), 'repetition_penalty': (float, 0.01, 100), 'seed': (int, -2**63, 2**63), 'n': (int, 1, 1)}
+QUEUE = 32            # requests that wait or are being answered; those past it are told to come again
+MOST_BYTES = 2**20    # of a request's body
+MOST_TOKENS = 4096    # of an answer
+PATIENCE = 20         # seconds a client has for its request, and then each time it is to take a piece of the answer
+RANGES = {'max_tokens': (1, MOST_TOKENS), 'temperature': (0.0, 100.0), 'top_p': (0.0, 1.0), 'top_k': (0, 10**6),
+          'min_p': (0.0, 1.0), 'repetition_penalty': (0.01, 100.0), 'seed': (-2**63, 2**63), 'n': (1, 1)}
 
-def understand(body, tokenizer, block_size):
-    """A request's JSON -> what there is to do; raises ValueError for what makes no sense."""
+def understand(body, chatting, tokenizer, block_size):
+    """A request's JSON -> a job for the model; raises ValueError for what makes no sense."""
     if not isinstance(body, dict):
         raise ValueError("the body: expected a JSON object")
-    chatting = 'messages' in body
     body = {k: v for k, v in body.items() if v is not None}
-    how = {'temperature': temperature, 'top_p': top_p, 'top_k': top_k, 'min_p': min_p, 'max_tokens': max_new_tokens,
-           'repetition_penalty': repetition_penalty, 'seed': secrets.randbelow(2**31)}
-    if 'max_completion_tokens' in body:
-        body['max_tokens'] = body['max_completion_tokens']
-    for name, (kind, low, high) in NUMBERS.items():
-        value = body.get(name, how.get(name, 1))
-        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int) or not low <= value <= high:
-            raise ValueError(f"{name}: expected {'a number' if kind is float else 'an integer'} from {low} to {high}")
-        how[name] = kind(value)
+    how = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'min_p': min_p, 'n': 1,
+           'repetition_penalty': repetition_penalty, 'max_tokens': max_new_tokens, 'seed': secrets.randbelow(2**31)}
+    body.setdefault('max_tokens', body.get('max_completion_tokens', how['max_tokens']))
+    for name, (low, high) in RANGES.items():
+        how[name] = value = body.get(name, how[name])
+        kinds = int if isinstance(low, int) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:  # note: nan is not
+            raise ValueError(f"{name}: expected {'an integer' if kinds is int else 'a number'} from {low} to {high}")
     for name in ('suffix', 'echo', 'tools', 'logit_bias', 'frequency_penalty', 'presence_penalty'):
         if body.get(name):
             raise ValueError(f"{name}: not offered here")
-    for name in ('stream', 'logprobs') if chatting else ('stream',):
-        if not isinstance(body.get(name, False), bool):
-            raise ValueError(f"{name}: expected true or false")
     wanted = body.get('logprobs') if not chatting else body.get('top_logprobs', 0) if body.get('logprobs') else None
     if wanted is not None and (type(wanted) is not int or not 0 <= wanted <= 20):
         raise ValueError("logprobs, top_logprobs: expected an integer from 0 to 20")
-    ends = body.get('stop', [stop] if stop else [])
+    ends = body.get('stop', stop or [])
     ends = [ends] if isinstance(ends, str) else ends
     if not isinstance(ends, list) or len(ends) > 4 or not all(isinstance(s, str) and 0 < len(s) <= 200 for s in ends):
         raise ValueError("stop: expected up to 4 strings of up to 200 characters")
     if chatting:
-        messages = body['messages'] if isinstance(body['messages'], list) else []
-        if not messages or not all(isinstance(m, dict) and isinstance(m.get('role'), str) and isinstance(m.get('content'), str)
-                                   for m in messages):
-            raise ValueError("messages: expected a list of {\"role\": …, \"content\": …}, both text")
+        messages = body.get('messages')
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and all(
+                isinstance(m.get(key), str) for key in ('role', 'content')) for m in messages):
+            raise ValueError('messages: expected a list of {"role": …, "content": …}, both of them text')
         ids = tokenizer.chat(messages, answer=True)[0]
     else:
         ids = body.get('prompt', '')
-        ids = tokenizer.encode(ids) if isinstance(ids, str) else ids
+        ids = (tokenizer.encode(ids) if isinstance(ids, str) else ids) or [tokenizer.eot]
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids):
             raise ValueError("prompt: expected a text, or a list of token ids")
-        ids = ids or [tokenizer.eot]
     if len(ids) > block_size:
         raise ValueError(f"the prompt has {len(ids)} tokens, and the model's context {block_size}")
-    del how['n']
-    how.update(max_new_tokens=how.pop('max_tokens'), top_p=max(how['top_p'], 1e-6), seed=how['seed'] % 2**63, stop=ends)
-    return SimpleNamespace(ids=ids, how=how, wanted=wanted, chatting=chatting, streaming=body.get('stream', False), count=0,
-                           usage=(body.get('stream_options') or {}) == {'include_usage': True},
-                           pieces=queue.SimpleQueue(), finished=set())
+    sampling = {k: how[k] for k in ('temperature', 'top_k', 'min_p', 'repetition_penalty')}
+    sampling.update(top_p=max(how['top_p'], 1e-6), seed=how['seed'] % 2**63, max_new_tokens=how['max_tokens'], stop=ends)
+    options = body.get('stream_options')
+    return SimpleNamespace(ids=ids, sampling=sampling, wanted=wanted, chatting=chatting, tokens=0, finished=set(),
+                           pieces=queue.SimpleQueue(), stream=body.get('stream') is True,
+                           usage=isinstance(options, dict) and options.get('include_usage') is True)
 
 def work(model, tokenizer, stream, jobs):
     """
-    The one thread that computes: one job after the other, each with all of the machine. It never waits for a client: a
-    job's pieces (text, tokens, finish_reason) go into the job's own queue, from which another thread sends them.
+    The thread that computes. It never waits for a client: a job's pieces (text, its tokens, finish_reason) go into the
+    job's own queue. A client that leaves adds 0 to `finished`, and generate() ends after that token.
     """
-    specials = set(tokenizer.special.values())
     def entry(token, log_p):
-        return {'token': tokenizer.decode([token]), 'logprob': max(log_p, -9999.0), 'bytes': list(tokenizer.token_bytes(token))}
+        name, spelled = tokenizer.decode([token]), list(tokenizer.token_bytes(token))
+        return {'token': name, 'logprob': max(log_p, -9999.0), 'bytes': spelled}
     while True:
         job, tokens = jobs.get(), []
         def look(logits, ids):
-            job.count += 1
-            if job.wanted is not None and ids[0] not in specials:
+            job.tokens += 1
+            if job.wanted is not None and ids[0] not in tokenizer.names:  # names: the special tokens
                 log_p = logits[0].log_softmax(-1)
                 best = [x.tolist() for x in log_p.topk(min(job.wanted, len(log_p)))]
-                tokens.append({**entry(ids[0], log_p[ids[0]].item()), 'top_logprobs': [entry(i, x) for x, i in zip(*best)]})
+                best = [entry(i, x) for x, i in zip(*best)]
+                tokens.append({**entry(ids[0], log_p[ids[0]].item()), 'top_logprobs': best})
         try:
-            if 0 not in job.finished:  # else the client has left
-                for _, piece in stream(model, tokenizer, [job.ids], finished=job.finished, look=look, **job.how):
+            if not job.finished:
+                for _, piece in stream(model, tokenizer, [job.ids], finished=job.finished, look=look, **job.sampling):
                     job.pieces.put((piece, tokens[:], None))
                     tokens.clear()
-            job.pieces.put(('', tokens[:], 'stop' if 0 in job.finished else 'length'))
-        except Exception:  # a bug of ours: say so, and go on with the next job
+            job.pieces.put(('', tokens[:], 'stop' if job.finished else 'length'))
+        except Exception:  # a bug of ours: show it, and go on with the next job
             traceback.print_exc()
             job.pieces.put(None)
 
 class Handler(BaseHTTPRequestHandler):
-    """A connection: HTTP/1.0, so one request, after which it is closed."""
-    timeout = PATIENCE
+    """One connection. In HTTP/1.0, the class's default, it carries one request, and its end is the answer's end."""
+    timeout = PATIENCE  # of one read or write …
 
     def setup(self):
-        super().setup()  # timeout is for one read; a client that sends a byte now and then needs an alarm, too
-        self.alarm = threading.Timer(PATIENCE, self.connection.shutdown, [socket.SHUT_RD])
+        super().setup()
+        self.alarm = threading.Timer(PATIENCE, self.connection.shutdown, [socket.SHUT_RD])  # … and of all the reading
         self.alarm.start()
 
-    def finish(self):
-        self.alarm.cancel()
-        super().finish()
+    def handle(self):
+        try:
+            super().handle()
+        except OSError:
+            return  # the client went away, or was too slow
+        finally:
+            self.alarm.cancel()
 
     def log_message(self, *_):
-        """Nothing is logged: prompts are the users' own."""
+        """Nothing is logged: prompts are their users' own."""
 
     def say(self, status, what, kind='application/json', **headers):
         body = what.encode() if isinstance(what, str) else json.dumps(what).encode()
@@ -396,25 +388,28 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def send_error(self, code, message=None, explain=None, **headers):
-        """In OpenAI's shape; the standard library comes here too, with what it cannot parse."""
-        code = {501: 405, 505: 400}.get(code, code)  # a method or version that we do not know is not our fault
-        kind = 'rate_limit_error' if code == 429 else 'server_error' if code >= 500 else 'invalid_request_error'
-        self.say(code, {'error': {'message': message or 'not understood', 'type': kind, 'param': None, 'code': None}}, **headers)
+        """In OpenAI's words. The standard library comes here too, with whatever it cannot parse."""
+        code = {501: 405, 505: 400}.get(code, code)  # a method or version that we do not know is the client's mistake
+        kind = {429: 'rate_limit_error', 500: 'server_error'}.get(code, 'invalid_request_error')
+        error = {'message': message or 'bad request', 'type': kind, 'param': None, 'code': None}
+        self.say(code, {'error': error}, **headers)
 
     def do_GET(self):
-        path, card = self.path.partition('?')[0], {'id': self.server.name, 'object': 'model', 'created': 0, 'owned_by': 'you'}
-        answers = {'/health': {'status': 'ok'}, '/v1/models': {'object': 'list', 'data': [card]}, f'/v1/models/{self.server.name}': card}
+        path, name = self.path.partition('?')[0], self.server.name
+        card = {'id': name, 'object': 'model', 'created': 0, 'owned_by': 'you'}
+        answers = {'/health': {'status': 'ok'}, '/v1/models': {'object': 'list', 'data': [card]},
+                   f'/v1/models/{name}': card}
         if path == '/':
             self.say(200, PAGE, 'text/html; charset=utf-8')
         elif path in answers:
             self.say(200, answers[path])
         else:
-            self.send_error(404, "there are /, /health, /v1/models, /v1/completions and /v1/chat/completions")
+            self.send_error(404, "there are /, /health and /v1/models, and two addresses to POST to")
 
     def do_POST(self):
+        length = self.headers.get('Content-Length', '')
         if self.path not in ('/v1/completions', '/v1/chat/completions'):
             return self.send_error(404, "there are /v1/completions and /v1/chat/completions")
-        length = self.headers.get('Content-Length', '')
         if not (length.isascii() and length.isdigit()):
             return self.send_error(411, "Content-Length: expected a number of bytes")
         if len(length) > 9 or int(length) > MOST_BYTES:
@@ -424,10 +419,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if len(data) < int(length):
                 raise ValueError(f"the body: {len(data)} of {length} bytes came")
-            body = json.loads(data.decode('utf-8'))
-            if not isinstance(body, dict) or ('messages' in body) != ('chat' in self.path):
-                raise ValueError("expected an object with messages for chat/completions, with a prompt for completions")
-            job = understand(body, self.server.tokenizer, self.server.block_size)
+            job = understand(json.loads(data.decode('utf-8')), 'chat' in self.path, *self.server.limits)
         except (ValueError, RecursionError) as e:  # the latter: brackets in brackets in brackets …
             return self.send_error(400, str(e))
         if not self.server.places.acquire(blocking=False):
@@ -435,166 +427,157 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.server.jobs.put(job)
             self.answer(job)
-        finally:  # whichever way it ended, this client wants no more of it
+        finally:  # whichever way it ended, this client wants no more
             job.finished.add(0)
             self.server.places.release()
 
     def answer(self, job):
         base = {'id': 'cmpl-' + secrets.token_hex(12), 'created': int(time.time()), 'model': self.server.name,
-                'object': 'text_completion' if not job.chatting else 'chat.completion' + '.chunk' * job.streaming}
-        def event(what):
-            self.wfile.write(b'data: ' + (what if isinstance(what, bytes) else json.dumps(what).encode()) + b'\n\n')
-        if job.streaming:
+                'object': 'text_completion' if not job.chatting else 'chat.completion' + '.chunk' * job.stream}
+        def event(what):  # server-sent events: lines of "data: …", an empty one after each
+            self.wfile.write(f'data: {what}\n\n'.encode())
+        if job.stream:
             self.send_response(200)
             self.send_header('Content-Type', 'text/event-stream')
-            self.send_header('Cache-Control', 'no-store')
             self.end_headers()
-        text, tokens, reason, first = '', [], None, True
+        text, tokens, reason, role = '', [], None, {'role': 'assistant'}
         while reason is None:
             try:
                 part = job.pieces.get(timeout=0.25)
-            except queue.Empty:  # our turn has not come, or the model is slow: is anyone still there?
+            except queue.Empty:  # not our turn yet, or a slow model: is the client still there?
                 if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
                     return
                 continue
             if part is None:
-                return self.send_error(500, "a bug of ours; the server's terminal shows more")
+                return self.send_error(500, "a bug of ours: the server's terminal shows more")
             piece, new, reason = part
+            if job.stream:
+                event(json.dumps({**base, 'choices': [choice(job, 'delta', {**role, 'content': piece}, new, reason)]}))
+                role = {}
             text, tokens = text + piece, tokens + new
-            if job.streaming:
-                delta = {**({'role': 'assistant'} if first else {}), 'content': piece}
-                event({**base, 'choices': [choice(job, 'delta', delta, piece, new, reason)]})
-                text, tokens, first = '', [], False
-        count = {'prompt_tokens': len(job.ids), 'completion_tokens': job.count, 'total_tokens': len(job.ids) + job.count}
-        if not job.streaming:
-            message = {'role': 'assistant', 'content': text}
-            return self.say(200, {**base, 'choices': [choice(job, 'message', message, text, tokens, reason)], 'usage': count})
+        n, m = len(job.ids), job.tokens
+        usage = {'prompt_tokens': n, 'completion_tokens': m, 'total_tokens': n + m}
+        if not job.stream:
+            message = {**role, 'content': text}
+            return self.say(200, {**base, 'choices': [choice(job, 'message', message, tokens, reason)], 'usage': usage})
         if job.usage:
-            event({**base, 'choices': [], 'usage': count})
-        event(b'[DONE]')
+            event(json.dumps({**base, 'choices': [], 'usage': usage}))
+        event('[DONE]')
 
-def choice(job, key, message, text, tokens, reason):
-    """An element of "choices": both APIs say the same in different words."""
+def choice(job, key, message, tokens, reason):
+    """An element of "choices": the two APIs say the same in different words."""
     logprobs = None if job.wanted is None else {'content': tokens} if job.chatting else {
         'tokens': [t['token'] for t in tokens], 'token_logprobs': [t['logprob'] for t in tokens],
         'top_logprobs': [{o['token']: o['logprob'] for o in t['top_logprobs']} for t in tokens]}
-    return {'index': 0, **({key: message} if job.chatting else {'text': text}), 'logprobs': logprobs, 'finish_reason': reason}
+    said = {key: message} if job.chatting else {'text': message['content']}
+    return {'index': 0, **said, 'logprobs': logprobs, 'finish_reason': reason}
 
 class Server(ThreadingHTTPServer):
-    daemon_threads, request_queue_size = True, 128
-
-    def process_request(self, request, address):
-        self.connections.acquire()  # note: waits, where there are too many, and the operating system keeps the rest
-        super().process_request(request, address)
-
-    def process_request_thread(self, request, address):
-        try:
-            super().process_request_thread(request, address)
-        finally:
-            self.connections.release()
-
-    def handle_error(self, request, address):
-        if not isinstance(sys.exception() if hasattr(sys, 'exception') else sys.exc_info()[1], OSError):
-            super().handle_error(request, address)  # a client that went away is no error
+    daemon_threads, request_queue_size = False, 128  # server_close() waits for answers that were begun
 
 def run_server(model, tokenizer, stream):
     try:
-        server = Server(('127.0.0.1', serve), Handler)
+        server = Server(('127.0.0.1', serve), Handler)  # this machine only: there is no password
     except OSError as e:
         sys.exit(f"serve={serve}: {e.strerror}: try serve={serve + 1}")
-    server.name, server.tokenizer, server.block_size = os.path.basename(os.path.abspath(out_dir)), tokenizer, model.config.block_size
+    server.name, server.limits = os.path.basename(os.path.abspath(out_dir)), (tokenizer, model.config.block_size)
     server.jobs, server.places = queue.SimpleQueue(), threading.Semaphore(QUEUE)
-    server.connections = threading.Semaphore(CONNECTIONS)
     threading.Thread(target=work, args=(model, tokenizer, stream, server.jobs), daemon=True).start()
+    sys.setswitchinterval(5e-4)  # else the thread that computes keeps Python for 5 ms at a time, and the others wait
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill asks for the same as Ctrl-C
-    print(f"a page at http://127.0.0.1:{serve}/, the API at http://127.0.0.1:{serve}/v1, model {server.name}; Ctrl-C ends", flush=True)
+    print(f"a page at http://127.0.0.1:{serve}/, the API at http://127.0.0.1:{serve}/v1; Ctrl-C ends", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         print("\nfinishing what was begun; Ctrl-C again to stop at once", flush=True)
-        server.server_close()
-        for _ in range(CONNECTIONS):
-            server.connections.acquire()
+        try:
+            server.server_close()
+        except KeyboardInterrupt:
+            os._exit(1)
 
 PAGE = '''<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>ninefiles</title>
+<html lang="en"><meta charset="utf-8"><title>ninefiles</title>
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
 <style>
   :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-  body { max-width: 46rem; margin: auto; padding: 1rem 1rem 9rem }
-  textarea { width: 100%; box-sizing: border-box; font: inherit }
+  body { max-width: 46rem; margin: auto; padding: 1rem 1rem 11rem }
+  textarea, input, button { font: inherit; box-sizing: border-box }
+  textarea { width: 100% }
+  input[type=number] { width: 4.5rem }
+  button { padding: .4rem 1.2rem; min-height: 2.75rem }
   form div { display: flex; flex-wrap: wrap; gap: .5rem 1rem; margin: .5rem 0; align-items: center }
-  input[type=number] { width: 4.5rem; font: inherit }
-  button { font: inherit; padding: .4rem 1.2rem; min-height: 2.75rem }
-  #out { white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace; min-height: 6rem; padding: .5rem; border: 1px solid #8888 }
+  #out, #more { font-family: monospace; white-space: pre-wrap; overflow-wrap: anywhere; padding: .5rem 1rem }
+  #out { min-height: 6rem; border: 1px solid #8888 }
   #out b { font-weight: normal; opacity: .6 }
-  #out span { border-radius: 3px; cursor: pointer }
   #out .on { outline: 2px solid }
-  #more { position: fixed; bottom: 0; left: 0; right: 0; background: Canvas; border-top: 1px solid #8888; padding: .5rem 1rem; min-height: 6rem; font-family: ui-monospace, monospace; font-size: .85rem }
+  #more { position: fixed; inset: auto 0 0; height: 10rem; background: Canvas; border-top: 1px solid #8888 }
   #more i { display: inline-block; height: .7em; background: #4a4; margin-right: .5em }
 </style>
-<h1>ninefiles</h1>
 <form id="form">
   <label for="prompt">Prompt</label>
   <textarea id="prompt" rows="4" autofocus></textarea>
   <div>
     <label>temperature <input type="number" id="temperature" value="0.8" min="0" max="5" step="0.1"></label>
-    <label>top-k <input type="number" id="top_k" value="0" min="0" step="1"></label>
+    <label>top-k <input type="number" id="top_k" value="0" min="0"></label>
     <label>top-p <input type="number" id="top_p" value="1" min="0" max="1" step="0.05"></label>
     <label>tokens <input type="number" id="max_tokens" value="200" min="1" max="4096"></label>
     <label><input type="checkbox" id="chat"> as a chat</label>
   </div>
-  <div><button id="go">Write (Ctrl-Enter)</button><button type="button" id="stop" disabled>Stop (Esc)</button><output id="status" aria-live="polite"></output></div>
+  <div><button id="go">Write (Ctrl-Enter)</button> <button type="button" id="stop" disabled>Stop (Esc)</button>
+    <output id="status"></output></div>
 </form>
 <div id="out" tabindex="0" role="region" aria-label="what the model wrote; arrow keys walk through the tokens"></div>
-<aside id="more" aria-live="polite">Shades: green was likely, red a surprise. Hover over, tap, or walk with the arrow keys to see what else might have stood there.</aside>
+<aside id="more" aria-live="polite">Green was likely, red a surprise.
+Hover, tap, or walk with the arrow keys to see what else might have stood there.</aside>
 <script>
-const $ = id => document.getElementById(id), show = s => JSON.stringify(s)
+const $ = id => document.getElementById(id)
 let stopper = null, chosen = null
 
-function choose(span) {              // a token, and what else might have stood in its place
-  if (!span || !span.tokens) return
+function add(choice) {  // a piece of text, with the tokens it is made of -> how many they are
+  const l = choice.logprobs, span = document.createElement('span')
+  span.textContent = choice.delta ? choice.delta.content : choice.text
+  const pair = o => [o.token, o.logprob]  // l says the same in either API's words
+  span.tokens = choice.delta ? l.content.map(t => [pair(t), ...t.top_logprobs.map(pair)])
+    : l.tokens.map((t, i) => [[t, l.token_logprobs[i]], ...Object.entries(l.top_logprobs[i])])
+  const p = Math.exp(span.tokens.reduce((sum, t) => sum + t[0][1], 0))
+  span.style.background = `hsl(${120 * p} 80% 50% / .35)`
+  if (span.textContent) $('out').append(span)
+  return span.tokens.length
+}
+
+function choose(span) {  // what else might have stood in its place
+  if (!span?.tokens) return
   chosen?.classList.remove('on')
   chosen = span
   span.classList.add('on')
-  $('more').replaceChildren(...span.tokens.flatMap(t => [[t.token, t.logprob], ...t.best.filter(o => o[0] !== t.token)].map(([token, logprob], n) => {
+  const others = all => all.filter((other, i) => !i || other[0] !== all[0][0])
+  $('more').replaceChildren(...span.tokens.flatMap(others).map(([token, logprob], i) => {
     const line = document.createElement('div'), bar = document.createElement('i'), p = Math.exp(logprob)
     bar.style.width = 8 * p + 'em'
-    line.append(bar, `${(100 * p).toFixed(1)} % ${show(token)}${n ? '' : '  \u2190 taken'}`)
+    line.append(`${(100 * p).toFixed(1).padStart(5)} % `, bar, JSON.stringify(token) + (i ? '' : '  (taken)'))
     return line
-  })))
-}
-
-function add(choice) {               // a piece of text with the tokens that it is made of
-  const l = choice.logprobs, span = document.createElement('span')
-  span.textContent = choice.delta ? choice.delta.content : choice.text
-  span.tokens = choice.delta ? l.content.map(t => ({...t, best: t.top_logprobs.map(o => [o.token, o.logprob])}))
-    : l.tokens.map((token, i) => ({token, logprob: l.token_logprobs[i], best: Object.entries(l.top_logprobs[i])}))
-  if (!span.textContent) return 0
-  const p = Math.exp(span.tokens.reduce((sum, t) => sum + t.logprob, 0))
-  span.style.background = `hsl(${120 * p} 80% 50% / .35)`
-  $('out').append(span)
-  return span.tokens.length
+  }))
 }
 
 async function go() {
   if (stopper) return
   stopper = new AbortController()
   $('go').disabled = !($('stop').disabled = false)
-  const chat = $('chat').checked, text = $('prompt').value, start = Date.now()
-  const body = {stream: true, logprobs: chat || 5, ...(chat ? {messages: [{role: 'user', content: text}], top_logprobs: 5} : {prompt: text})}
+  const chat = $('chat').checked, text = $('prompt').value, given = document.createElement('b'), start = Date.now()
+  const messages = [{role: 'user', content: text}]
+  const body = chat ? {messages, logprobs: true, top_logprobs: 5} : {prompt: text, logprobs: 5}
   for (const id of ['temperature', 'top_k', 'top_p', 'max_tokens']) body[id] = +$(id).value
-  const given = document.createElement('b')
-  given.textContent = text + (chat ? '\n' : '')
+  given.textContent = chat ? text + '\\n' : text
   $('out').replaceChildren(given)
-  let n = 0
+  let n = 0, rest = '', part
   try {
-    const answer = await fetch(chat ? 'v1/chat/completions' : 'v1/completions', {method: 'POST', body: JSON.stringify(body), signal: stopper.signal})
+    const answer = await fetch(chat ? 'v1/chat/completions' : 'v1/completions',
+      {method: 'POST', body: JSON.stringify({...body, stream: true}), signal: stopper.signal})
     if (!answer.ok) throw new Error((await answer.json()).error.message)
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader()
-    for (let buffer = '', part; !(part = await reader.read()).done;) {
-      const events = (buffer + part.value).split('\n\n')
-      buffer = events.pop()
+    while (!(part = await reader.read()).done) {
+      const events = (rest + part.value).split('\\n\\n')
+      rest = events.pop()
       for (const event of events) if (event !== 'data: [DONE]') n += add(JSON.parse(event.slice(6)).choices[0])
       $('status').textContent = `${n} tokens, ${(1000 * n / (Date.now() - start)).toFixed(0)} a second`
     }
@@ -607,48 +590,45 @@ async function go() {
 
 $('form').onsubmit = e => { e.preventDefault(); go() }
 $('stop').onclick = () => stopper?.abort()
+$('out').onmouseover = $('out').onclick = e => choose(e.target)
 document.onkeydown = e => {
   if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) go()
   if (e.key === 'Escape') stopper?.abort()
+  const step = {ArrowRight: 'nextSibling', ArrowLeft: 'previousSibling'}[e.key], first = $('out').querySelector('span')
+  if (step && document.activeElement === $('out')) choose(chosen?.isConnected ? chosen[step] : first)
 }
-$('out').onkeydown = e => {
-  const step = {ArrowRight: 'nextElementSibling', ArrowLeft: 'previousElementSibling'}[e.key]
-  if (step) { e.preventDefault(); choose(chosen?.isConnected ? chosen[step] : $('out').querySelector('span')) }
-}
-$('out').onmouseover = $('out').onclick = e => choose(e.target)
-</script>'''
+const link = new URLSearchParams(location.search).get('prompt')  // …/?prompt=Once%20upon writes at once
+if (link !== null) { $('prompt').value = link; go() }
+</script>
+'''
 
 # ------------------------------------------------------------------------------------------------------------
 
 def main():
-    if num_samples < 1 or max_new_tokens < 1 or draft_tokens < 1:
-        usage(f"num_samples={num_samples} max_new_tokens={max_new_tokens} draft_tokens={draft_tokens}: expected at least 1 of each")
-    if not 0 <= serve < 65536:
-        usage(f"serve={serve}: expected a port from 1 to 65535, or 0")
-    if chat + (show != 'text') + (serve > 0) > 1:
-        usage("chat, show and serve: one at a time")
+    for name in ('num_samples', 'max_new_tokens', 'draft_tokens'):
+        if globals()[name] < 1:
+            usage(f"{name}={globals()[name]}: expected at least 1")
+    if not 0 <= serve < 2**16 or chat + (show != 'text') + (serve > 0) > 1:
+        usage(f"serve={serve} chat={chat} show={show}: expected one of the three, and a port from 1 to 65535")
     model, tokenizer, where = load(out_dir)
-    text, how, tally = read_prompt(), dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                                           min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=[stop] if stop else []), [0, 0]
-    stream = partial(stream_text, **how)
+    stream = partial(stream_text, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                     min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=[stop] if stop else [])
+    tally = [0, 0]
     if draft:
         small, its_tokenizer, _ = load(draft)
-        if its_tokenizer != tokenizer or small.config.block_size < model.config.block_size or type(small) is not type(model) is not GPT:
-            sys.exit(f"draft={draft}: expected a GPT with the tokenizer of {out_dir} and block_size={model.config.block_size} or more")
+        if (its_tokenizer != tokenizer or not isinstance(small, GPT) or not isinstance(model, GPT)
+                or small.config.block_size < model.config.block_size):
+            sys.exit(f"draft={draft}: expected a gpt with the tokenizer and (at least) the block_size of {out_dir}")
         stream = partial(stream, generate=partial(speculate, draft=small, tally=tally))
-    start = time.time()
+    if serve:
+        return run_server(model, tokenizer, stream)
+    text, texts, start = read_prompt(), [''] * num_samples, time.time()
     try:
-        if serve:
-            return run_server(model, tokenizer, stream)
         if chat:
             return talk(model, tokenizer, stream, text)
-        if show == 'probs':
-            return show_probs(model, tokenizer, text, stream)
-        if show == 'attention':
-            return show_attention(model, tokenizer, text)
-        if show == 'embeddings':
-            return show_embeddings(model, tokenizer, text)
-        texts = [''] * num_samples
+        if show != 'text':
+            look = {'probs': show_probs, 'attention': show_attention, 'embeddings': show_embeddings}[show]
+            return look(model, tokenizer, stream, text)
         print(text, end='', flush=True)
         for row, piece in stream(model, tokenizer, [text] * num_samples):
             texts[row] += piece
@@ -660,9 +640,8 @@ def main():
     for row, more in enumerate(texts[1:], 1):
         print('-' * 15 + f' sample {row + 1}\n{text}{more}')
     speed = sum(len(tokenizer.encode(t)) for t in texts) / (time.time() - start)
-    print(f"({speed:,.0f} tokens/s on {where})", file=sys.stderr)
-    if draft:
-        print(f"({tally[1]:,} tokens guessed by {draft}, {100 * tally[0] / max(tally[1], 1):.0f} % of them accepted)", file=sys.stderr)
+    guessed = f", {100 * tally[0] / max(tally[1], 1):.0f} % of {tally[1]:,} guessed tokens accepted" if draft else ''
+    print(f"({speed:,.0f} tokens/s on {where}{guessed})", file=sys.stderr)
 
 if __name__ == '__main__':
     main()
