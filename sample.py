@@ -93,19 +93,19 @@ def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top
     """
     generate() for one prompt with a smaller model's help (Leviathan et al. 2023, algorithm 1): the draft says a few
     tokens, one by one; the model reads all of them at once, for about the price of one, since the time goes into moving
-    the weights; and keeps as many as it might have said itself. What comes out has exactly the model's own distribution,
+    the weights; and keeps as many as it might have said itself. What comes out has exactly the model's distribution,
     however bad the draft. Adds to tally: [tokens accepted, tokens guessed].
     """
     if len(prompts) != 1 or repetition_penalty != 1:
         raise ValueError("draft: expected num_samples=1 and repetition_penalty=1.0")
     random, block_size, finished = np.random.default_rng(seed), model.config.block_size, finished or set()
     context, written = prompts[0][-block_size:], 0
-    caches = {m: KVCache(m.config, 1) for m in (model, draft)}
+    caches = KVCache(model.config, 1), KVCache(draft.config, 1)
 
-    def read(m, text, n):
-        """The model m reads what its cache lacks of the text -> its scores after each of the last n tokens (n, V)."""
-        new = torch.tensor([text[caches[m].lengths[0]:]], device=next(m.parameters()).device)
-        return m.logits(m.hidden(new, cache=caches[m])[0, -n:]).float()
+    def read(m, cache, text, n):
+        """Model m reads what its cache lacks of the text -> its scores after each of the last n tokens (n, V)."""
+        new = torch.tensor([text[cache.lengths[0]:]], device=next(m.parameters()).device)
+        return m.logits(m.hidden(new, cache=cache)[0, -n:]).float()
 
     def chances(logits):
         """The probabilities that tokens are drawn with; at temperature 0, all of it is on the best."""
@@ -121,10 +121,10 @@ def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top
         n = max(0, min(draft_tokens, block_size - len(context), max_new_tokens - written - 1))
         guesses, q = [], []
         for _ in range(n):
-            q.append(chances(read(draft, context + guesses, 1))[0])
+            q.append(chances(read(draft, caches[1], context + guesses, 1))[0])
             guesses.append(pick(q[-1]))
         # 2. the model reads them all; row i of p is what it would say after i of them
-        logits = read(model, context + guesses, n + 1)
+        logits = read(model, caches[0], context + guesses, n + 1)
         p = chances(logits)
         # 3. a guess x passes with probability min(1, p(x) / q(x)). at the first that fails, what p has more than q had
         # makes up for it; if none fails, the model's reading was good for one more token
@@ -135,7 +135,7 @@ def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top
         tokens = guesses[:accepted] + [pick(more)]
         tally[0], tally[1] = tally[0] + accepted, tally[1] + n
         # 4. forget what was read of failed guesses, and hand out the rest
-        for cache in caches.values():
+        for cache in caches:
             cache.lengths = [min(cache.lengths[0], len(context) + accepted)]
         context, written = context + tokens, written + len(tokens)
         for i, token in enumerate(tokens):
@@ -147,7 +147,7 @@ def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top
                 return
         if len(context) > block_size:  # as generate() does it
             context = context[-max(1, block_size // 2):]
-            for cache in caches.values():
+            for cache in caches:
                 cache.lengths = [0]
 
 # ------------------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def show_embeddings(model, tokenizer, _, text):
     """Which tokens mean nearly the same to the model: the cosine of the angle between their vectors. And positions."""
     table = getattr(model, 'wte', getattr(model, 'table', None)).weight[:tokenizer.vocab_size].float()
     table = F.normalize(table, dim=-1)
-    for i in dict.fromkeys(tokenizer.encode(text) or usage("show=embeddings: expected a prompt, whose tokens to look up")):
+    for i in dict.fromkeys(tokenizer.encode(text) or usage("show=embeddings: expected a prompt of tokens to look up")):
         best = (table @ table[i]).topk(min(9, len(table)))
         others = zip(best.values.tolist(), best.indices.tolist())
         others = [f"{tokenizer.decode([j])!r} {x:.2f}" for x, j in others if j != i]
@@ -326,7 +326,8 @@ def understand(body, chatting, tokenizer, block_size):
     if len(ids) > block_size:
         raise ValueError(f"the prompt has {len(ids)} tokens, and the model's context {block_size}")
     sampling = {k: how[k] for k in ('temperature', 'top_k', 'min_p', 'repetition_penalty')}
-    sampling.update(top_p=max(how['top_p'], 1e-6), seed=how['seed'] % 2**63, max_new_tokens=how['max_tokens'], stop=ends)
+    sampling.update(top_p=max(how['top_p'], 1e-6), seed=how['seed'] % 2**63, max_new_tokens=how['max_tokens'],
+                    stop=ends)
     options = body.get('stream_options')
     return SimpleNamespace(ids=ids, sampling=sampling, wanted=wanted, chatting=chatting, tokens=0, finished=set(),
                            pieces=queue.SimpleQueue(), stream=body.get('stream') is True,

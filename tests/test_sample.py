@@ -96,21 +96,21 @@ def test_a_draft_changes_no_greedy_token():
     assert 0 < tally[0] < tally[1]
 
 def test_a_draft_changes_no_probability():
-    """2,000 draws of two tokens with a draft that thinks otherwise, against the model's own probabilities: chi-squared."""
+    """800 draws of two tokens with a draft that thinks otherwise, against the model's own probabilities: chi-squared."""
     model, draft = (small(seed, vocab_size=3, n_layer=1, n_head=1, n_embd=16, block_size=8) for seed in (0, 1))
     how = dict(temperature=1.5, top_p=0.95)
     def joint(model):
         first = M.filter_logits(model(torch.tensor([[1]]))[:, -1], **how).softmax(-1)[0]
         second = M.filter_logits(model(torch.tensor([[1, a] for a in range(model.config.vocab_size)]))[:, -1], **how).softmax(-1)
         return (first[:, None] * second).flatten()
-    n, counts, tally = 2000, torch.zeros(model.config.vocab_size ** 2), [0, 0]
+    n, counts, tally = 800, torch.zeros(model.config.vocab_size ** 2), [0, 0]
     for seed in range(n):
         (a,), (b,) = sample.speculate(model, [[1]], 2, draft, tally, seed=seed, **how)
         counts[a * model.config.vocab_size + b] += 1
     def distance(p):
         return ((counts - n * p) ** 2 / (n * p).clamp(min=1e-3)).sum().item()
     assert 0.1 < tally[0] / tally[1] < 0.95
-    assert distance(joint(model)) < 30 and distance(joint(draft)) > 300  # 8 degrees of freedom: above 30 once in 5,000
+    assert distance(joint(model)) < 30 and distance(joint(draft)) > 100  # 8 degrees of freedom: above 30 once in 5,000
 
 # ---- chat ----
 
