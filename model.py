@@ -589,6 +589,14 @@ def draw(logits, u):
     last = torch.searchsorted(cumulative, total)  # subtle: u * total can round up to total, past every possible token
     return torch.minimum(token, last).squeeze(1)
 
+def check_sampling(prompts, temperature, top_k, top_p, min_p, repetition_penalty):
+    """Raise ValueError for an empty prompt or an impossible setting."""
+    if not prompts or not all(prompts):
+        raise ValueError("a prompt needs at least one token to go on from")
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1 or repetition_penalty <= 0:
+        raise ValueError(f"temperature={temperature} top_k={top_k} top_p={top_p} min_p={min_p} repetition_penalty="
+                         f"{repetition_penalty}: expected >= 0, >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, > 0")
+
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
              stop_tokens=(), finished=None, look=None, seed=1337, use_cache=True):
@@ -603,11 +611,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
     can hold block_size tokens. When it is full, all but its last half is dropped and that is read afresh, so that the
     model sees between block_size / 2 and block_size tokens of a long text, with the cache and without.
     """
-    if not prompts or not all(prompts):
-        raise ValueError("a prompt needs at least one token to go on from")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1 or repetition_penalty <= 0:
-        raise ValueError(f"temperature={temperature} top_k={top_k} top_p={top_p} min_p={min_p} repetition_penalty="
-                         f"{repetition_penalty}: expected >= 0, >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, > 0")
+    check_sampling(prompts, temperature, top_k, top_p, min_p, repetition_penalty)
     B, block_size, device = len(prompts), model.config.block_size, next(model.parameters()).device
     finished = set() if finished is None else finished
     texts = [list(p) for p in prompts]

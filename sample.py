@@ -49,8 +49,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch.nn import functional as F
-from model import (GPT, KVCache, draw, filter_logits, load_dataset, load_model, prepare_decoding, resolve_device,
-                   stream_text)
+from model import (GPT, KVCache, check_sampling, draw, filter_logits, load_dataset, load_model, prepare_decoding,
+                   resolve_device, stream_text)
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. Generate
@@ -96,9 +96,11 @@ def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top
     the weights; and keeps as many as it might have said itself. What comes out has exactly the model's distribution,
     however bad the draft. Adds to tally: [tokens accepted, tokens guessed].
     """
+    check_sampling(prompts, temperature, top_k, top_p, min_p, repetition_penalty)
     if len(prompts) != 1 or repetition_penalty != 1:
         raise ValueError("draft: expected num_samples=1 and repetition_penalty=1.0")
-    random, block_size, finished = np.random.default_rng(seed), model.config.block_size, finished or set()
+    finished = set() if finished is None else finished
+    random, block_size = np.random.default_rng(seed), model.config.block_size
     context, written = prompts[0][-block_size:], 0
     caches = KVCache(model.config, 1), KVCache(draft.config, 1)
 
@@ -155,7 +157,6 @@ def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top
 
 def talk(model, tokenizer, stream, system):
     """A conversation in the terminal. Ctrl-C stops the answer; at the prompt, it ends the program, as Ctrl-D does."""
-    sys.stdin.reconfigure(errors='replace')
     print("/reset begins again, /save keeps the conversation, Ctrl-C stops an answer, Ctrl-D ends")
     start = [{'role': 'system', 'content': system}] if system else []
     messages, block_size = list(start), model.config.block_size
@@ -228,7 +229,7 @@ def show_attention(model, tokenizer, _, text):
     names = [repr(tokenizer.decode([i]))[1:-1][:10] for i in ids]
     idx = torch.tensor([ids], device=next(model.parameters()).device)
     maps = [layer[0].float().cpu() for layer in model.attention_maps(idx)]  # for each layer (H, T, T)
-    wide = max(2 * len(ids), 22)  # two characters a token make squares
+    wide = max(2 * len(ids), 22)  # two characters make about a square
     abreast = max(1, (shutil.get_terminal_size().columns - 12) // (wide + 2))
     shades = ' .:-=+*#%@' if 'utf' not in (sys.stdout.encoding or '').lower() else ' ░▒▓█'
     def cells(weights):
@@ -320,9 +321,10 @@ def understand(body, chatting, tokenizer, block_size):
         ids = tokenizer.chat(messages, answer=True)[0]
     else:
         ids = body.get('prompt', '')
-        ids = (tokenizer.encode(ids) if isinstance(ids, str) else ids) or [tokenizer.eot]
+        ids = tokenizer.encode(ids) if isinstance(ids, str) else ids
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids):
             raise ValueError("prompt: expected a text, or a list of token ids")
+        ids = ids or [tokenizer.eot]
     if len(ids) > block_size:
         raise ValueError(f"the prompt has {len(ids)} tokens, and the model's context {block_size}")
     sampling = {k: how[k] for k in ('temperature', 'top_k', 'min_p', 'repetition_penalty')}
@@ -626,6 +628,7 @@ def main():
     text, texts, start = read_prompt(), [''] * num_samples, time.time()
     try:
         if chat:
+            sys.stdin.reconfigure(errors='replace')  # a stray byte in what is typed ends nothing
             return talk(model, tokenizer, stream, text)
         if show != 'text':
             look = {'probs': show_probs, 'attention': show_attention, 'embeddings': show_embeddings}[show]
