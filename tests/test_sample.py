@@ -78,6 +78,14 @@ def test_another_order_in_memory_changes_no_score():
     assert torch.allclose(before, model(idx), atol=1e-4)
     assert list(generate(model, [[1, 2]], 50, temperature=0)) == list(generate(small(), [[1, 2]], 50, temperature=0))
 
+def test_bfloat16_in_another_order_is_the_same_bfloat16():
+    idx = torch.randint(101, (2, 20))
+    plain, packed = small(bias=True).bfloat16(), prepare_decoding(small(bias=True).bfloat16())
+    with torch.no_grad():
+        a, b = plain(idx).float(), packed(idx).float()
+        assert a.shape == b.shape and torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.999
+    assert len(list(generate(packed, [[1, 2]], 40))) == 40
+
 @pytest.mark.parametrize('inputs, outputs, rows', [(64, 50, 1), (64, 50, 3), (64, 50, 40), (40, 7, 3)])
 def test_int8_is_off_by_half_a_step_at_most(inputs, outputs, rows):
     """Packed or, for long prompts and for widths that the packed product cannot do, unpacked."""
