@@ -445,11 +445,11 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
         text, tokens, reason, role = '', [], None, {'role': 'assistant'}
         while reason is None:
+            if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+                return  # the client has hung up
             try:
                 part = job.pieces.get(timeout=0.25)
-            except queue.Empty:  # not our turn yet, or a slow model: is the client still there?
-                if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
-                    return
+            except queue.Empty:  # not our turn yet, or a slow model
                 continue
             if part is None:
                 return self.send_error(500, "a bug of ours: the server's terminal shows more")
