@@ -623,10 +623,12 @@ def main():
                 or small.config.block_size < model.config.block_size):
             sys.exit(f"draft={draft}: expected a gpt with the tokenizer and (at least) the block_size of {out_dir}")
         stream = partial(stream, generate=partial(speculate, draft=small, tally=tally))
-    if serve:
-        return run_server(model, tokenizer, stream)
-    text, texts, start = read_prompt(), [''] * num_samples, time.time()
+        RANGES['repetition_penalty'] = (1.0, 1.0)
+    text, texts, start = '' if serve else read_prompt(), [''] * num_samples, time.time()
     try:
+        check_sampling([[0]], temperature, top_k, top_p, min_p, repetition_penalty)
+        if serve:
+            return run_server(model, tokenizer, stream)
         if chat:
             sys.stdin.reconfigure(errors='replace')  # a stray byte in what is typed ends nothing
             return talk(model, tokenizer, stream, text)
