@@ -394,6 +394,7 @@ class Handler(BaseHTTPRequestHandler):
         """In OpenAI's words. The standard library comes here too, with whatever it cannot parse."""
         code = {501: 405, 505: 400}.get(code, code)  # a method or version that we do not know is the client's mistake
         kind = {429: 'rate_limit_error', 500: 'server_error'}.get(code, 'invalid_request_error')
+        self.request_version = 'HTTP/1.0'  # answer as such even where the request was no HTTP at all
         error = {'message': message or 'bad request', 'type': kind, 'param': None, 'code': None}
         self.say(code, {'error': error}, **headers)
 
