@@ -335,3 +335,7 @@ def test_a_clash_with_the_checkpoint_is_refused(go):
         go(init_from='resume', dataset='bpe')
     with pytest.raises(SystemExit, match='block_size=32, not 64'):
         go(init_from='resume', block_size=64)
+
+def test_an_encoder_is_not_asked_to_write(go, tmp_path):
+    go(objective='mlm', max_iters=2)
+    refused(run('sample.py', cwd=tmp_path), 'holds an encoder', 'task=classify')
