@@ -171,6 +171,7 @@ def talk(model, tokenizer, stream, system):
             return print()
         if line == '/reset':
             messages = list(start)
+            print("(a new conversation)")
         elif line == '/save':
             path = os.path.join(out_dir, 'chats.jsonl')
             with open(path, 'a', encoding='utf-8') as f:  # a line that finetune.py could learn from
