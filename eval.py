@@ -418,7 +418,7 @@ def text(model, tokenizer, name):
     for _, right in own or read_pairs():
         df.update({g for words in map(rouge_words, right) for n in range(1, 5) for g in ngrams(words, n)})
         documents += 1
-    totals, corpus, distinct = {'CIDEr-D': np.zeros(6)}, np.zeros(10, dtype=int), {1: Counter(), 2: Counter()}
+    totals, corpus, distinct = {'sentence BLEU': np.zeros(6)}, np.zeros(10, dtype=int), {1: Counter(), 2: Counter()}
     random, resampled = np.random.default_rng(seed), np.zeros((500, 10))
     for answer, right in own or read_pairs():
         counts = bleu_counts(bleu_words(answer), [bleu_words(r) for r in right])

@@ -187,6 +187,11 @@ def test_13a(monkeypatch):
     words = E.bleu_words("Don't pay $3.50, or 1,000.5 (5-6) e.g. &quot;x-y&quot; a.b,c...")
     assert ' '.join(words) == 'Don\'t pay $ 3.50 , or 1,000.5 ( 5 - 6 ) e . g . " x-y " a . b , c . . .'
 
+def test_bleu_counts_by_hand():
+    """A match counts as often as in the one reference that has it most often; the length is the closest reference's, the shorter of two."""
+    assert E.bleu_counts('the the the the the'.split(), ['the cat the'.split(), 'the dog is here now ok x'.split()]).tolist() == [5, 3, 2, 0, 0, 0, 5, 4, 3, 2]
+    assert E.bleu_counts('a b c d e f'.split(), ['a b c'.split(), 'a b c d x y z'.split()]).tolist() == [6, 7, 4, 3, 2, 1, 6, 5, 4, 3]
+
 @pytest.mark.parametrize('smooth, tokenize', SACREBLEU)
 def test_bleu_is_sacrebleu(monkeypatch, smooth, tokenize):
     monkeypatch.setattr(E, 'tokenize', tokenize)
