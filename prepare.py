@@ -31,7 +31,7 @@ shards = 1               # fineweb: how many files of 100M tokens to train on, u
 data_dir = 'data'        # where the datasets live
 configure(globals())
 
-import codecs, errno, glob, hashlib, heapq, http.client, json, os, re, sys, sysconfig, time, unicodedata
+import codecs, errno, glob, hashlib, heapq, http.client, json, os, random, re, sys, sysconfig, time, unicodedata
 import urllib.error, urllib.request
 from collections import Counter, defaultdict
 from functools import cache
@@ -335,7 +335,152 @@ def fineweb_shards():
             yield 'val' if 'val' in name else 'train', ids[i:i + PIECE]
 
 # ------------------------------------------------------------------------------------------------------------
-# 4. From text to ids on disk
+# 4. Conversations. A skill draws one exercise: (its input, a question in one of several wordings, the one right answer)
+
+WORDS = ('apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow cup desk dog door duck '
+         'egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill horse ice jar key king lake lamp leaf lion '
+         'map milk moon nest nose owl park pen pig pond queen rain ring road rock rose sand ship shoe snow sock song spoon '
+         'star stone sun table tea tent tree van wall wind wolf').split()
+CAPITALS = dict(zip('France Italy Spain Japan Egypt Peru Cuba Kenya Norway Greece China Austria Chile Iran Poland Ghana'.split(),
+                    'Paris Rome Madrid Tokyo Cairo Lima Havana Nairobi Oslo Athens Beijing Vienna Santiago Tehran Warsaw '
+                    'Accra'.split()))
+OPPOSITES = dict(pair.split('/') for pair in 'hot/cold big/small old/new fast/slow up/down open/closed full/empty wet/dry '
+                 'left/right early/late rich/poor hard/soft light/dark near/far high/low first/last'.split())
+YOUNG = dict(pair.split('/') for pair in 'dog/puppy cat/kitten cow/calf sheep/lamb horse/foal pig/piglet goat/kid bear/cub '
+             'duck/duckling hen/chick frog/tadpole goose/gosling swan/cygnet deer/fawn'.split())
+
+def invented(rng, letters=(3, 6)):
+    """A word that nobody has seen: 'tirna'. Consonants and vowels in turn, mostly."""
+    return ''.join(rng.choice('bcdfghlmnprst' if i % 2 == 0 else 'aeiou') for i in range(rng.randint(*letters)))
+
+def arithmetic(rng):
+    a, b = rng.randint(0, 99), rng.randint(0, 9)
+    if rng.random() < 0.5:
+        a, b = rng.choice([(a, b), (b, a)])
+        return ('+', *sorted((a, b))), rng.choice([
+            f"What is {a} plus {b}?", f"Add {a} and {b}.", f"How much is {a} + {b}?", f"Calculate {a} + {b}.",
+            f"Please tell me the sum of {a} and {b}.", f"Tom has {a} coins and finds {b} more. How many has he now?"]), str(a + b)
+    a = max(a, b)
+    return ('-', a, b), rng.choice([
+        f"What is {a} minus {b}?", f"Subtract {b} from {a}.", f"How much is {a} - {b}?", f"Calculate {a} - {b}.",
+        f"Please take {b} away from {a}.", f"Ann has {a} coins and loses {b} of them. How many are left?"]), str(a - b)
+
+def compare(rng):
+    a, b = rng.sample(range(100), 2)
+    large = rng.random() < 0.5
+    word = rng.choice(['larger', 'bigger', 'greater'] if large else ['smaller', 'lower', 'lesser'])
+    return (large, *sorted((a, b))), rng.choice([
+        f"Which is {word}, {a} or {b}?", f"Which number is {word}: {a} or {b}?", f"Tell me the {word} of {a} and {b}.",
+        f"Of the numbers {a} and {b}, name the {word} one."]), str(max(a, b) if large else min(a, b))
+
+def sort(rng):
+    letters = rng.sample('abcdefghijklmnopqrstuvwxyz', 3)
+    text = ', '.join(letters)
+    return sorted(letters), rng.choice([
+        f"Sort these letters: {text}", f"Put the letters {text} in alphabetical order.", f"Sort from a to z: {text}",
+        f"What is the right order of {text} in the alphabet?"]), ', '.join(sorted(letters))
+
+def reverse(rng):
+    words = rng.sample(WORDS, rng.randint(2, 4))
+    text = ', '.join(words)
+    return words, rng.choice([
+        f"Reverse this list: {text}", f"Say these words in reverse order: {text}", f"Turn this list around: {text}",
+        f"Write {text} from the last to the first."]), ', '.join(words[::-1])
+
+def repeat(rng):
+    words = rng.sample(WORDS, rng.randint(2, 5))
+    text = ' '.join(words)
+    return words, rng.choice([
+        f"Repeat after me: {text}", f"Say exactly this: {text}", f"Copy these words: {text}", f"Please echo '{text}'."]), text
+
+def count(rng):
+    words = rng.sample(WORDS, rng.randint(1, 8))
+    text = ', '.join(words)
+    return words, rng.choice([
+        f"How many words are in this list? {text}", f"Count these things: {text}", f"How many items do you see: {text}?",
+        f"I bought {text}. How many things are that?"]), str(len(words))
+
+def choose(rng):
+    words, n = rng.sample(WORDS, rng.randint(3, 5)), rng.randrange(3)
+    place, text = ('first', 'second', 'third')[n], ' '.join(words)
+    return (words, n), rng.choice([
+        f"What is the {place} word of '{text}'?", f"Give me the {place} word in this line: {text}",
+        f"Which word comes {place} here: {text}?", f"Look at '{text}' and tell me the {place} word."]), words[n]
+
+def letters(rng):
+    word, what = invented(rng), rng.choice(['first', 'last', 'all'])
+    if what == 'all':
+        return (word, what), rng.choice([
+            f"Spell the word {word}.", f"How do you spell {word}?", f"Write {word} letter by letter."]), '-'.join(word)
+    return (word, what), rng.choice([
+        f"What is the {what} letter of {word}?", f"Which letter comes {what} in {word}?",
+        f"Tell me the {what} letter of the word {word}."]), word[0 if what == 'first' else -1]
+
+def fact(rng):
+    """The only skill without new inputs: a fact cannot be guessed. Held out is the pair of fact and wording."""
+    table, wordings = rng.choice([
+        (CAPITALS, ["What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.",
+                    "Tell me the capital city of {}.", "Where does the government of {} sit?"]),
+        (OPPOSITES, ["What is the opposite of {}?", "Give me the opposite of {}.", "Which word means the opposite of {}?",
+                     "{} is the opposite of what?", "If it is not {}, what is it?"]),
+        (YOUNG, ["What is a young {} called?", "What do you call the young of a {}?", "Name the baby of a {}.",
+                 "A baby {} is called what?", "How do people call a {} that was just born?"])])
+    thing, wording = rng.choice(list(table)), rng.choice(wordings)
+    return (thing, wording), wording.format(thing), table[thing]
+
+def code(rng):
+    a, b, word, other = rng.randint(0, 99), rng.randint(0, 99), invented(rng, (1, 5)), invented(rng, (1, 3))
+    numbers = [rng.randint(0, 9) for _ in range(rng.randint(1, 6))]
+    expression, value = rng.choice([
+        (f"len('{word}')", len(word)), (f"len({numbers})", len(numbers)), (f"max({a}, {b})", max(a, b)),
+        (f"min({a}, {b})", min(a, b)), (f"{numbers}[0]", numbers[0]), (f"{numbers}[-1]", numbers[-1]),
+        (f"'{word}' + '{other}'", word + other), (f"'{other}' * 2", other * 2), (f"{a} > {b}", a > b),
+        (f"{a % 10} in {numbers}", a % 10 in numbers)])
+    return expression, rng.choice([
+        f"What does `{expression}` return?", f"In Python, what is {expression}?", f"Evaluate {expression}",
+        f"What would Python print for {expression}?"]), str(value)
+
+SKILLS = [arithmetic, compare, sort, reverse, repeat, count, choose, letters, fact, code]
+
+def instruct_examples():
+    """
+    (split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held out: whatever the wording and
+    the order of its parts, such an input never occurs in training.
+    """
+    examples = []
+    for skill in SKILLS:
+        name, seen, wanted = skill.__name__, set(), {'train': 1200, 'val': 50}
+        rng = random.Random(name)  # a fixed seed of its own: adding a skill leaves the others as they are
+        for _ in range(20_000):
+            inputs, question, answer = skill(rng)
+            digest = hashlib.blake2b(f"{name} {inputs}".encode(), digest_size=4).digest()
+            split = 'val' if int.from_bytes(digest, 'big') % 10 == 0 else 'train'
+            key = digest if split == 'val' else question  # in validation each input once, in training each question
+            if wanted[split] and key not in seen:
+                seen.add(key)
+                wanted[split] -= 1
+                messages = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]
+                examples.append((split, {'messages': messages, 'skill': name, 'answer': answer}))
+    random.Random(0).shuffle(examples)
+    return examples
+
+def write_examples(folder, kind, examples):
+    """Conversations or labelled texts -> train.jsonl, val.jsonl and meta.json, under their names only when all are whole."""
+    names = [os.path.join(folder, name) for name in ('train.jsonl', 'val.jsonl', 'meta.json')]
+    splits = {}
+    for split, name in zip(('train', 'val'), names):
+        lines = [json.dumps(example, ensure_ascii=False) + '\n' for s, example in examples if s == split]
+        text = ''.join(lines).encode()
+        splits[split] = {'examples': len(lines), 'sha256': hashlib.sha256(text).hexdigest()}
+        with open(name + '.tmp', 'wb') as f:
+            f.write(text)
+    with open(names[2] + '.tmp', 'w', encoding='utf-8') as f:
+        json.dump({'dataset': dataset, 'kind': kind, 'source': input or dataset, 'splits': splits}, f)
+    for name in names:
+        os.replace(name + '.tmp', name)
+
+# ------------------------------------------------------------------------------------------------------------
+# 5. From text to ids on disk
 
 def make_tokenizer(kind, plan):
     """Second pass: learn the vocabulary that the settings ask for, from the training text."""
@@ -371,7 +516,7 @@ def token_stream(tok, plan):
         yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
 
 def main():
-    if not input and dataset not in DATASETS and dataset != 'fineweb':
+    if not input and dataset not in DATASETS and dataset not in ('fineweb', 'instruct'):
         usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb; or input=PATH for text of your own")
     if input and dataset == 'python':
         usage("input= needs a name for what is made of it: dataset=mine, say")
@@ -389,6 +534,8 @@ def main():
     start = time.time()
     folder = os.path.join(data_dir, dataset)
     os.makedirs(folder, exist_ok=True)
+    if dataset == 'instruct' and not input:
+        return write_examples(folder, 'chat', instruct_examples())
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:
         plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's
