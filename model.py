@@ -758,6 +758,8 @@ def load_dataset(folder):
     try:
         with open(meta_path, encoding='utf-8') as f:
             meta = json.load(f)
+        if 'kind' in meta:
+            sys.exit(f"{folder} holds examples ({meta['kind']}), not text: python finetune.py dataset={os.path.basename(folder)}")
         tokenizer = Tokenizer.from_dict(meta['tokenizer'])
         dtype = np.dtype({'<u2': '<u2', '<u4': '<u4'}[meta['dtype']])
         expected = {split: int(meta['splits'][split]['tokens']) for split in ('train', 'val')}
@@ -783,7 +785,8 @@ def load_examples(folder):
     for split, examples in splits.items():
         path = os.path.join(folder, f'{split}.jsonl')
         if not os.path.exists(path):
-            sys.exit(f"no {path}: make it with  python prepare.py dataset={os.path.basename(folder)}  (and input= for your own)")
+            sys.exit(f"no {path}, so no conversations and no labels: python prepare.py dataset=instruct  makes some, and  "
+                     f"dataset={os.path.basename(folder)} input=FILE.jsonl  takes yours")
         with open(path, 'rb') as f:
             for number, line in enumerate(f, 1):
                 try:

@@ -5,6 +5,8 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
+    python prepare.py dataset=instruct                         # 11,000 short conversations, made up here; also alpaca
+    python prepare.py dataset=chats input=chats.jsonl          # conversations of your own, or texts with labels
 
 A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a
 short vocabulary, long sequences), words (short sequences, but every vocabulary runs out of words), or
@@ -16,11 +18,17 @@ What is written: train.bin and val.bin, raw little-endian token ids (uint16, or 
 65,535), and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more
 gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
 pieces, so their size does not matter.
+
+Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line, and a
+meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}, as
+{"instruction": …, "input": …, "output": …} (Alpaca) or as {"prompt": …, "completion": …}; labels as {"text": …, "label":
+…}, or as two columns of a .tsv. Every tenth is for validation.
 """
 from configurator import configure, usage
 
-dataset = 'python'       # python, shakespeare, tinystories, fineweb; or, with input=, a name for your own
+dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca; or, with input=, your own name for it
 input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line
+kind = 'auto'            # auto | text | chat | labels: of what is in input=; auto: .tsv has labels, .json(l) as its keys say
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
 normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
@@ -316,6 +324,11 @@ def progress(name, done, total, rate):
         end = '\n' if done == total else ''
         print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end=end, flush=True)
 
+def alpaca():
+    """52,000 instructions with answers written by text-davinci-003 (Taori et al. 2023): 23 MB; not for commercial use."""
+    base = 'https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/'
+    return download(base + 'alpaca_data.json', 'alpaca.json')
+
 def fineweb_shards():
     """
     FineWeb (Penedo et al. 2024) as GPT-2 token ids: (split, ids) from shards of 100M tokens that
@@ -464,20 +477,123 @@ def instruct_examples():
     random.Random(0).shuffle(examples)
     return examples
 
+def records(path):
+    """The records of a .jsonl, .json or .tsv file as dictionaries, each with the place that a complaint would name."""
+    lines = ''.join(pieces_of(path)).strip().split('\n')
+    if path.endswith('.tsv'):
+        rows = [line.rstrip('\r').split('\t') for line in lines]
+        for number, row in enumerate(rows, 1):
+            if len(row) != 2:
+                sys.exit(f"{path} line {number}: expected a text, a tab and a label, not {len(row)} columns")
+        names = rows.pop(0) if {*rows[0]} == {'text', 'label'} else None
+        if not names:  # no header: labels repeat, texts do not
+            names = ['label', 'text'] if len({a for a, _ in rows}) < len({b for _, b in rows}) else ['text', 'label']
+        yield from ((f"{path} line {number}", dict(zip(names, row))) for number, row in enumerate(rows, 1))
+        return
+    try:
+        entries = json.loads('\n'.join(lines)) if path.endswith('.json') else None
+    except ValueError as e:
+        sys.exit(f"{path} is not JSON: {e}")
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries] if entries else lines, 1):
+        place = f"{path} {'entry' if entries else 'line'} {number}"
+        try:
+            yield place, dict(entry if entries else json.loads(entry))
+        except (ValueError, TypeError):
+            sys.exit(f"{place}: expected JSON like {{\"prompt\": …, \"completion\": …}}, not {str(entry)[:40]!r}")
+
+def conversation(record):
+    """Any of three forms -> messages. Raises ValueError, with what is wrong, where they are nothing to learn from."""
+    if 'messages' in record:
+        messages = record['messages']
+    elif 'instruction' in record:
+        asked = '\n\n'.join(part for part in (record['instruction'], record.get('input')) if part)
+        messages = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': record.get('output')}]
+    else:
+        sides = (('user', record['prompt']), ('assistant', record.get('completion')))
+        messages = [m for role, side in sides for m in (side if isinstance(side, list) else [{'role': role, 'content': side}])]
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get('content'), str) for m in messages):
+        raise ValueError("a message, or one side of the conversation, is missing or is not text")
+    for m in messages:
+        if m.get('role') not in ('system', 'user', 'assistant'):
+            raise ValueError(f"unknown role {m.get('role')!r}: expected system, user or assistant")
+        if m['role'] == 'assistant' and not m['content'].strip():
+            raise ValueError("the assistant's turn is empty")
+    if not any(m['role'] == 'assistant' for m in messages):
+        raise ValueError("the assistant never speaks, so there is nothing to learn")
+    return [{'role': m['role'], 'content': clean(m['content'])} for m in messages]
+
+def kind_of_input():
+    """text, chat or labels: what the settings say, or the first record shows."""
+    if kind != 'auto' or not input:
+        return kind if kind != 'auto' else 'chat' if dataset in ('instruct', 'alpaca') else 'text'
+    if not os.path.isfile(input) or not input.endswith(('.json', '.jsonl', '.tsv')):
+        return 'text'
+    first = next(records(input), ('', {}))[1]
+    return 'labels' if 'label' in first else 'chat' if any(form in first for form in FORMS) else 'text'
+
+FORMS = ('messages', 'instruction', 'prompt')
+
+def own_examples(paths, kind):
+    """Files of conversations or of labelled texts -> [(split, example), …]; exits with one line that names a bad one."""
+    examples, seen, copies, first = [], set(), 0, {}
+    for place, record in (found for path in paths for found in records(path)):
+        if kind == 'labels':
+            text, label = record.get('text'), record.get('label')
+            if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or label == '':
+                sys.exit(f"{place}: expected a text and its label, like {{\"text\": \"once upon a time\", \"label\": \"story\"}}")
+            example = {'text': clean(text), 'label': str(label)}
+        else:
+            forms = [form for form in FORMS if form in record]
+            first = first or {'place': place, 'forms': forms}
+            if len(forms) != 1 or forms != first['forms']:
+                sys.exit(f"{place} has {' and '.join(forms) or 'none of ' + ', '.join(FORMS)}: expected one form, the same "
+                         f"in all ({first['place']} has {' and '.join(first['forms']) or 'none'})")
+            try:
+                example = {**{k: v for k, v in record.items() if k in ('skill', 'answer')}, 'messages': conversation(record)}
+            except ValueError as e:
+                sys.exit(f"{place}: {e}")
+        line = json.dumps(example, sort_keys=True)
+        copies += line in seen
+        if line not in seen or not drop_duplicates:
+            examples.append(example)
+        seen.add(line)
+    if copies and drop_duplicates:
+        print(f"dropped {copies:,} of {copies + len(examples):,} examples: duplicate")
+    if len(examples) < 2:
+        sys.exit(f"{input or dataset} has {len(examples)} examples: one to learn from and one to validate with are the least")
+    splits = [('val' if n % 10 == 9 or n == len(examples) - 1 < 9 else 'train', e) for n, e in enumerate(examples)]
+    if kind == 'labels':
+        learned = {e['label'] for split, e in splits if split == 'train'}
+        for split, e in splits:
+            if e['label'] not in learned:
+                sys.exit(f"the label {e['label']!r} occurs only in validation ({e['text'][:40]!r}): give more examples of it")
+    return splits
+
 def write_examples(folder, kind, examples):
     """Conversations or labelled texts -> train.jsonl, val.jsonl and meta.json, under their names only when all are whole."""
     names = [os.path.join(folder, name) for name in ('train.jsonl', 'val.jsonl', 'meta.json')]
     splits = {}
-    for split, name in zip(('train', 'val'), names):
-        lines = [json.dumps(example, ensure_ascii=False) + '\n' for s, example in examples if s == split]
-        text = ''.join(lines).encode()
-        splits[split] = {'examples': len(lines), 'sha256': hashlib.sha256(text).hexdigest()}
-        with open(name + '.tmp', 'wb') as f:
-            f.write(text)
-    with open(names[2] + '.tmp', 'w', encoding='utf-8') as f:
-        json.dump({'dataset': dataset, 'kind': kind, 'source': input or dataset, 'splits': splits}, f)
-    for name in names:
-        os.replace(name + '.tmp', name)
+    try:
+        for split, name in zip(('train', 'val'), names):
+            lines = [json.dumps(example, ensure_ascii=False) + '\n' for s, example in examples if s == split]
+            text = ''.join(lines).encode('utf-8', 'replace')
+            splits[split] = {'examples': len(lines), 'sha256': hashlib.sha256(text).hexdigest()}
+            with open(name + '.tmp', 'wb') as f:
+                f.write(text)
+        with open(names[2] + '.tmp', 'w', encoding='utf-8') as f:
+            json.dump({'dataset': dataset, 'kind': kind, 'source': input or dataset, 'splits': splits}, f)
+        for name in names:
+            os.replace(name + '.tmp', name)
+    finally:
+        for name in names:
+            if os.path.exists(name + '.tmp'):
+                os.remove(name + '.tmp')
+    print(f"{folder}: {kind}, {splits['train']['examples']:,} examples to learn from, {splits['val']['examples']:,} to validate with")
+    counts = Counter(e.get('label') or e.get('skill') for _, e in examples)
+    if None not in counts:
+        print('  ' + ', '.join(f"{name} {n:,}" for name, n in counts.most_common(20)))
+    print('  one of them: ' + lines[0].strip()[:300])
+    print(f"next:  python finetune.py dataset={dataset}" + (' task=classify' if kind == 'labels' else ''))
 
 # ------------------------------------------------------------------------------------------------------------
 # 5. From text to ids on disk
@@ -516,8 +632,8 @@ def token_stream(tok, plan):
         yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
 
 def main():
-    if not input and dataset not in DATASETS and dataset not in ('fineweb', 'instruct'):
-        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb; or input=PATH for text of your own")
+    if not input and dataset not in DATASETS and dataset not in ('fineweb', 'instruct', 'alpaca'):
+        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb, instruct, alpaca; or input=PATH for text of your own")
     if input and dataset == 'python':
         usage("input= needs a name for what is made of it: dataset=mine, say")
     if input and not os.path.exists(input) and not glob.glob(input, recursive=True):
@@ -534,8 +650,10 @@ def main():
     start = time.time()
     folder = os.path.join(data_dir, dataset)
     os.makedirs(folder, exist_ok=True)
-    if dataset == 'instruct' and not input:
-        return write_examples(folder, 'chat', instruct_examples())
+    if (what := kind_of_input()) != 'text':
+        examples = (own_examples(local_files(input), what) if input else instruct_examples() if dataset == 'instruct' else
+                    own_examples([alpaca()], what))
+        return write_examples(folder, what, examples)
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:
         plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's
