@@ -80,7 +80,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model import (GPTConfig, Tokenizer, build_model, configure_optimizers, generate, load_checkpoint, load_dataset,
                    load_examples, load_model, resolve_device, save_atomically)
 
-# ---- 1. what is learned from ----
+# ---- what is learned from ----
 
 def chat_targets(tokenizer, messages):
     """
@@ -95,29 +95,27 @@ def chat_targets(tokenizer, messages):
 
 def label_targets(tokenizer, text, label, causal):
     """
-    A text -> (ids, targets) with one target, the number of its label: on the last token, which has seen all the others;
-    in an encoder, where all see all, on the first (BERT's way).
+    A text and the number of its label -> (ids, targets) with that one target: on the last token, which has seen all the
+    others; in an encoder, where all see all, on the first (BERT's way).
     """
     ids = [tokenizer.eot] + tokenizer.encode(text)
-    targets = [-100] * len(ids)
-    targets[-1 if causal else 0] = label
-    return ids, targets
+    return ids, [-100] * (len(ids) - 1) + [label] if causal else [label] + [-100] * (len(ids) - 1)
 
 def read(examples, split, tokenizer, labels, T, causal, say):
-    """The examples of a split -> [(ids, targets), …]. Exits with one line where there is nothing to learn from one."""
+    """The examples of a split -> [(ids, targets), …]; exits with one line that names one from which nothing can be learned."""
     path, found, long = os.path.join(data_dir, dataset, f'{split}.jsonl'), [], []
     for line, example in enumerate(examples, 1):
         try:
-            if task == 'classify':
-                if str(example['label']) not in labels:
-                    sys.exit(f"{path} line {line}: no example of the label {example['label']!r} in train.jsonl")
+            if task == 'sft':
+                ids, targets = chat_targets(tokenizer, example['messages'])
+            elif str(example['label']) in labels:
                 ids, targets = label_targets(tokenizer, example['text'], labels.index(str(example['label'])), causal)
             else:
-                ids, targets = chat_targets(tokenizer, example['messages'])
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            form = "text and label" if task == 'classify' else "messages of role and content"
+                sys.exit(f"{path} line {line}: no example of the label {example['label']!r} in train.jsonl")
+        except (ValueError, KeyError, TypeError) as e:
+            form = "messages, each with a role and content" if task == 'sft' else "text and label"
             sys.exit(f"{path} line {line}: expected {form} ({type(e).__name__}: {e})")
-        if not any(t >= 0 for t in targets):
+        if max(targets) < 0:
             sys.exit(f"{path} line {line}: the assistant says nothing, so there is nothing to learn from it")
         if len(ids) > T:
             long.append(line)
@@ -202,7 +200,7 @@ def print_table(row, tokenizer, labels):
         name = '' if target < 0 else labels[target] if labels else repr(tokenizer.decode([target]))
         print(f"{position:>8}  {repr(tokenizer.decode([token])):<16}{name:<16}{segment or 'padding'}")
 
-# ---- 2. which weights move ----
+# ---- which weights move ----
 
 class LoRA(nn.Linear):
     """
@@ -252,7 +250,7 @@ def merged(model):
             del state[f'{name}.A'], state[f'{name}.B']
     return state
 
-# ---- 3. what a step computes ----
+# ---- what a step computes ----
 
 class Learner(nn.Module):
     """Rows -> the sum of the losses at their targets. A module, because DDP wraps modules."""
@@ -284,7 +282,7 @@ class Learner(nn.Module):
         kl = F.kl_div((scores / temperature).log_softmax(-1), wanted, log_target=True, reduction='sum') * temperature**2
         return (1 - distill_weight) * F.cross_entropy(scores, targets, reduction='sum') + distill_weight * kl
 
-# ---- 4. how well it does ----
+# ---- how well it does ----
 
 def answer(model, tokenizer, chats, autocast):
     """The model's answers to the last question of each conversation, by always taking the likeliest token."""
@@ -346,7 +344,7 @@ def set_aside(folder):
         for name in there:
             os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
 
-# ---- 5. the run: what differs from train.py is said ----
+# ---- the run ----
 
 def finetune():
     # 1. settings that make no sense, and those of the run that we resume
@@ -405,6 +403,8 @@ def finetune():
         config['adapter_size'] = config['adapter_size'] or adapter_size
     config = GPTConfig(**config)
     T = min(block_size or config.block_size, config.block_size)
+    if method == 'freeze' and freeze_layers > config.n_layer:
+        usage(f"freeze_layers={freeze_layers}: {init_from} has {config.n_layer} layers")
     model = build_model(config)
     for name, p in model.named_parameters():
         if 'adapter' in name and name.endswith('proj.weight'):
@@ -441,14 +441,16 @@ def finetune():
     classifier = None
     if labels:
         classifier = nn.Linear(config.n_embd, len(labels))
-        nn.init.zeros_(classifier.weight)  # it starts by knowing nothing: the loss begins at the logarithm of their number
+        for p in classifier.parameters():
+            nn.init.zeros_(p)  # it starts by knowing nothing: the loss begins at the logarithm of their number
         if not config.tie_weights:
             model.head.requires_grad_(False)  # nothing is said
     tutor = None
     if teacher:
         tutor, theirs, _ = load_model(teacher, where)
-        if theirs != tokenizer:
-            sys.exit(f"teacher={teacher} reads with another tokenizer than {init_from}: its probabilities are of other tokens")
+        if theirs != tokenizer or tutor.config.model_type != 'gpt':
+            sys.exit(f"teacher={teacher} {'reads with another tokenizer' if theirs != tokenizer else 'is no gpt'}, so it has no "
+                     f"opinion on what this model is to say: train one on the same data, and name its folder")
         if tutor.config.block_size < T:
             sys.exit(f"teacher={teacher} reads {tutor.config.block_size} tokens: add  block_size={tutor.config.block_size}")
         tutor.requires_grad_(False).eval()
@@ -512,18 +514,21 @@ def finetune():
 
     @torch.no_grad()
     def evaluate(learner, batches):
-        """Mean loss in nats over the targets in these batches, and for task=classify how often which label is called which."""
+        """
+        The sum of the losses over the targets in these batches, in nats, and their number; for task=classify then how often
+        which label was called which, (labels, labels). Kept as sums, because processes share the batches out.
+        """
         learner.eval()
-        total, counts = torch.zeros(2, dtype=torch.float64), torch.zeros(len(labels), len(labels), dtype=torch.float64)
+        sums = torch.zeros(2 + len(labels)**2, dtype=torch.float64)
         for x, y, *how in ([part.to(where) for part in batch] for batch in batches):
             with autocast:
-                total[0] += learner(x, y, *how).item()
+                sums[0] += learner(x, y, *how).item()
                 if labels:
                     said = learner.classifier(learner.at_targets(learner.model, x, y, *how)).argmax(-1)
-                    counts.index_put_((y[y >= 0].cpu(), said.cpu()), torch.ones(len(said), dtype=torch.float64), True)
-            total[1] += (y >= 0).sum().item()
+                    sums[2:] += torch.bincount(y[y >= 0] * len(labels) + said, minlength=len(labels)**2).cpu()
+            sums[1] += (y >= 0).sum().item()
         learner.train()
-        return total, counts
+        return sums
 
     # 8. Ctrl-C and kill ask us to stop after this step; a second Ctrl-C stops at once
     stop = []
@@ -534,7 +539,7 @@ def finetune():
     handlers = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
 
     # 9. the loop
-    first_step, history, losses, stopping = step, [], [], False
+    first_step, losses, stopping = step, [], False
     questions = [e for e in examples['val'] if e['messages'][-1]['role'] == 'assistant'][:num_samples] if task == 'sft' else []
     if chief and questions and not before:
         before = exact_match(questions, answer(model, tokenizer, [e['messages'] for e in questions], autocast))
@@ -545,13 +550,13 @@ def finetune():
         # 9.1 evaluate, save
         if step % eval_interval == 0 or step == max_iters:
             pause = time.perf_counter()
-            total, counts = evaluate(learner, batches)
+            sums = evaluate(learner, batches)
             if world > 1:
-                dist.all_reduce(total := total.to(where))
-                dist.all_reduce(counts := counts.to(where))
-            val_loss = (total[0] / total[1]).item()
+                dist.all_reduce(sums := sums.to(where))
+            val_loss = (sums[0] / sums[1]).item()
             check_finite(val_loss, step, best)
-            accuracy = f", accuracy {100 * (counts.trace() / counts.sum()).item():.2f} %" if labels else ''
+            right = sums[2::len(labels) + 1].sum() / sums[1]  # the diagonal
+            accuracy = f", accuracy {100 * right.item():.2f} %" if labels else ''
             say(f"step {step}: validation loss {val_loss:.4f}{accuracy}{', the best so far' if val_loss < best else ''}")
             if chief:
                 log.writerow([step, step * rows * T, '', f"{val_loss:.6f}", '', '', '', f"{pause - start:.2f}"])
@@ -612,7 +617,6 @@ def finetune():
             if chief:
                 log.writerow([step, step * rows * T, f"{mean:.6f}", '', f"{rate(step - 1):.6f}", f"{grad_norm:.4f}",
                               f"{speed:.0f}", f"{now - start:.2f}"])
-            history.append(mean)
             losses, mark = [], now
 
     # 10. the end: what was learned, by the best weights, as they lie in ckpt.pt
@@ -624,14 +628,13 @@ def finetune():
         say(f"stopped after step {step}; go on with  python finetune.py init_from=resume out_dir={out_dir}")
     elif chief:
         log_file.close()
-        say(f"loss {sparkline(history)} {history[-1]:.3f}" if history else 'nothing left to train')
         best_model, _, saved = load_model(out_dir, where)
         if labels:
             classifier.load_state_dict(saved['classifier'])
-        total, counts = evaluate(Learner(best_model, classifier), eval_batches(data['val'], 0, T))
-        say(f"validation loss over {int(total[1]):,} targets: {total[0] / total[1]:.4f}, by the weights of step {saved['step']}")
+        sums = evaluate(Learner(best_model, classifier), eval_batches(data['val'], 0, T))
+        say(f"validation loss over {int(sums[1]):,} targets: {sums[0] / sums[1]:.4f}, by the weights of step {saved['step']}")
         if labels:
-            print_confusion(counts.numpy(), labels)
+            print_confusion(sums[2:].view(len(labels), -1).numpy(), labels)
         if questions:
             texts = answer(best_model, tokenizer, [e['messages'] for e in questions], autocast)
             for example, text in list(zip(questions, texts))[:12]:
@@ -645,13 +648,6 @@ def finetune():
     if world > 1:
         dist.barrier()  # leave together: a process that is gone early takes its connections down with it
         dist.destroy_process_group()
-
-def sparkline(values, width=50):
-    """[4, 3, 2, 1] -> '█▆▃▁': a curve in one line of text."""
-    bars = '▁▂▃▄▅▆▇█' if 'utf' in (sys.stdout.encoding or '').lower() else '.:-=+*#@'
-    values = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
-    low, high = min(values), max(values)
-    return ''.join(bars[round(7 * (v - low) / max(high - low, 1e-9))] for v in values)
 
 if __name__ == '__main__':
     finetune()

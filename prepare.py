@@ -367,21 +367,22 @@ def invented(rng, letters=(3, 6)):
     return ''.join(rng.choice('bcdfghlmnprst' if i % 2 == 0 else 'aeiou') for i in range(rng.randint(*letters)))
 
 def arithmetic(rng):
-    a, b = rng.randint(0, 99), rng.randint(0, 9)
+    """Sums of one- and two-digit numbers without a carry, and the differences that undo them."""
+    tens, ones = rng.randint(1, 9), rng.randint(0, 9)
+    a, c = 10 * rng.randint(0, tens) + rng.randint(0, ones), 10 * tens + ones
+    b = c - a
     if rng.random() < 0.5:
-        a, b = rng.choice([(a, b), (b, a)])
         return ('+', *sorted((a, b))), rng.choice([
             f"What is {a} plus {b}?", f"Add {a} and {b}.", f"How much is {a} + {b}?", f"Calculate {a} + {b}.",
-            f"Please tell me the sum of {a} and {b}.", f"Tom has {a} coins and finds {b} more. How many has he now?"]), str(a + b)
-    a = max(a, b)
-    return ('-', a, b), rng.choice([
-        f"What is {a} minus {b}?", f"Subtract {b} from {a}.", f"How much is {a} - {b}?", f"Calculate {a} - {b}.",
-        f"Please take {b} away from {a}.", f"Ann has {a} coins and loses {b} of them. How many are left?"]), str(a - b)
+            f"Please tell me the sum of {a} and {b}.", f"Tom has {a} coins and finds {b} more. How many has he now?"]), str(c)
+    return ('-', c, a), rng.choice([
+        f"What is {c} minus {a}?", f"Subtract {a} from {c}.", f"How much is {c} - {a}?", f"Calculate {c} - {a}.",
+        f"Please take {a} away from {c}.", f"Ann has {c} coins and loses {a} of them. How many are left?"]), str(b)
 
 def compare(rng):
-    a, b = rng.sample(range(100), 2)
+    a, b = rng.sample(range(10, 100), 2)
     large = rng.random() < 0.5
-    word = rng.choice(['larger', 'bigger', 'greater'] if large else ['smaller', 'lower', 'lesser'])
+    word = rng.choice(['larger', 'bigger', 'greater'] if large else ['smaller', 'lower'])
     return (large, *sorted((a, b))), rng.choice([
         f"Which is {word}, {a} or {b}?", f"Which number is {word}: {a} or {b}?", f"Tell me the {word} of {a} and {b}.",
         f"Of the numbers {a} and {b}, name the {word} one."]), str(max(a, b) if large else min(a, b))
@@ -442,18 +443,18 @@ def fact(rng):
     return (thing, wording), wording.format(thing), table[thing]
 
 def code(rng):
-    a, b, word, other = rng.randint(0, 99), rng.randint(0, 99), invented(rng, (1, 5)), invented(rng, (1, 3))
+    (a, b), word = rng.sample(range(10, 100), 2), invented(rng, (1, 6))
     numbers = [rng.randint(0, 9) for _ in range(rng.randint(1, 6))]
     expression, value = rng.choice([
         (f"len('{word}')", len(word)), (f"len({numbers})", len(numbers)), (f"max({a}, {b})", max(a, b)),
-        (f"min({a}, {b})", min(a, b)), (f"{numbers}[0]", numbers[0]), (f"{numbers}[-1]", numbers[-1]),
-        (f"'{word}' + '{other}'", word + other), (f"'{other}' * 2", other * 2), (f"{a} > {b}", a > b),
-        (f"{a % 10} in {numbers}", a % 10 in numbers)])
+        (f"min({a}, {b})", min(a, b)), (f"{numbers}[0]", numbers[0]), (f"{numbers}[-1]", numbers[-1]), (f"{a} > {b}", a > b)])
     return expression, rng.choice([
         f"What does `{expression}` return?", f"In Python, what is {expression}?", f"Evaluate {expression}",
         f"What would Python print for {expression}?"]), str(value)
 
-SKILLS = [arithmetic, compare, sort, reverse, repeat, count, choose, letters, fact, code]
+# how many conversations to learn each from: the harder, the more
+SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500, letters: 2500,
+          fact: 1000, code: 3500}
 
 def instruct_examples():
     """
@@ -461,14 +462,15 @@ def instruct_examples():
     the order of its parts, such an input never occurs in training.
     """
     examples = []
-    for skill in SKILLS:
-        name, seen, wanted = skill.__name__, set(), {'train': 1200, 'val': 50}
+    for skill, number in SKILLS.items():
+        name, seen, wanted = skill.__name__, set(), {'train': number, 'val': 50}
         rng = random.Random(name)  # a fixed seed of its own: adding a skill leaves the others as they are
-        for _ in range(20_000):
+        for _ in range(20 * number):
             inputs, question, answer = skill(rng)
+            question = rng.choice(['', '', 'Hi! ', 'Please: ', 'Next: ']) + question
             digest = hashlib.blake2b(f"{name} {inputs}".encode(), digest_size=4).digest()
             split = 'val' if int.from_bytes(digest, 'big') % 10 == 0 else 'train'
-            key = digest if split == 'val' else question  # in validation each input once, in training each question
+            key = digest if split == 'val' else question  # in validation each input once, in training each question once
             if wanted[split] and key not in seen:
                 seen.add(key)
                 wanted[split] -= 1
