@@ -70,15 +70,15 @@ SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) 
 import csv, math, os, signal, sys, time
 from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from model import (GPTConfig, Tokenizer, build_model, configure_optimizers, generate, load_checkpoint, load_dataset,
-                   load_examples, load_model, resolve_device, save_atomically)
+from model import (build_model, configure_optimizers, generate, load_checkpoint, load_dataset, load_examples, load_model,
+                   resolve_device, save_atomically)
 
 # ---- what is learned from ----
 
@@ -353,6 +353,9 @@ def finetune():
         if 'learner' not in resumed:
             sys.exit(f"{out_dir}/resume.pt is no run of finetune.py: start from its weights with init_from={out_dir}")
         own = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
+        for name in ('dataset', 'task', 'method', 'lora_r', 'lora_on', 'adapter_size'):
+            if name in given and globals()[name] != own[name]:
+                usage(f"{name}={globals()[name]}: the run in {out_dir} has {name}={own[name]}; leave {name} out")
         globals().update({k: v for k, v in own.items() if k not in given})
     for name in ('batch_size', 'gradient_accumulation_steps', 'eval_interval', 'eval_iters', 'log_interval', 'lora_r',
                  'adapter_size', 'max_new_tokens'):
@@ -393,23 +396,21 @@ def finetune():
 
     # 3. the base, and what moves (new)
     torch.manual_seed(seed)  # every process draws the same weights
-    old = resumed or load_checkpoint(init_from)
-    config, tokenizer = {**old['config'], 'dropout': dropout}, Tokenizer.from_dict(old['tokenizer'])
-    if config['model_type'] != 'gpt':
-        sys.exit(f"{init_from} holds a {config['model_type']}: fine-tuning is for model_type=gpt")
-    if not config['causal'] and task != 'classify':
+    base, tokenizer, _ = load_model(os.path.join(out_dir, 'resume.pt') if resumed else init_from)
+    if base.config.model_type != 'gpt':
+        sys.exit(f"{init_from} holds a {base.config.model_type}: fine-tuning is for model_type=gpt")
+    if not base.config.causal and task != 'classify':
         sys.exit(f"{init_from} holds an encoder, which cannot say what comes next: use it with task=classify")
-    if method == 'adapter' and not resumed:
-        config['adapter_size'] = config['adapter_size'] or adapter_size
-    config = GPTConfig(**config)
+    if method == 'freeze' and freeze_layers > base.config.n_layer:
+        usage(f"freeze_layers={freeze_layers}: {init_from} has {base.config.n_layer} layers")
+    size = adapter_size if method == 'adapter' and not base.config.adapter_size else base.config.adapter_size
+    config = replace(base.config, dropout=dropout, adapter_size=size)
     T = min(block_size or config.block_size, config.block_size)
-    if method == 'freeze' and freeze_layers > config.n_layer:
-        usage(f"freeze_layers={freeze_layers}: {init_from} has {config.n_layer} layers")
     model = build_model(config)
     for name, p in model.named_parameters():
         if 'adapter' in name and name.endswith('proj.weight'):
             nn.init.zeros_(p)  # whatever the rest starts with: at step 0 nothing has changed
-    model.load_state_dict({**model.state_dict(), **old['model']})  # without adapters, the base leaves those as they are
+    model.load_state_dict({**model.state_dict(), **base.state_dict()})  # a base without adapters leaves those as they are
     adapt(model)
 
     # 4. data (new)
@@ -473,7 +474,7 @@ def finetune():
         if resumed['scaler']:
             scaler.load_state_dict(resumed['scaler'])
         step, best, worse, before = (resumed[name] for name in ('step', 'best', 'worse', 'before'))
-    old = resumed = None  # let go of the copies
+    base = resumed = None  # let go of the copies
     run = learner
     if world > 1:
         run = DistributedDataParallel(learner, forward_sync_buffers=False)

@@ -299,5 +299,12 @@ def test_mistakes(go, capsys, changes, words):
     said = capsys.readouterr().err if e.value.code == 2 else str(e.value)
     assert len(said.strip().splitlines()) == 1 and all(word in said for word in words), said
 
+def test_a_clash_with_the_run_that_is_resumed_is_refused(go, capsys):
+    go(max_iters=2)
+    for changes, words in ((dict(method='lora'), 'method=full'), (dict(dataset='labels'), 'dataset=chats')):
+        with pytest.raises(SystemExit):
+            go(init_from='resume', **changes)
+        assert words in capsys.readouterr().err
+
 def test_a_mistake_on_the_command_line(go, tmp_path):
     refused(run('finetune.py', *[f'{k}={v}' for k, v in TINY.items()], 'method=lores', cwd=tmp_path), 'did you mean lora', status=2)
