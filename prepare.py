@@ -465,7 +465,9 @@ def instruct_examples():
     for skill, number in SKILLS.items():
         name, seen, wanted = skill.__name__, set(), {'train': number, 'val': 50}
         rng = random.Random(name)  # a fixed seed of its own: adding a skill leaves the others as they are
-        for _ in range(20 * number):
+        for _ in range(20 * number):  # a bound for skills that have fewer different questions
+            if not any(wanted.values()):
+                break
             inputs, question, answer = skill(rng)
             question = rng.choice(['', '', 'Hi! ', 'Please: ', 'Next: ']) + question
             digest = hashlib.blake2b(f"{name} {inputs}".encode(), digest_size=4).digest()
