@@ -24,7 +24,7 @@ data_dir = 'data'
 task = 'sft'            # sft | lm | classify: answer in conversations, go on with a text, or sort texts under labels
 show = False            # print the first row as a table of tokens, targets and conversations, and stop
 num_samples = 500       # held-out questions that are answered before and after; 0: none
-max_new_tokens = 64     # longest of those answers
+max_new_tokens = 48     # longest of those answers
 # which weights move
 method = 'full'         # full | freeze | lora | adapter
 freeze_layers = 2       # freeze: so many of the lower layers stay as they are, and the embeddings
@@ -42,11 +42,11 @@ temperature = 2.0       # its scores are divided by this: above 1, more is seen 
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read
 batch_size = 8                   # rows that a process computes at once: halve it when memory runs out, and …
 gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
-max_iters = 1400                 # 1400 steps * 8 rows * 256 tokens = 2.9M tokens
+max_iters = 1200                 # 1200 steps * 8 rows * 256 tokens = 2.5M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
-learning_rate = 0.003       # AdamW's peak rate: lower than in train.py, because there is something to lose
-muon_learning_rate = 0.01   # Muon's peak rate
+learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, because there is something to lose
+muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, so it is a scale of its own
 schedule = 'linear'         # cosine | linear | step | wsd | constant: how it falls; wsd: only in the last fifth
 warmup_iters = 20           # steps in which it rises from 0
 lr_decay_iters = 0          # step at which the fall ends; 0: max_iters
