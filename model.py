@@ -293,7 +293,8 @@ class Block(nn.Module):
         self.adapter1, self.adapter2 = (Adapter(config) if config.adapter_size else nn.Identity() for _ in range(2))
 
     def forward(self, x, rotary=None, mask=None, cache=None):
-        x = x + self.dropout(self.adapter1(self.attention(self.norm1(x), rotary, mask, cache)))  # tokens look at each other
+        y = self.attention(self.norm1(x), rotary, mask, cache)
+        x = x + self.dropout(self.adapter1(y))  # tokens look at each other
         return x + self.dropout(self.adapter2(self.mlp(self.norm2(x))))  # then each thinks alone
 
 MOST_SCORES = 2**24  # held at once while a loss is computed: 64 MB
@@ -332,8 +333,8 @@ class LanguageModel(nn.Module):
         rows = max(1, MOST_SCORES // self.config.vocab_size)
         if len(x) <= rows:
             return some_losses(x, targets)
-        # for GPT-2, B T = 2048 rows of 50,257 scores would be 400 MB, several times over: take some rows at a time, keep
-        # nothing but their losses, and compute the scores again in the backward pass
+        # for GPT-2, B T = 2048 rows of 50,257 scores would be 400 MB, several times over: take some rows at a time,
+        # keep nothing but their losses, and compute the scores again in the backward pass
         return torch.cat([checkpoint(some_losses, x[i:i + rows], targets[i:i + rows], use_reentrant=False)
                           for i in range(0, len(x), rows)])
 
@@ -759,7 +760,8 @@ def load_dataset(folder):
         with open(meta_path, encoding='utf-8') as f:
             meta = json.load(f)
         if 'kind' in meta:
-            sys.exit(f"{folder} holds examples ({meta['kind']}), not text: python finetune.py dataset={os.path.basename(folder)}")
+            sys.exit(f"{folder} holds examples ({meta['kind']}), not text: learn from them with  "
+                     f"python finetune.py dataset={os.path.basename(folder)}")
         tokenizer = Tokenizer.from_dict(meta['tokenizer'])
         dtype = np.dtype({'<u2': '<u2', '<u4': '<u4'}[meta['dtype']])
         expected = {split: int(meta['splits'][split]['tokens']) for split in ('train', 'val')}
@@ -778,15 +780,15 @@ def load_dataset(folder):
 
 def load_examples(folder):
     """
-    What prepare.py wrote of conversations, preferences or labels: {'train': [the dictionary of each line, …], 'val': …}.
+    What prepare.py wrote of conversations, preferences or labels: {'train': [each line's dictionary, …], 'val': …}.
     Exits with one line where there is none, or a line is not JSON.
     """
     splits = {'train': [], 'val': []}
     for split, examples in splits.items():
         path = os.path.join(folder, f'{split}.jsonl')
         if not os.path.exists(path):
-            sys.exit(f"no {path}, so no conversations and no labels: python prepare.py dataset=instruct  makes some, and  "
-                     f"dataset={os.path.basename(folder)} input=FILE.jsonl  takes yours")
+            sys.exit(f"no {path}, so no conversations and no labels: python prepare.py dataset=instruct  makes some, "
+                     f"and  python prepare.py dataset={os.path.basename(folder)} input=FILE.jsonl  takes yours")
         with open(path, 'rb') as f:
             for number, line in enumerate(f, 1):
                 try:

@@ -19,16 +19,16 @@ What is written: train.bin and val.bin, raw little-endian token ids (uint16, or 
 gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
 pieces, so their size does not matter.
 
-Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line, and a
-meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}, as
-{"instruction": …, "input": …, "output": …} (Alpaca) or as {"prompt": …, "completion": …}; labels as {"text": …, "label":
-…}, or as two columns of a .tsv. Every tenth is for validation.
+Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line,
+and a meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", …}]}, as
+{"instruction": …, "input": …, "output": …} (Alpaca) or as {"prompt": …, "completion": …}; labels as
+{"text": …, "label": …}, or as two columns of a .tsv. Every tenth is for validation.
 """
 from configurator import configure, usage
 
-dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca; or, with input=, your own name for it
+dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca; with input=, a name of your own
 input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line
-kind = 'auto'            # auto | text | chat | labels: of what is in input=; auto: .tsv has labels, .json(l) as its keys say
+kind = 'auto'            # auto | text | chat | labels: what is in input=; auto: labels in .tsv, in .json(l) as keys say
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
 normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
@@ -325,7 +325,7 @@ def progress(name, done, total, rate):
         print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end=end, flush=True)
 
 def alpaca():
-    """52,000 instructions with answers written by text-davinci-003 (Taori et al. 2023): 23 MB; not for commercial use."""
+    """52,000 instructions, with answers by text-davinci-003 (Taori et al. 2023): 23 MB; not for commercial use."""
     base = 'https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/'
     return download(base + 'alpaca_data.json', 'alpaca.json')
 
@@ -350,17 +350,19 @@ def fineweb_shards():
 # ------------------------------------------------------------------------------------------------------------
 # 4. Conversations. A skill draws one exercise: (its input, a question in one of several wordings, the one right answer)
 
-WORDS = ('apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow cup desk dog door duck '
-         'egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill horse ice jar key king lake lamp leaf lion '
-         'map milk moon nest nose owl park pen pig pond queen rain ring road rock rose sand ship shoe snow sock song spoon '
-         'star stone sun table tea tent tree van wall wind wolf').split()
-CAPITALS = dict(zip('France Italy Spain Japan Egypt Peru Cuba Kenya Norway Greece China Austria Chile Iran Poland Ghana'.split(),
-                    'Paris Rome Madrid Tokyo Cairo Lima Havana Nairobi Oslo Athens Beijing Vienna Santiago Tehran Warsaw '
-                    'Accra'.split()))
-OPPOSITES = dict(pair.split('/') for pair in 'hot/cold big/small old/new fast/slow up/down open/closed full/empty wet/dry '
-                 'left/right early/late rich/poor hard/soft light/dark near/far high/low first/last'.split())
-YOUNG = dict(pair.split('/') for pair in 'dog/puppy cat/kitten cow/calf sheep/lamb horse/foal pig/piglet goat/kid bear/cub '
-             'duck/duckling hen/chick frog/tadpole goose/gosling swan/cygnet deer/fawn'.split())
+WORDS = ('apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow cup desk dog '
+         'door duck egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill horse ice jar key king lake lamp '
+         'leaf lion map milk moon nest nose owl park pen pig pond queen rain ring road rock rose sand ship shoe snow '
+         'sock song spoon star stone sun table tea tent tree van wall wind wolf').split()
+CAPITALS = dict(pair.split('/') for pair in (
+    'France/Paris Italy/Rome Spain/Madrid Japan/Tokyo Egypt/Cairo Peru/Lima Cuba/Havana Kenya/Nairobi Norway/Oslo '
+    'Greece/Athens China/Beijing Austria/Vienna Chile/Santiago Iran/Tehran Poland/Warsaw Ghana/Accra').split())
+OPPOSITES = dict(pair.split('/') for pair in (
+    'hot/cold big/small old/new fast/slow up/down open/closed full/empty wet/dry left/right early/late rich/poor '
+    'hard/soft light/dark near/far high/low first/last').split())
+YOUNG = dict(pair.split('/') for pair in (
+    'dog/puppy cat/kitten cow/calf sheep/lamb horse/foal pig/piglet goat/kid bear/cub duck/duckling hen/chick '
+    'frog/tadpole goose/gosling swan/cygnet deer/fawn').split())
 
 def invented(rng, letters=(3, 6)):
     """A word that nobody has seen: 'tirna'. Consonants and vowels in turn, mostly."""
@@ -374,7 +376,8 @@ def arithmetic(rng):
     if rng.random() < 0.5:
         return ('+', *sorted((a, b))), rng.choice([
             f"What is {a} plus {b}?", f"Add {a} and {b}.", f"How much is {a} + {b}?", f"Calculate {a} + {b}.",
-            f"Please tell me the sum of {a} and {b}.", f"Tom has {a} coins and finds {b} more. How many has he now?"]), str(c)
+            f"Please tell me the sum of {a} and {b}.",
+            f"Tom has {a} coins and finds {b} more. How many has he now?"]), str(c)
     return ('-', c, a), rng.choice([
         f"What is {c} minus {a}?", f"Subtract {a} from {c}.", f"How much is {c} - {a}?", f"Calculate {c} - {a}.",
         f"Please take {a} away from {c}.", f"Ann has {c} coins and loses {a} of them. How many are left?"]), str(b)
@@ -405,14 +408,15 @@ def repeat(rng):
     words = rng.sample(WORDS, rng.randint(2, 5))
     text = ' '.join(words)
     return words, rng.choice([
-        f"Repeat after me: {text}", f"Say exactly this: {text}", f"Copy these words: {text}", f"Please echo '{text}'."]), text
+        f"Repeat after me: {text}", f"Say exactly this: {text}", f"Copy these words: {text}",
+        f"Please echo '{text}'."]), text
 
 def count(rng):
     words = rng.sample(WORDS, rng.randint(1, 8))
     text = ', '.join(words)
     return words, rng.choice([
-        f"How many words are in this list? {text}", f"Count these things: {text}", f"How many items do you see: {text}?",
-        f"I bought {text}. How many things are that?"]), str(len(words))
+        f"How many words are in this list? {text}", f"Count these things: {text}",
+        f"How many items do you see: {text}?", f"I bought {text}. How many things are that?"]), str(len(words))
 
 def choose(rng):
     words, n = rng.sample(WORDS, rng.randint(3, 5)), rng.randrange(3)
@@ -435,8 +439,9 @@ def fact(rng):
     table, wordings = rng.choice([
         (CAPITALS, ["What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.",
                     "Tell me the capital city of {}.", "Where does the government of {} sit?"]),
-        (OPPOSITES, ["What is the opposite of {}?", "Give me the opposite of {}.", "Which word means the opposite of {}?",
-                     "{} is the opposite of what?", "If it is not {}, what is it?"]),
+        (OPPOSITES, ["What is the opposite of {}?", "Give me the opposite of {}.",
+                     "Which word means the opposite of {}?", "{} is the opposite of what?",
+                     "If it is not {}, what is it?"]),
         (YOUNG, ["What is a young {} called?", "What do you call the young of a {}?", "Name the baby of a {}.",
                  "A baby {} is called what?", "How do people call a {} that was just born?"])])
     thing, wording = rng.choice(list(table)), rng.choice(wordings)
@@ -447,19 +452,20 @@ def code(rng):
     numbers = [rng.randint(0, 9) for _ in range(rng.randint(1, 6))]
     expression, value = rng.choice([
         (f"len('{word}')", len(word)), (f"len({numbers})", len(numbers)), (f"max({a}, {b})", max(a, b)),
-        (f"min({a}, {b})", min(a, b)), (f"{numbers}[0]", numbers[0]), (f"{numbers}[-1]", numbers[-1]), (f"{a} > {b}", a > b)])
+        (f"min({a}, {b})", min(a, b)), (f"{numbers}[0]", numbers[0]), (f"{numbers}[-1]", numbers[-1]),
+        (f"{a} > {b}", a > b)])
     return expression, rng.choice([
         f"What does `{expression}` return?", f"In Python, what is {expression}?", f"Evaluate {expression}",
         f"What would Python print for {expression}?"]), str(value)
 
 # how many conversations to learn each from: the harder, the more
-SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500, letters: 2500,
-          fact: 1000, code: 3500}
+SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500,
+          letters: 2500, fact: 1000, code: 3500}
 
 def instruct_examples():
     """
-    (split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held out: whatever the wording and
-    the order of its parts, such an input never occurs in training.
+    (split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held out: whatever the wording
+    and the order of its parts, such an input never occurs in training.
     """
     examples = []
     for skill, number in SKILLS.items():
@@ -472,7 +478,7 @@ def instruct_examples():
             question = rng.choice(['', '', 'Hi! ', 'Please: ', 'Next: ']) + question
             digest = hashlib.blake2b(f"{name} {inputs}".encode(), digest_size=4).digest()
             split = 'val' if int.from_bytes(digest, 'big') % 10 == 0 else 'train'
-            key = digest if split == 'val' else question  # in validation each input once, in training each question once
+            key = digest if split == 'val' else question  # in validation every input once, else every question
             if wanted[split] and key not in seen:
                 seen.add(key)
                 wanted[split] -= 1
@@ -513,9 +519,11 @@ def conversation(record):
         asked = '\n\n'.join(part for part in (record['instruction'], record.get('input')) if part)
         messages = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': record.get('output')}]
     else:
-        sides = (('user', record['prompt']), ('assistant', record.get('completion')))
-        messages = [m for role, side in sides for m in (side if isinstance(side, list) else [{'role': role, 'content': side}])]
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get('content'), str) for m in messages):
+        messages = []
+        for role, side in (('user', record['prompt']), ('assistant', record.get('completion'))):
+            messages += side if isinstance(side, list) else [{'role': role, 'content': side}]
+    good = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    if not good or not all(isinstance(m.get('content'), str) for m in messages):
         raise ValueError("a message, or one side of the conversation, is missing or is not text")
     for m in messages:
         if m.get('role') not in ('system', 'user', 'assistant'):
@@ -538,22 +546,23 @@ def kind_of_input():
 FORMS = ('messages', 'instruction', 'prompt')
 
 def own_examples(paths, kind):
-    """Files of conversations or of labelled texts -> [(split, example), …]; exits with one line that names a bad one."""
+    """Files of conversations or labelled texts -> [(split, example), …]; exits with one line that names a bad one."""
     examples, seen, copies, first = [], set(), 0, {}
     for place, record in (found for path in paths for found in records(path)):
         if kind == 'labels':
             text, label = record.get('text'), record.get('label')
             if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or label == '':
-                sys.exit(f"{place}: expected a text and its label, like {{\"text\": \"once upon a time\", \"label\": \"story\"}}")
+                sys.exit(f"{place}: expected a text and its label, like {{\"text\": \"hello\", \"label\": \"short\"}}")
             example = {'text': clean(text), 'label': str(label)}
         else:
             forms = [form for form in FORMS if form in record]
             first = first or {'place': place, 'forms': forms}
             if len(forms) != 1 or forms != first['forms']:
-                sys.exit(f"{place} has {' and '.join(forms) or 'none of ' + ', '.join(FORMS)}: expected one form, the same "
-                         f"in all ({first['place']} has {' and '.join(first['forms']) or 'none'})")
+                sys.exit(f"{place} has {' and '.join(forms) or 'none of ' + ', '.join(FORMS)}: expected one form, the "
+                         f"same in all ({first['place']} has {' and '.join(first['forms']) or 'none'})")
             try:
-                example = {**{k: v for k, v in record.items() if k in ('skill', 'answer')}, 'messages': conversation(record)}
+                extra = {k: record[k] for k in ('skill', 'answer') if k in record}
+                example = {'messages': conversation(record), **extra}
             except ValueError as e:
                 sys.exit(f"{place}: {e}")
         line = json.dumps(example, sort_keys=True)
@@ -564,17 +573,17 @@ def own_examples(paths, kind):
     if copies and drop_duplicates:
         print(f"dropped {copies:,} of {copies + len(examples):,} examples: duplicate")
     if len(examples) < 2:
-        sys.exit(f"{input or dataset} has {len(examples)} examples: one to learn from and one to validate with are the least")
+        sys.exit(f"{input or dataset} has {len(examples)} examples: the least are one to learn from and one to check")
     splits = [('val' if n % 10 == 9 or n == len(examples) - 1 < 9 else 'train', e) for n, e in enumerate(examples)]
     if kind == 'labels':
         learned = {e['label'] for split, e in splits if split == 'train'}
         for split, e in splits:
             if e['label'] not in learned:
-                sys.exit(f"the label {e['label']!r} occurs only in validation ({e['text'][:40]!r}): give more examples of it")
+                sys.exit(f"the label {e['label']!r} occurs only in validation ({e['text'][:40]!r}): give more of it")
     return splits
 
 def write_examples(folder, kind, examples):
-    """Conversations or labelled texts -> train.jsonl, val.jsonl and meta.json, under their names only when all are whole."""
+    """Conversations or labelled texts -> train.jsonl, val.jsonl and meta.json, under these names only when whole."""
     names = [os.path.join(folder, name) for name in ('train.jsonl', 'val.jsonl', 'meta.json')]
     splits = {}
     try:
@@ -592,7 +601,8 @@ def write_examples(folder, kind, examples):
         for name in names:
             if os.path.exists(name + '.tmp'):
                 os.remove(name + '.tmp')
-    print(f"{folder}: {kind}, {splits['train']['examples']:,} examples to learn from, {splits['val']['examples']:,} to validate with")
+    train, val = (splits[split]['examples'] for split in ('train', 'val'))
+    print(f"{folder}: {kind}, {train:,} examples to learn from, {val:,} to validate with")
     counts = Counter(e.get('label') or e.get('skill') for _, e in examples)
     if None not in counts:
         print('  ' + ', '.join(f"{name} {n:,}" for name, n in counts.most_common(20)))
@@ -637,7 +647,8 @@ def token_stream(tok, plan):
 
 def main():
     if not input and dataset not in DATASETS and dataset not in ('fineweb', 'instruct', 'alpaca'):
-        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb, instruct, alpaca; or input=PATH for text of your own")
+        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb, instruct, alpaca; or input=PATH for "
+              f"text of your own")
     if input and dataset == 'python':
         usage("input= needs a name for what is made of it: dataset=mine, say")
     if input and not os.path.exists(input) and not glob.glob(input, recursive=True):
@@ -655,9 +666,9 @@ def main():
     folder = os.path.join(data_dir, dataset)
     os.makedirs(folder, exist_ok=True)
     if (what := kind_of_input()) != 'text':
-        examples = (own_examples(local_files(input), what) if input else instruct_examples() if dataset == 'instruct' else
-                    own_examples([alpaca()], what))
-        return write_examples(folder, what, examples)
+        if dataset == 'instruct' and not input:
+            return write_examples(folder, what, instruct_examples())
+        return write_examples(folder, what, own_examples(local_files(input) if input else [alpaca()], what))
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:
         plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's
