@@ -547,7 +547,7 @@ def finetune():
     first_step, losses, stopping = step, [], False
     questions = [e for e in (examples['val'] if task == 'sft' else []) if e['messages'][-1]['role'] == 'assistant']
     questions = questions[:num_samples]
-    if chief and questions and not before:
+    if chief and questions and step == 0:
         before = exact_match(questions, answer(model, tokenizer, [e['messages'] for e in questions], autocast))
     batches = eval_batches(data['val'], eval_iters * batch_size, T)[rank::world]
     learner.train()
@@ -651,7 +651,7 @@ def finetune():
             after = exact_match(questions, texts)
             say(f"exact match on {len(questions)} held-out questions, before and after:")
             for skill in after:
-                say(f"    {skill:<12}{100 * before[skill]:>7.1f} %{100 * after[skill]:>7.1f} %")
+                say(f"    {skill:<12}{100 * before.get(skill, 0):>7.1f} %{100 * after[skill]:>7.1f} %")
         say(f"next:  python sample.py out_dir={out_dir}")
     if world > 1:
         dist.barrier()  # leave together: a process that is gone early takes its connections down with it

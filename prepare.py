@@ -489,9 +489,8 @@ def instruct_examples():
 
 def records(path):
     """The records of a .jsonl, .json or .tsv file as dictionaries, each with the place that a complaint would name."""
-    lines = ''.join(pieces_of(path)).strip().split('\n')
     if path.endswith('.tsv'):
-        rows = [line.rstrip('\r').split('\t') for line in lines]
+        rows = [line.rstrip('\r').split('\t') for line in ''.join(pieces_of(path)).strip().split('\n')]
         for number, row in enumerate(rows, 1):
             if len(row) != 2:
                 sys.exit(f"{path} line {number}: expected a text, a tab and a label, not {len(row)} columns")
@@ -500,14 +499,17 @@ def records(path):
             names = ['label', 'text'] if len({a for a, _ in rows}) < len({b for _, b in rows}) else ['text', 'label']
         yield from ((f"{path} line {number}", dict(zip(names, row))) for number, row in enumerate(rows, 1))
         return
-    try:
-        entries = json.loads('\n'.join(lines)) if path.endswith('.json') else None
-    except ValueError as e:
-        sys.exit(f"{path} is not JSON: {e}")
-    for number, entry in enumerate(entries if isinstance(entries, list) else [entries] if entries else lines, 1):
-        place = f"{path} {'entry' if entries else 'line'} {number}"
+    if path.endswith('.json'):
         try:
-            yield place, dict(entry if entries else json.loads(entry))
+            entries = json.loads(''.join(pieces_of(path)))
+        except ValueError as e:
+            sys.exit(f"{path} is not JSON: {e}")
+        found = ((f"{path} entry {number}", entry) for number, entry in enumerate(entries, 1))
+    else:
+        found = ((f"{path} line {number}", line) for number, line in enumerate(open(path, 'rb'), 1) if line.strip())
+    for place, entry in found:
+        try:
+            yield place, dict(json.loads(entry.decode('utf-8-sig')) if isinstance(entry, bytes) else entry)
         except (ValueError, TypeError):
             sys.exit(f"{place}: expected JSON like {{\"prompt\": …, \"completion\": …}}, not {str(entry)[:40]!r}")
 
