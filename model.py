@@ -188,6 +188,7 @@ class GPTConfig:
     tie_weights: bool = False   # one matrix for reading tokens in and writing them out
     causal: bool = True         # False: every token sees every token (an encoder)
     dropout: float = 0.0
+    adapter_size: int = 0       # width of the bottlenecks that finetune.py method=adapter adds to each block; 0: none
     rope_theta: float = 10000.0
     rope_scaling: tuple = ()    # how Llama 3 stretches rotary positions: see rotary_table
 
@@ -322,6 +323,16 @@ class MLP(nn.Module):
             return self.down(F.gelu(self.up(x), approximate='tanh'))  # the tanh form is GPT-2's
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
+class Adapter(nn.Module):
+    """x + a small change that is learned later, with all else frozen: narrow, bend, widen (Houlsby et al. 2019)."""
+    def __init__(self, config):
+        super().__init__()
+        self.narrow = nn.Linear(config.n_embd, config.adapter_size, bias=False)
+        self.proj = nn.Linear(config.adapter_size, config.n_embd, bias=False)  # starts at zero, as "change nothing"
+
+    def forward(self, x):
+        return x + self.proj(F.gelu(self.narrow(x)))
+
 class Block(nn.Module):
     """One layer. Both halves add to the residual stream x and never replace it, so gradients pass straight through."""
     def __init__(self, config, layer):
@@ -329,10 +340,12 @@ class Block(nn.Module):
         self.norm1, self.attention = make_norm(config), Attention(config, layer)
         self.norm2, self.mlp = make_norm(config), MLP(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.adapter1, self.adapter2 = (Adapter(config) if config.adapter_size else nn.Identity() for _ in range(2))
 
     def forward(self, x, rotary=None, mask=None, cache=None):
-        x = x + self.dropout(self.attention(self.norm1(x), rotary, mask, cache))  # tokens look at each other
-        return x + self.dropout(self.mlp(self.norm2(x)))  # then each thinks alone
+        y = self.attention(self.norm1(x), rotary, mask, cache)
+        x = x + self.dropout(self.adapter1(y))  # tokens look at each other
+        return x + self.dropout(self.adapter2(self.mlp(self.norm2(x))))  # then each thinks alone
 
 MOST_NUMBERS = 2**24  # in any one tensor that comes and goes while a model trains: 64 MB of float32
 
@@ -363,19 +376,22 @@ class LanguageModel(nn.Module):
         x = self.hidden(idx, **how)
         if targets is None:
             return self.logits(x)
-        x, flat = x.flatten(0, 1), targets.flatten()
+        losses = self.losses(x.flatten(0, 1), targets.flatten())
+        if reduction == 'none':
+            return losses.view_as(targets)
+        return losses.sum() if reduction == 'sum' else losses.sum() / (targets >= 0).sum()
+
+    def losses(self, x, targets):
+        """-log p(target) for hidden states x (N, C) and targets (N,): (N,), 0 where the target is -100."""
         def some_losses(x, targets):
             return F.cross_entropy(self.logits(x).float(), targets, reduction='none')
         rows = max(1, MOST_NUMBERS // self.config.vocab_size)
         if len(x) <= rows:
-            losses = some_losses(x, flat)
-        else:  # for GPT-2, B T = 2048 rows of 50,257 scores would be 400 MB, several times over: take some rows at a time,
-            # keep nothing but their losses, and compute the scores again in the backward pass
-            losses = torch.cat([checkpoint(some_losses, x[i:i + rows], flat[i:i + rows], use_reentrant=False)
-                                for i in range(0, len(x), rows)])
-        if reduction == 'none':
-            return losses.view_as(targets)
-        return losses.sum() if reduction == 'sum' else losses.sum() / (flat >= 0).sum()
+            return some_losses(x, targets)
+        # for GPT-2, B T = 2048 rows of 50,257 scores would be 400 MB, several times over: take some rows at a time,
+        # keep nothing but their losses, and compute the scores again in the backward pass
+        return torch.cat([checkpoint(some_losses, x[i:i + rows], targets[i:i + rows], use_reentrant=False)
+                          for i in range(0, len(x), rows)])
 
     def log_probs(self, idx, targets, **how):
         """log p(target) at each position, (B, T), 0 where the target is -100: what scoring, DPO, distillation need."""
@@ -886,6 +902,9 @@ def load_dataset(folder):
     try:
         with open(meta_path, encoding='utf-8') as f:
             meta = json.load(f)
+        if 'kind' in meta:
+            sys.exit(f"{folder} holds examples ({meta['kind']}), not text: learn from them with  "
+                     f"python finetune.py dataset={os.path.basename(folder)}")
         tokenizer = Tokenizer.from_dict(meta['tokenizer'])
         dtype = np.dtype({'<u2': '<u2', '<u4': '<u4'}[meta['dtype']])
         expected = {split: int(meta['splits'][split]['tokens']) for split in ('train', 'val')}
@@ -901,6 +920,27 @@ def load_dataset(folder):
             sys.exit(f"{path} has {size:,} bytes, but meta.json says {n * dtype.itemsize:,}: {again}")
         splits[split] = np.memmap(path, dtype=dtype, mode='r')
     return tokenizer, splits
+
+def load_examples(folder):
+    """
+    What prepare.py wrote of conversations, preferences or labels: {'train': [each line's dictionary, …], 'val': …}.
+    Exits with one line where there is none, or a line is not JSON.
+    """
+    splits = {'train': [], 'val': []}
+    for split, examples in splits.items():
+        path = os.path.join(folder, f'{split}.jsonl')
+        if not os.path.exists(path):
+            sys.exit(f"no {path}, so no conversations and no labels: python prepare.py dataset=instruct  makes some, "
+                     f"and  python prepare.py dataset={os.path.basename(folder)} input=FILE.jsonl  takes yours")
+        with open(path, 'rb') as f:
+            for number, line in enumerate(f, 1):
+                try:
+                    examples.append(dict(json.loads(line.decode('utf-8-sig'))))
+                except (ValueError, TypeError):
+                    sys.exit(f"{path} line {number}: expected JSON like {{\"messages\": …}}, not {line[:40]!r}")
+        if not examples:
+            sys.exit(f"{path} is empty: give prepare.py more")
+    return splits
 
 def save_atomically(path, what):
     """torch.save to a temporary name, flush, rename: at any moment `path` is the old file or the new, never a half."""

@@ -5,6 +5,8 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
+    python prepare.py dataset=instruct                         # 11,000 short conversations, made up here; also alpaca
+    python prepare.py dataset=chats input=chats.jsonl          # conversations of your own, or texts with labels
     python prepare.py dataset=hellaswag                        # questions for eval.py task=choices: downloads 60 MB
     python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol  # other people's: GPT-2, Llama, Qwen3
     python prepare.py export=for-others out_dir=out            # and ours, for transformers, vLLM, Ollama
@@ -19,11 +21,17 @@ What is written: train.bin and val.bin, raw little-endian token ids (uint16, or 
 65,535), and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more
 gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
 pieces, so their size does not matter.
+
+Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line,
+and a meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", …}]}, as
+{"instruction": …, "input": …, "output": …} (Alpaca) or as {"prompt": …, "completion": …}; labels as
+{"text": …, "label": …}, or as two columns of a .tsv. Every tenth is for validation.
 """
 from configurator import configure, usage
 
-dataset = 'python'       # python, shakespeare, tinystories, fineweb, hellaswag; or, with input=, a name for your own
+dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, hellaswag; or your own name
 input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line
+kind = 'auto'            # auto | text | chat | labels: what is in input=; auto: labels in .tsv, in .json(l) as keys say
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
 normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
@@ -37,7 +45,7 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, re, shutil, sys, sysconfig
+import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
 import time, unicodedata, zipfile
 import urllib.error, urllib.request
 from collections import Counter, defaultdict
@@ -326,6 +334,11 @@ def progress(name, done, total, rate):
         end = '\n' if done == total else ''
         print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end=end, flush=True)
 
+def alpaca():
+    """52,000 instructions, with answers by text-davinci-003 (Taori et al. 2023): 23 MB; not for commercial use."""
+    base = 'https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/'
+    return download(base + 'alpaca_data.json', 'alpaca.json')
+
 def fineweb_shards():
     """
     FineWeb (Penedo et al. 2024) as GPT-2 token ids: (split, ids) from shards of 100M tokens that
@@ -363,7 +376,271 @@ def prepare_hellaswag(folder):
     print("next:  python eval.py task=choices dataset=hellaswag")
 
 # ------------------------------------------------------------------------------------------------------------
-# 4. From text to ids on disk
+# 4. Conversations. A skill draws one exercise: (its input, a question in one of several wordings, the one right answer)
+
+WORDS = ('apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow cup desk dog '
+         'door duck egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill horse ice jar key king lake lamp '
+         'leaf lion map milk moon nest nose owl park pen pig pond queen rain ring road rock rose sand ship shoe snow '
+         'sock song spoon star stone sun table tea tent tree van wall wind wolf').split()
+CAPITALS = dict(pair.split('/') for pair in (
+    'France/Paris Italy/Rome Spain/Madrid Japan/Tokyo Egypt/Cairo Peru/Lima Cuba/Havana Kenya/Nairobi Norway/Oslo '
+    'Greece/Athens China/Beijing Austria/Vienna Chile/Santiago Iran/Tehran Poland/Warsaw Ghana/Accra').split())
+OPPOSITES = dict(pair.split('/') for pair in (
+    'hot/cold big/small old/new fast/slow up/down open/closed full/empty wet/dry left/right early/late rich/poor '
+    'hard/soft light/dark near/far high/low first/last').split())
+YOUNG = dict(pair.split('/') for pair in (
+    'dog/puppy cat/kitten cow/calf sheep/lamb horse/foal pig/piglet goat/kid bear/cub duck/duckling hen/chick '
+    'frog/tadpole goose/gosling swan/cygnet deer/fawn').split())
+
+def invented(rng, letters=(3, 6)):
+    """A word that nobody has seen: 'tirna'. Consonants and vowels in turn, mostly."""
+    return ''.join(rng.choice('bcdfghlmnprst' if i % 2 == 0 else 'aeiou') for i in range(rng.randint(*letters)))
+
+def arithmetic(rng):
+    """Sums of one- and two-digit numbers without a carry, and the differences that undo them."""
+    tens, ones = rng.randint(1, 9), rng.randint(0, 9)
+    a, c = 10 * rng.randint(0, tens) + rng.randint(0, ones), 10 * tens + ones
+    b = c - a
+    if rng.random() < 0.5:
+        return ('+', *sorted((a, b))), rng.choice([
+            f"What is {a} plus {b}?", f"Add {a} and {b}.", f"How much is {a} + {b}?", f"Calculate {a} + {b}.",
+            f"Please tell me the sum of {a} and {b}.",
+            f"Tom has {a} coins and finds {b} more. How many has he now?"]), str(c)
+    return ('-', c, a), rng.choice([
+        f"What is {c} minus {a}?", f"Subtract {a} from {c}.", f"How much is {c} - {a}?", f"Calculate {c} - {a}.",
+        f"Please take {a} away from {c}.", f"Ann has {c} coins and loses {a} of them. How many are left?"]), str(b)
+
+def compare(rng):
+    a, b = rng.sample(range(10, 100), 2)
+    large = rng.random() < 0.5
+    word = rng.choice(['larger', 'bigger', 'greater'] if large else ['smaller', 'lower'])
+    return (large, *sorted((a, b))), rng.choice([
+        f"Which is {word}, {a} or {b}?", f"Which number is {word}: {a} or {b}?", f"Tell me the {word} of {a} and {b}.",
+        f"Of the numbers {a} and {b}, name the {word} one."]), str(max(a, b) if large else min(a, b))
+
+def sort(rng):
+    letters = rng.sample('abcdefghijklmnopqrstuvwxyz', 3)
+    text = ', '.join(letters)
+    return sorted(letters), rng.choice([
+        f"Sort these letters: {text}", f"Put the letters {text} in alphabetical order.", f"Sort from a to z: {text}",
+        f"What is the right order of {text} in the alphabet?"]), ', '.join(sorted(letters))
+
+def reverse(rng):
+    words = rng.sample(WORDS, rng.randint(2, 4))
+    text = ', '.join(words)
+    return words, rng.choice([
+        f"Reverse this list: {text}", f"Say these words in reverse order: {text}", f"Turn this list around: {text}",
+        f"Write {text} from the last to the first."]), ', '.join(words[::-1])
+
+def repeat(rng):
+    words = rng.sample(WORDS, rng.randint(2, 5))
+    text = ' '.join(words)
+    return words, rng.choice([
+        f"Repeat after me: {text}", f"Say exactly this: {text}", f"Copy these words: {text}",
+        f"Please echo '{text}'."]), text
+
+def count(rng):
+    words = rng.sample(WORDS, rng.randint(1, 8))
+    text = ', '.join(words)
+    return words, rng.choice([
+        f"How many words are in this list? {text}", f"Count these things: {text}",
+        f"How many items do you see: {text}?", f"I bought {text}. How many things are that?"]), str(len(words))
+
+def choose(rng):
+    words, n = rng.sample(WORDS, rng.randint(3, 5)), rng.randrange(3)
+    place, text = ('first', 'second', 'third')[n], ' '.join(words)
+    return (words, n), rng.choice([
+        f"What is the {place} word of '{text}'?", f"Give me the {place} word in this line: {text}",
+        f"Which word comes {place} here: {text}?", f"Look at '{text}' and tell me the {place} word."]), words[n]
+
+def letters(rng):
+    word, what = invented(rng), rng.choice(['first', 'last', 'all'])
+    if what == 'all':
+        return (word, what), rng.choice([
+            f"Spell the word {word}.", f"How do you spell {word}?", f"Write {word} letter by letter."]), '-'.join(word)
+    return (word, what), rng.choice([
+        f"What is the {what} letter of {word}?", f"Which letter comes {what} in {word}?",
+        f"Tell me the {what} letter of the word {word}."]), word[0 if what == 'first' else -1]
+
+def fact(rng):
+    """The only skill without new inputs: a fact cannot be guessed. Held out is the pair of fact and wording."""
+    table, wordings = rng.choice([
+        (CAPITALS, ["What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.",
+                    "Tell me the capital city of {}.", "Where does the government of {} sit?"]),
+        (OPPOSITES, ["What is the opposite of {}?", "Give me the opposite of {}.",
+                     "Which word means the opposite of {}?", "{} is the opposite of what?",
+                     "If it is not {}, what is it?"]),
+        (YOUNG, ["What is a young {} called?", "What do you call the young of a {}?", "Name the baby of a {}.",
+                 "A baby {} is called what?", "How do people call a {} that was just born?"])])
+    thing, wording = rng.choice(list(table)), rng.choice(wordings)
+    return (thing, wording), wording.format(thing), table[thing]
+
+def code(rng):
+    (a, b), word = rng.sample(range(10, 100), 2), invented(rng, (1, 6))
+    numbers = [rng.randint(0, 9) for _ in range(rng.randint(1, 6))]
+    expression, value = rng.choice([
+        (f"len('{word}')", len(word)), (f"len({numbers})", len(numbers)), (f"max({a}, {b})", max(a, b)),
+        (f"min({a}, {b})", min(a, b)), (f"{numbers}[0]", numbers[0]), (f"{numbers}[-1]", numbers[-1]),
+        (f"{a} > {b}", a > b)])
+    return expression, rng.choice([
+        f"What does `{expression}` return?", f"In Python, what is {expression}?", f"Evaluate {expression}",
+        f"What would Python print for {expression}?"]), str(value)
+
+# how many conversations to learn each from: the harder, the more
+SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500,
+          letters: 2500, fact: 1000, code: 3500}
+
+def instruct_examples():
+    """
+    (split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held out: whatever the wording
+    and the order of its parts, such an input never occurs in training.
+    """
+    examples = []
+    for skill, number in SKILLS.items():
+        name, seen, wanted = skill.__name__, set(), {'train': number, 'val': 50}
+        rng = random.Random(name)  # a fixed seed of its own: adding a skill leaves the others as they are
+        for _ in range(20 * number):  # a bound for skills that have fewer different questions
+            if not any(wanted.values()):
+                break
+            inputs, question, answer = skill(rng)
+            question = rng.choice(['', '', 'Hi! ', 'Please: ', 'Next: ']) + question
+            digest = hashlib.blake2b(f"{name} {inputs}".encode(), digest_size=4).digest()
+            split = 'val' if int.from_bytes(digest, 'big') % 10 == 0 else 'train'
+            key = digest if split == 'val' else question  # in validation every input once, else every question
+            if wanted[split] and key not in seen:
+                seen.add(key)
+                wanted[split] -= 1
+                messages = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]
+                examples.append((split, {'messages': messages, 'skill': name, 'answer': answer}))
+    random.Random(0).shuffle(examples)
+    return examples
+
+def records(path):
+    """The records of a .jsonl, .json or .tsv file as dictionaries, each with the place that a complaint would name."""
+    if path.endswith('.tsv'):
+        rows = [line.rstrip('\r').split('\t') for line in ''.join(pieces_of(path)).strip().split('\n')]
+        for number, row in enumerate(rows, 1):
+            if len(row) != 2:
+                sys.exit(f"{path} line {number}: expected a text, a tab and a label, not {len(row)} columns")
+        names = rows.pop(0) if {*rows[0]} == {'text', 'label'} else None
+        if not names:  # no header: labels repeat, texts do not
+            names = ['label', 'text'] if len({a for a, _ in rows}) < len({b for _, b in rows}) else ['text', 'label']
+        yield from ((f"{path} line {number}", dict(zip(names, row))) for number, row in enumerate(rows, 1))
+        return
+    if path.endswith('.json'):
+        try:
+            entries = json.loads(''.join(pieces_of(path)))
+        except ValueError as e:
+            sys.exit(f"{path} is not JSON: {e}")
+        found = ((f"{path} entry {number}", entry) for number, entry in enumerate(entries, 1))
+    else:
+        found = ((f"{path} line {number}", line) for number, line in enumerate(open(path, 'rb'), 1) if line.strip())
+    for place, entry in found:
+        try:
+            yield place, dict(json.loads(entry.decode('utf-8-sig')) if isinstance(entry, bytes) else entry)
+        except (ValueError, TypeError):
+            sys.exit(f"{place}: expected JSON like {{\"prompt\": …, \"completion\": …}}, not {str(entry)[:40]!r}")
+
+def conversation(record):
+    """Any of three forms -> messages. Raises ValueError, with what is wrong, where they are nothing to learn from."""
+    if 'messages' in record:
+        messages = record['messages']
+    elif 'instruction' in record:
+        asked = '\n\n'.join(part for part in (record['instruction'], record.get('input')) if part)
+        messages = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': record.get('output')}]
+    else:
+        messages = []
+        for role, side in (('user', record['prompt']), ('assistant', record.get('completion'))):
+            messages += side if isinstance(side, list) else [{'role': role, 'content': side}]
+    good = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    if not good or not all(isinstance(m.get('content'), str) for m in messages):
+        raise ValueError("a message, or one side of the conversation, is missing or is not text")
+    for m in messages:
+        if m.get('role') not in ('system', 'user', 'assistant'):
+            raise ValueError(f"unknown role {m.get('role')!r}: expected system, user or assistant")
+        if m['role'] == 'assistant' and not m['content'].strip():
+            raise ValueError("the assistant's turn is empty")
+    if not any(m['role'] == 'assistant' for m in messages):
+        raise ValueError("the assistant never speaks, so there is nothing to learn")
+    return [{'role': m['role'], 'content': clean(m['content'])} for m in messages]
+
+def kind_of_input():
+    """text, chat or labels: what the settings say, or the first record shows."""
+    if kind != 'auto' or not input:
+        return kind if kind != 'auto' else 'chat' if dataset in ('instruct', 'alpaca') else 'text'
+    if not os.path.isfile(input) or not input.endswith(('.json', '.jsonl', '.tsv')):
+        return 'text'
+    first = next(records(input), ('', {}))[1]
+    return 'labels' if 'label' in first else 'chat' if any(form in first for form in FORMS) else 'text'
+
+FORMS = ('messages', 'instruction', 'prompt')
+
+def own_examples(paths, kind):
+    """Files of conversations or labelled texts -> [(split, example), …]; exits with one line that names a bad one."""
+    examples, seen, copies, first = [], set(), 0, {}
+    for place, record in (found for path in paths for found in records(path)):
+        if kind == 'labels':
+            text, label = record.get('text'), record.get('label')
+            if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or label == '':
+                sys.exit(f"{place}: expected a text and its label, like {{\"text\": \"hello\", \"label\": \"short\"}}")
+            example = {'text': clean(text), 'label': str(label)}
+        else:
+            forms = [form for form in FORMS if form in record]
+            first = first or {'place': place, 'forms': forms}
+            if len(forms) != 1 or forms != first['forms']:
+                sys.exit(f"{place} has {' and '.join(forms) or 'none of ' + ', '.join(FORMS)}: expected one form, the "
+                         f"same in all ({first['place']} has {' and '.join(first['forms']) or 'none'})")
+            try:
+                extra = {k: record[k] for k in ('skill', 'answer') if k in record}
+                example = {'messages': conversation(record), **extra}
+            except ValueError as e:
+                sys.exit(f"{place}: {e}")
+        line = json.dumps(example, sort_keys=True)
+        copies += line in seen
+        if line not in seen or not drop_duplicates:
+            examples.append(example)
+        seen.add(line)
+    if copies and drop_duplicates:
+        print(f"dropped {copies:,} of {copies + len(examples):,} examples: duplicate")
+    if len(examples) < 2:
+        sys.exit(f"{input or dataset} has {len(examples)} examples: the least are one to learn from and one to check")
+    splits = [('val' if n % 10 == 9 or n == len(examples) - 1 < 9 else 'train', e) for n, e in enumerate(examples)]
+    if kind == 'labels':
+        learned = {e['label'] for split, e in splits if split == 'train'}
+        for split, e in splits:
+            if e['label'] not in learned:
+                sys.exit(f"the label {e['label']!r} occurs only in validation ({e['text'][:40]!r}): give more of it")
+    return splits
+
+def write_examples(folder, kind, examples):
+    """Conversations or labelled texts -> train.jsonl, val.jsonl and meta.json, under these names only when whole."""
+    names = [os.path.join(folder, name) for name in ('train.jsonl', 'val.jsonl', 'meta.json')]
+    splits = {}
+    try:
+        for split, name in zip(('train', 'val'), names):
+            lines = [json.dumps(example, ensure_ascii=False) + '\n' for s, example in examples if s == split]
+            text = ''.join(lines).encode('utf-8', 'replace')
+            splits[split] = {'examples': len(lines), 'sha256': hashlib.sha256(text).hexdigest()}
+            with open(name + '.tmp', 'wb') as f:
+                f.write(text)
+        with open(names[2] + '.tmp', 'w', encoding='utf-8') as f:
+            json.dump({'dataset': dataset, 'kind': kind, 'source': input or dataset, 'splits': splits}, f)
+        for name in names:
+            os.replace(name + '.tmp', name)
+    finally:
+        for name in names:
+            if os.path.exists(name + '.tmp'):
+                os.remove(name + '.tmp')
+    train, val = (splits[split]['examples'] for split in ('train', 'val'))
+    print(f"{folder}: {kind}, {train:,} examples to learn from, {val:,} to validate with")
+    counts = Counter(e.get('label') or e.get('skill') for _, e in examples)
+    if None not in counts:
+        print('  ' + ', '.join(f"{name} {n:,}" for name, n in counts.most_common(20)))
+    print('  one of them: ' + lines[0].strip()[:300])
+    print(f"next:  python finetune.py dataset={dataset}" + (' task=classify' if kind == 'labels' else ''))
+
+# ------------------------------------------------------------------------------------------------------------
+# 5. From text to ids on disk
 
 def make_tokenizer(kind, plan):
     """Second pass: learn the vocabulary that the settings ask for, from the training text."""
@@ -399,7 +676,7 @@ def token_stream(tok, plan):
         yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
 
 # ------------------------------------------------------------------------------------------------------------
-# 5. Other people's weights, in and out: the same tables, read from left to right and from right to left
+# 6. Other people's weights, in and out: the same tables, read from left to right and from right to left
 
 HUB = 'https://huggingface.co'
 # architecture: its column in the two tables below, its model_type, and what it is in our words
@@ -804,15 +1081,16 @@ def export_weights():
     print(f"next:  AutoModelForCausalLM.from_pretrained('{export}') in transformers, or  vllm serve {export}")
 
 # ------------------------------------------------------------------------------------------------------------
-# 6. Text in, files out
+# 7. Text in, files out
 
 def main():
     if weights and export:
         usage("weights= and export= are two commands: one brings weights in, the other takes them out")
     if weights or export:
         return import_weights() if weights else export_weights()
-    if not input and dataset not in DATASETS and dataset not in ('fineweb', 'hellaswag'):
-        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb, hellaswag; or input=PATH for your own text")
+    others = ('fineweb', 'instruct', 'alpaca', 'hellaswag')
+    if not input and dataset not in (*DATASETS, *others):
+        usage(f"dataset={dataset}: expected one of {', '.join((*DATASETS, *others))}; or input=PATH for your own")
     if input and dataset == 'python':
         usage("input= needs a name for what is made of it: dataset=mine, say")
     if input and not os.path.exists(input) and not glob.glob(input, recursive=True):
@@ -831,6 +1109,10 @@ def main():
     os.makedirs(folder, exist_ok=True)
     if dataset == 'hellaswag' and not input:
         return prepare_hellaswag(folder)
+    if (what := kind_of_input()) != 'text':
+        if dataset == 'instruct' and not input:
+            return write_examples(folder, what, instruct_examples())
+        return write_examples(folder, what, own_examples(local_files(input) if input else [alpaca()], what))
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:
         plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's

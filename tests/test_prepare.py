@@ -1,5 +1,5 @@
 """From text to files: the byte-pair trainer, the splits, the cleaning, the downloads, and every way to go wrong."""
-import hashlib, http.server, json, threading
+import hashlib, http.server, json, re, threading
 from collections import Counter
 import numpy as np
 import pytest
@@ -280,3 +280,103 @@ def test_fineweb_shards(settings, monkeypatch, tmp_path):
     broken = 100
     with pytest.raises(SystemExit, match='cut off'):
         settings(dataset='fineweb', input='')
+
+# ---- conversations and labels ----
+
+def jsonl(path, *records):
+    return write(path, ''.join(json.dumps(r) + '\n' for r in records))
+
+def lines(path):
+    return [json.loads(line) for line in open(path, encoding='utf-8')]
+
+def test_no_input_of_validation_is_ever_trained_on(monkeypatch):
+    """Whatever the wording and the order of its parts: every exercise that the skills draw is noted down, with its input."""
+    drawn = {}
+    def watched(skill):
+        def draw(rng):
+            inputs, question, answer = skill(rng)
+            drawn[question] = (skill.__name__, str(inputs))
+            return inputs, question, answer
+        draw.__name__ = skill.__name__
+        return draw
+    monkeypatch.setattr(P, 'SKILLS', {watched(skill): 200 for skill in P.SKILLS})
+    inputs = {'train': set(), 'val': set()}
+    for split, example in P.instruct_examples():
+        question = example['messages'][0]['content']  # as it was drawn, or with a 'Hi! ' in front
+        inputs[split].add(drawn[question if question in drawn else question.partition(' ')[2]])
+    assert not inputs['train'] & inputs['val'] and len(inputs['train']) > 1200 and len(inputs['val']) > 450
+
+def solve(skill, question):
+    """The answer by another way than the generator's, or None where this test has no other way."""
+    numbers, listed = [int(n) for n in re.findall(r'\d+', question)], re.search(r'\w+(, \w+)+', question)
+    return {'arithmetic': lambda: sum(numbers) if re.search(r'plus|Add|\+|sum|finds', question) else abs(numbers[0] - numbers[1]),
+            'compare': lambda: max(numbers) if re.search('larg|bigg|great', question) else min(numbers),
+            'count': lambda: question.count(',') + 1, 'sort': lambda: ', '.join(sorted(listed[0].split(', '))),
+            'reverse': lambda: ', '.join(reversed(listed[0].split(', '))),
+            'code': lambda: len(numbers) if 'len([' in question else max(numbers) if 'max(' in question else min(numbers) if 'min(' in question else None,
+            }.get(skill, lambda: None)()
+
+def test_the_answers_of_instruct_are_right(settings):
+    folder, solved = settings(dataset='instruct'), 0
+    meta = json.loads((folder / 'meta.json').read_text())
+    assert meta['kind'] == 'chat' and 'tokenizer' not in meta
+    for split, found in meta['splits'].items():
+        raw = (folder / f'{split}.jsonl').read_bytes()
+        assert hashlib.sha256(raw).hexdigest() == found['sha256'] and raw.count(b'\n') == found['examples']
+        for example in lines(folder / f'{split}.jsonl'):
+            question, answer = (m['content'] for m in example['messages'])
+            right = solve(example['skill'], question)
+            assert right is None or str(right) == answer == example['answer'], example
+            solved += right is not None
+    assert solved > 12000
+
+FORMS = {'messages': {'messages': [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'u'}, {'role': 'assistant', 'content': 'a'}]},
+         'alpaca': {'instruction': 'u', 'input': 'more', 'output': 'a'}, 'completion': {'prompt': 'u', 'completion': 'a'},
+         'trl': {'prompt': [{'role': 'user', 'content': 'u'}], 'completion': [{'role': 'assistant', 'content': 'a'}]}}
+
+@pytest.mark.parametrize('form', FORMS)
+def test_conversations_in_the_usual_forms(settings, tmp_path, form):
+    folder = settings(input=jsonl(tmp_path / 'a.jsonl', *[FORMS[form]] * 20), drop_duplicates=False)
+    roles = [(m['role'], m['content']) for m in lines(folder / 'train.jsonl')[0]['messages']]
+    assert roles == [('system', 's')] * (form == 'messages') + [('user', 'u\n\nmore' if form == 'alpaca' else 'u'), ('assistant', 'a')]
+    assert len(lines(folder / 'train.jsonl')) == 18 and len(lines(folder / 'val.jsonl')) == 2  # every tenth
+
+def test_a_json_list_is_read_too_and_copies_are_dropped(settings, tmp_path, capsys):
+    folder = settings(input=write(tmp_path / 'a.json', json.dumps([FORMS['alpaca'], FORMS['alpaca'], {**FORMS['alpaca'], 'input': ''}])))
+    assert [len(lines(folder / f'{split}.jsonl')) for split in ('train', 'val')] == [1, 1]
+    assert lines(folder / 'val.jsonl')[0]['messages'][0]['content'] == 'u' and 'dropped 1 of 3' in capsys.readouterr().out
+
+@pytest.mark.parametrize('name, text', [
+    ('a.tsv', 'ham\thi there\nspam\twin now\nham\tsee you\nspam\tcash!\n'), ('a.tsv', 'hi there\tham\r\nwin now\tspam\r\nsee you\tham\r\ncash!\tspam'),
+    ('a.tsv', 'label\ttext\nham\thi there\nspam\twin now\nham\tsee you\nspam\tcash!\n'),
+    ('a.jsonl', ''.join(json.dumps({'text': t, 'label': l}) + '\n' for t, l in (('hi there', 'ham'), ('win now', 'spam'), ('see you', 'ham'), ('cash!', 'spam'))))])
+def test_labels(settings, tmp_path, name, text):
+    folder = settings(input=write(tmp_path / name, text))
+    assert lines(folder / 'train.jsonl') == [{'text': 'hi there', 'label': 'ham'}, {'text': 'win now', 'label': 'spam'}, {'text': 'see you', 'label': 'ham'}]
+    assert lines(folder / 'val.jsonl') == [{'text': 'cash!', 'label': 'spam'}] and json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
+
+GOOD = FORMS['completion']
+
+@pytest.mark.parametrize('second, words', [
+    ({'instruction': 'u', 'output': 'a'}, ['line 2', 'instruction', 'one form']), ({**GOOD, 'messages': []}, ['line 2', 'messages and prompt']),
+    ({'question': 'u'}, ['line 2', 'none of messages']), ({'prompt': 'u'}, ['line 2', 'missing']), ({'prompt': 'u', 'completion': ' '}, ['line 2', 'turn is empty']),
+    ({'prompt': [{'role': 'robot', 'content': 'x'}], 'completion': 'a'}, ['line 2', "unknown role 'robot'"]), ([1], ['line 2', 'expected JSON'])])
+def test_a_bad_conversation_is_named(settings, tmp_path, second, words):
+    with pytest.raises(SystemExit) as e:
+        settings(input=jsonl(tmp_path / 'a.jsonl', GOOD, second, {**GOOD, 'prompt': 'v'}))
+    assert all(word in str(e.value) for word in words), e.value
+
+def test_a_conversation_without_an_answer_is_named(settings, tmp_path):
+    with pytest.raises(SystemExit, match='line 1: the assistant never speaks'):
+        settings(input=jsonl(tmp_path / 'a.jsonl', {'messages': FORMS['messages']['messages'][:2]}))
+
+@pytest.mark.parametrize('name, text, words', [
+    ('a.tsv', 'x\ty\nz\n', 'line 2: expected a text, a tab and a label'), ('a.jsonl', '{"text": "x", "label": "a"}\n{"text": "y"}\n', 'line 2: expected a text and its label'),
+    ('a.tsv', 'x\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"), ('a.tsv', 'x\ta\n', 'the least are'), ('a.json', '[{"prompt": ', 'is not JSON')])
+def test_bad_labels_are_named(settings, tmp_path, name, text, words):
+    with pytest.raises(SystemExit, match=words):
+        settings(input=write(tmp_path / name, text))
+
+def test_examples_are_not_mistaken_for_text(settings, tmp_path):
+    with pytest.raises(SystemExit, match='not text'):
+        load_dataset(str(settings(input=jsonl(tmp_path / 'a.jsonl', GOOD, {**GOOD, 'prompt': 'v'}))))
