@@ -5,6 +5,8 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
+    python prepare.py dataset=cifar10                          # pictures for vlm.py: downloads 170 MB
+    python prepare.py dataset=mine input=pictures.npz          # your own, with pictures.jsonl; or a folder of image files
 
 A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a
 short vocabulary, long sequences), words (short sequences, but every vocabulary runs out of words), or
@@ -19,8 +21,10 @@ pieces, so their size does not matter.
 """
 from configurator import configure, usage
 
-dataset = 'python'       # python, shakespeare, tinystories, fineweb; or, with input=, a name for your own
-input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line
+dataset = 'python'       # python, shakespeare, tinystories, fineweb, cifar10; or, with input=, a name for your own
+input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line; or
+                         # pictures: a .npz with its .jsonl, or a folder that holds captions.jsonl
+image_size = 32          # pixels: pictures from a folder are cut to a square and scaled to this
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
 normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
@@ -32,13 +36,13 @@ data_dir = 'data'        # where the datasets live
 configure(globals())
 
 import codecs, errno, glob, hashlib, heapq, http.client, json, os, re, sys, sysconfig, time, unicodedata
-import urllib.error, urllib.request
+import tarfile, urllib.error, urllib.request
 from collections import Counter, defaultdict
 from functools import cache
 import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
-from model import SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, Tokenizer
+from model import SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, Tokenizer, load_pictures
 
 PIECE = 1 << 20          # characters read at a time
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
@@ -370,9 +374,98 @@ def token_stream(tok, plan):
         last[split] = number
         yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
 
+# ------------------------------------------------------------------------------------------------------------
+# 5. Pictures, for vlm.py: (N, H, W, 3) uint8 and a record for each, {"caption": …, "label": …, "qa": [[question, answer]]}
+
+def cifar10_pictures():
+    """
+    CIFAR-10 (Krizhevsky 2009), the binary version: 50,000 photographs to train on and 10,000 to test, of ten kinds. A
+    picture is 3,073 bytes: its kind, then 32 x 32 reds, greens and blues.
+    """
+    archive = download('https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz', 'cifar-10-binary.tar.gz', 170052171,
+                       'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd')
+    try:
+        with tarfile.open(archive) as tar:  # read in place: nothing is unpacked, so no path of a stranger's is followed
+            files = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}
+        names = files['batches.meta.txt'].decode().split()
+        parts = {'train': b''.join(files[f'data_batch_{i}.bin'] for i in range(1, 6)), 'val': files['test_batch.bin']}
+        parts = {split: np.frombuffer(raw, np.uint8).reshape(-1, 3073) for split, raw in parts.items()}
+    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as e:
+        sys.exit(f"{archive} is damaged ({type(e).__name__}): delete it and run again")
+    wordings = ('{}', 'a picture of {}', 'there is {}')
+    for split, rows in parts.items():
+        labels = [('an ' if names[i][0] in 'aeiou' else 'a ') + names[i] for i in rows[:, 0]]
+        records = [{'caption': wordings[n % 3].format(label), 'label': label, 'qa': [['what is this?', label]]}
+                   for n, label in enumerate(labels)]
+        yield split, rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records  # (N, 3, H, W) -> (N, H, W, 3)
+
+def folder_pictures(folder):
+    """Image files and captions.jsonl, with lines like {"file": "cat.jpg", "caption": "a cat"} -> pictures, records."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        sys.exit("reading image files needs pillow: pip install pillow, or give the pictures as input=pictures.npz")
+    path = os.path.join(folder, 'captions.jsonl')
+    pictures, records = [], []
+    with open(path, encoding='utf-8') as f:
+        for number, line in enumerate(f, 1):
+            try:
+                record = json.loads(line)
+                name = os.path.join(folder, record.pop('file'))
+                if not record['caption'].strip():
+                    raise ValueError
+                with Image.open(name) as image:
+                    square = ImageOps.fit(ImageOps.exif_transpose(image).convert('RGB'), (image_size, image_size))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                sys.exit(f'{path} line {number}: expected JSON like {{"file": "cat.jpg", "caption": "a cat"}}, nothing empty')
+            except Image.DecompressionBombError as e:
+                sys.exit(f"{name}: {e}")
+            except OSError as e:  # note: of Pillow's too, for a file that is no picture
+                sys.exit(f"{path} line {number}: cannot read {name} ({type(e).__name__}: {e.strerror or 'not a picture'})")
+            pictures.append(np.asarray(square))
+            records.append(record)
+    if not pictures:
+        sys.exit(f"{path} is empty: a line like {{\"file\": \"cat.jpg\", \"caption\": \"a cat\"}} for each picture is expected")
+    return np.stack(pictures), records
+
+def write_pictures(folder, parts):
+    """(split, pictures, records) … -> train.npz, train.jsonl, val.npz, val.jsonl, meta.json, at once or not at all."""
+    counts, names = {}, []
+    try:
+        for split, pictures, records in parts:
+            names += [os.path.join(folder, split + '.npz'), os.path.join(folder, split + '.jsonl')]
+            with open(names[-2] + '.tmp', 'wb') as f:
+                np.savez_compressed(f, images=pictures)
+            with open(names[-1] + '.tmp', 'w', encoding='utf-8') as f:
+                f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
+            with open(names[-2] + '.tmp', 'rb') as f:
+                counts[split] = {'pictures': len(pictures), 'sha256': hashlib.sha256(f.read()).hexdigest()}
+        names.append(os.path.join(folder, 'meta.json'))
+        with open(names[-1] + '.tmp', 'w', encoding='utf-8') as f:
+            json.dump({'dataset': dataset, 'kind': 'pictures', 'source': input or dataset, 'splits': counts}, f)
+        for name in names:
+            os.replace(name + '.tmp', name)
+    finally:
+        for name in names:
+            if os.path.exists(name + '.tmp'):
+                os.remove(name + '.tmp')
+    print(f"{folder}: " + ', '.join(f"{split} {c['pictures']:,} pictures" for split, c in counts.items()))
+    print(f"next:  python vlm.py dataset={dataset} out_dir=out-{dataset}")
+
+def prepare_pictures(folder):
+    if dataset == 'cifar10' and not input:
+        return write_pictures(folder, cifar10_pictures())
+    pictures, records = folder_pictures(input) if os.path.isdir(input) else load_pictures(input)
+    if len(pictures) < 10:
+        sys.exit(f"input={input}: {len(pictures)} pictures are too few, because every tenth is for validation")
+    val = np.arange(len(pictures)) % 10 == 9
+    write_pictures(folder, [(split, pictures[rows], [r for r, here in zip(records, rows) if here])
+                            for split, rows in (('train', ~val), ('val', val))])
+
 def main():
-    if not input and dataset not in DATASETS and dataset != 'fineweb':
-        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb; or input=PATH for text of your own")
+    if not input and dataset not in DATASETS and dataset not in ('fineweb', 'cifar10'):
+        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb, cifar10; or input=PATH for text or "
+              "pictures of your own")
     if input and dataset == 'python':
         usage("input= needs a name for what is made of it: dataset=mine, say")
     if input and not os.path.exists(input) and not glob.glob(input, recursive=True):
@@ -385,10 +478,14 @@ def main():
               f"{len(SPECIAL_TOKENS)} special tokens")
     if not 1 <= shards <= 103:
         usage(f"shards={shards}: expected 1 to 103")
+    if image_size < 1:
+        usage(f"image_size={image_size}: expected at least 1")
 
     start = time.time()
     folder = os.path.join(data_dir, dataset)
     os.makedirs(folder, exist_ok=True)
+    if dataset == 'cifar10' or input.endswith('.npz') or (input and os.path.exists(os.path.join(input, 'captions.jsonl'))):
+        return prepare_pictures(folder)
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:
         plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's
