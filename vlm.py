@@ -26,7 +26,7 @@ out_dir = 'out-clip'
 init_from = 'scratch'   # scratch, resume (go on with the run in out_dir), or the folder of a checkpoint to start from
 dataset = 'shapes'      # shapes (drawn as it trains), or a folder of pictures in data_dir, made by prepare.py
 data_dir = 'data'
-templates = 'a {}|a picture of a {}|there is a {}|a small {}|a big {}'  # zero-shot prompts for classes that have labels
+templates = '{}|a picture of {}|there is {}'  # prompts that classify by caption, where pictures have labels
 # the model: two towers of this shape
 image_size = 32         # pixels; smaller pictures get a black margin
 patch_size = 8          # 32 * 32 pixels in patches of 8 * 8 are 16 tokens of 192 numbers
@@ -40,23 +40,20 @@ freeze = False          # caption, vqa: leave the vision tower as it came
 batch_size = 128        # pictures a step, over all processes. clip: 128 captions to choose from, so no accumulation
 max_iters = 1200
 # how fast
-optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
-learning_rate = 0.005       # AdamW's peak rate
-muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, so it is a scale of its own
-warmup_iters = 20           # steps in which it rises from 0; then it falls to 0 in a straight line
-weight_decay = 0.0
-beta1 = 0.9                 # AdamW's memory of the gradient: about 1 / (1 - beta1) = 10 steps
-beta2 = 0.95                # and of its square: about 20 steps
+learning_rate = 0.005       # AdamW's peak rate: for embeddings, patches, projections
+muon_learning_rate = 0.02   # Muon's, for the matrices in the layers; its steps are orthogonal, so it is a scale of its own
+warmup_iters = 20           # steps in which it rises from 0; then it falls in a straight line …
+lr_decay_iters = 0          # … to 0 at this step; 0: max_iters
 grad_clip = 1.0             # longest gradient let through; 0: any
 shift = 2                   # your own pictures are moved by up to so many pixels as it trains; scenes never repeat anyway
 # how it goes
 eval_interval = 200         # steps between evaluations
 eval_iters = 4              # batches of batch_size pictures in each: always the same ones
 log_interval = 20           # steps between lines
-num_samples = 3             # pictures shown in the terminal at the end
+num_samples = 2             # rows of pictures shown in the terminal at the end; all are in sheet.png
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
-dtype = 'auto'              # auto | float32 | bfloat16 | float16: of the multiplications; the weights stay float32
+dtype = 'auto'              # auto | float32 | bfloat16: of the multiplications; the weights stay float32
 seed = 1337
 given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
@@ -135,7 +132,7 @@ def draw(split, numbers):
         at = (rows, slot, None, None)
         on = inside(shape, grid[None, None, :] - x[at], grid[None, :, None] - y[at], radius[at])  # (rows, 32, 32)
         b, i, j = np.nonzero(on)
-        pictures[rows[b], i, j] = colours[who[rows[b], slot] // len(SHAPES)]
+        pictures[rows[b], i, j] = (colours[who[rows, slot] // len(SHAPES)] * (1 - 0.3 * u[rows, 26 + slot, None]))[b]
     pictures += 40 * u[:, 32:].reshape(-1, 32, 32, 3) - 20  # noise
     # 4. the same in words
     scenes = [[(('small', 'big')[size], *KINDS[k], i, j) for size, k, i, j in zip(*row) if k >= 0]
@@ -147,7 +144,7 @@ def relations(a, b):
     found = ['left of' if a[3] < b[3] else 'right of'] if abs(a[3] - b[3]) > 8 else []
     return found + (['above' if a[4] < b[4] else 'below'] if abs(a[4] - b[4]) > 8 else [])
 
-def say(scene, way):
+def caption(scene, way):
     """
     A scene in words, in one of the WAYS: 'a small red circle left of a blue square', 'there is a big blue square right
     of a small red circle' … All of them are true.
@@ -227,7 +224,7 @@ def examples(split, numbers):
     pictures, scenes, u = draw(split, numbers)
     if task == 'vqa':
         return pictures, [ask(scene, row) for scene, row in zip(scenes, u)], scenes
-    return pictures, [('', say(scene, int(row[0] * WAYS))) for scene, row in zip(scenes, u)], scenes
+    return pictures, [('', caption(scene, int(row[0] * WAYS))) for scene, row in zip(scenes, u)], scenes
 
 def get_batch(step, first, count):
     """`count` of the batch_size training examples of this step, from row `first` on: a function of (seed, step) alone."""
@@ -245,7 +242,7 @@ def make_tokenizer():
     """
     if dataset == 'shapes':
         _, scenes, u = draw('train', range(4000))
-        texts = [text for scene, row in zip(scenes, u) for text in (say(scene, int(row[0] * WAYS)), *ask(scene, row))]
+        texts = [text for scene, row in zip(scenes, u) for text in (caption(scene, int(row[0] * WAYS)), *ask(scene, row))]
     else:
         texts = [text for r in own('train')[2] for text in (r['caption'], *(t for pair in r.get('qa', []) for t in pair))]
     words = {space + word for text in texts for word in re.findall(r'\w+', text) for space in ('', ' ')}
@@ -429,7 +426,7 @@ def rate(step):
     """The fraction of the peak learning rate at this step: up in the warmup, then down to 0."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)
-    return 1 - min((step - warmup_iters) / max(max_iters - warmup_iters, 1), 1.0)
+    return 1 - min((step - warmup_iters) / max((lr_decay_iters or max_iters) - warmup_iters, 1), 1.0)
 
 def check_finite(loss, step, best):
     """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
@@ -470,25 +467,23 @@ def train():
     for name in ('image_size', 'patch_size', 'batch_size', 'eval_interval', 'eval_iters', 'log_interval'):
         if globals()[name] < 1:
             usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in ('max_iters', 'warmup_iters', 'grad_clip', 'weight_decay', 'shift', 'num_samples', 'seed'):
+    for name in ('max_iters', 'warmup_iters', 'lr_decay_iters', 'grad_clip', 'shift', 'num_samples', 'seed'):
         if globals()[name] < 0:
             usage(f"{name}={globals()[name]}: expected at least 0")
     for name in ('learning_rate', 'muon_learning_rate'):
         if globals()[name] <= 0:
             usage(f"{name}={globals()[name]}: expected more than 0")
-    for name in ('beta1', 'beta2'):
-        if not 0 <= globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected 0 <= {name} < 1")
     if freeze and (task == 'clip' or init_from == 'scratch'):
         usage("freeze=True keeps a tower that has learned to see: it needs task=caption or vqa, and init_from=out-clip")
 
     # 2. processes: torchrun starts several and tells each who it is; alone, we are the only one
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     chief = rank == 0  # the one that prints and saves
-    tell = (lambda line: print(line, flush=True)) if chief else lambda line: None
+    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
     if batch_size % world:
         usage(f"batch_size={batch_size} pictures do not divide among {world} processes")
     where, number = resolve_device(device, dtype)
+    number = 'float32' if number == 'float16' else number  # float16 would need train.py's loss scaling
     kind = where.split(':')[0]
     if world > 1:
         dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
@@ -527,23 +522,18 @@ def train():
         load_weights(model, old, same)
     model.to(where)
     if max_iters == 0:
-        report(model.eval(), tokenizer, where, autocast)
+        measure(model, tokenizer, where, autocast)
         return
 
     # 4. optimizers
-    optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
-    scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
+    optimizers = configure_optimizers(model, 'muon', learning_rate, muon_learning_rate)
     step, best = 0, math.inf
     if resumed:
-        if len(optimizers) != len(resumed['optimizers']):
-            sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
         for o, state in zip(optimizers, resumed['optimizers']):
             now = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
             o.load_state_dict(state)
             for group, hyperparameters in zip(o.param_groups, now):
                 group.update(hyperparameters)  # rates given anew count, and load_state_dict has put back the old
-        if resumed['scaler']:
-            scaler.load_state_dict(resumed['scaler'])
         step, best = resumed['step'], resumed['best']
     old = resumed = None  # let go of the copies
     run = DistributedDataParallel(model, forward_sync_buffers=False) if world > 1 else model
@@ -551,10 +541,10 @@ def train():
     # 5. what this will cost
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in (('vision', model.vision), ('text', model.text))}
     rest = sum(p.numel() for p in model.parameters()) - sum(sizes.values())
-    tell(f"{sum(sizes.values()) + rest:,} parameters: vision {sizes['vision']:,}, text {sizes['text']:,}, between them {rest:,}")
-    tell(f"{batch_size:,} pictures per step * {max_iters:,} steps = {batch_size * max_iters:,} pictures, each of "
+    say(f"{sum(sizes.values()) + rest:,} parameters: vision {sizes['vision']:,}, text {sizes['text']:,}, between them {rest:,}")
+    say(f"{batch_size:,} pictures per step * {max_iters:,} steps = {batch_size * max_iters:,} pictures, each of "
         f"{(image_size // patch_size) ** 2} patches; {tokenizer.vocab_size} tokens of text")
-    tell(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
+    say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
 
     # 6. where it goes; an earlier run's results are set aside, not lost
     os.makedirs(out_dir, exist_ok=True)
@@ -578,7 +568,7 @@ def train():
 
     def progress():
         """What resume.pt holds beyond the model: with it, a run that stopped ends in the same weights, bit for bit."""
-        return {'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(), 'best': best}
+        return {'optimizers': [o.state_dict() for o in optimizers], 'best': best}
 
     def loss_of(run, pictures, pairs, **how):
         pictures, idx, targets = collate(tokenizer, pictures, pairs)
@@ -613,7 +603,7 @@ def train():
             before = time.perf_counter()
             val_loss = evaluate()
             check_finite(val_loss, step, best)
-            tell(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
+            say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
             if chief:
                 log.writerow([step, step * batch_size, '', f"{val_loss:.6f}", '', '', '', f"{before - start:.2f}"])
             if val_loss < best:
@@ -627,33 +617,28 @@ def train():
             break
         # 8.2 forward and backward: this process's part of the batch
         loss = loss_of(run, *get_batch(step, rank * mine, mine), **({'spread': world > 1} if task == 'clip' else {}))
-        scaler.scale(loss).backward()
+        loss.backward()
         losses.append(loss.detach())
         # 8.3 update
-        for o in optimizers:
-            scaler.unscale_(o)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-        overflow = scaler.is_enabled() and not torch.isfinite(grad_norm)  # float16's range was exceeded: skip the step
         for o in optimizers:
             for group in o.param_groups:
                 group['lr'] = group['initial_lr'] * rate(step)
-            if not overflow:
-                scaler.step(o)
+            o.step()
             o.zero_grad(set_to_none=True)
-        scaler.update()
         step += 1
         # 8.4 report
         if step % log_interval == 0 or step == max_iters or (stop and world == 1):
-            report_ = torch.stack(losses + [torch.tensor(float(len(stop)), device=where)])
+            report = torch.stack(losses + [torch.tensor(float(len(stop)), device=where)])
             if world > 1:
-                dist.all_reduce(report_)  # the sum over processes; and if one was asked to stop, all do
-            *values, stopping = report_.tolist()
+                dist.all_reduce(report)  # the sum over processes; and if one was asked to stop, all do
+            *values, stopping = report.tolist()
             for at, value in enumerate(values, step - len(values)):
                 check_finite(value, at, best)
             now = time.perf_counter()
             mean, speed = sum(values) / len(values) / world, batch_size * len(values) / max(now - mark, 1e-9)
             left = int((max_iters - step) * (now - start) / (step - first_step))
-            tell(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
+            say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} pictures/s | {left // 60}:{left % 60:02d} left")
             if chief:
                 log.writerow([step, step * batch_size, f"{mean:.6f}", '', f"{rate(step - 1):.6f}", f"{grad_norm:.4f}",
@@ -666,11 +651,11 @@ def train():
     if stopping:
         if chief:
             save('resume.pt', **progress())
-        tell(f"stopped after step {step}; go on with  python vlm.py init_from=resume out_dir={out_dir}")
+        say(f"stopped after step {step}; go on with  python vlm.py init_from=resume out_dir={out_dir}")
     elif chief:
         log_file.close()
         load_weights(model, load_checkpoint(out_dir), True)  # the best, which is what the folder keeps
-        report(model.eval(), tokenizer, where, autocast)
+        measure(model, tokenizer, where, autocast)
     if world > 1:
         dist.barrier()  # leave together: a process that is gone early takes its connections down with it
         dist.destroy_process_group()
@@ -678,133 +663,177 @@ def train():
 # ------------------------------------------------------------------------------------------------------------
 # 5. What was learned
 
-def table(rows):
-    """[['', 'colour'], ['seen', '99.0 %']] -> lines with columns under each other."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
-    for row in rows:
-        print('  ' + '  '.join(str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths))))
-
-def splits():
-    return {'val': 'new scenes', 'new': 'new combinations'} if dataset == 'shapes' else {'val': 'validation pictures'}
+def kept():
+    """The splits kept from training, and what to call them."""
+    return {'val': 'new scenes', 'new': 'new combinations'} if dataset == 'shapes' else {'val': 'validation'}
 
 def some(split, n, wanted=lambda known: True, key=None):
     """The first n examples of a split that are wanted and, by their key, unlike all before: pictures, pairs, known."""
-    last = 40 * n if dataset == 'shapes' else len(own(split)[0])
-    found, seen = [], set()
+    last = 100 * n if dataset == 'shapes' else len(own(split)[0])
+    found, before = [], set()
     for i in range(0, last, 500):
-        for picture, pair, known in zip(*examples(split, range(i, min(i + 500, last)))):
-            if wanted(known) and (key is None or key(known) not in seen):
-                seen.add(key(known) if key else 0)
-                found.append((picture, pair, known))
+        for example in zip(*examples(split, range(i, min(i + 500, last)))):
+            if wanted(example[2]) and (key is None or key(example[2]) not in before):
+                before.add(key and key(example[2]))
+                found.append(example)
         if len(found) >= n:
             break
     pictures, pairs, known = zip(*found[:n])
     return np.stack(pictures), list(pairs), list(known)
 
-def measure_clip(model, tokenizer, where, autocast):
-    """Retrieval among 100 pictures with different captions, and classification by captions nobody trained on as such."""
-    @torch.no_grad()
+def table(rows):
+    """[['', 'colour'], ['new scenes', 0.99]] -> columns under each other, fractions as percentages."""
+    rows = [[f"{cell:.1%}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print('  '.join([row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]))
+
+@torch.no_grad()
+def measure_clip(model, tokenizer, where):
+    """Retrieval among 100 pictures of different things, then classification by nothing but captions; a gallery."""
     def see(pictures):
-        with autocast:
-            return torch.cat([model.see(torch.from_numpy(part).to(where)) for part in np.array_split(pictures, -(-len(pictures) // 250))])
+        return torch.cat([model.see(torch.from_numpy(pictures[i:i + 250]).to(where)) for i in range(0, len(pictures), 250)])
 
-    @torch.no_grad()
     def read(texts):
-        with autocast:
-            return model.read(collate(tokenizer, np.zeros(0), [('', text) for text in texts])[1].to(where))
-    unlike = (lambda scene: frozenset(o[1:3] for o in scene)) if dataset == 'shapes' else lambda r: r['caption']
-    # 1. which caption, and which picture, among 100
-    rows, shown = [['recall@', '1', '5', '10', 'chance@1']], None
-    for split, name in splits().items():
-        pictures, pairs, _ = some(split, 100, key=unlike)
-        scores = see(pictures) @ read([a for _, a in pairs]).T
-        shown = shown or (pictures, [a for _, a in pairs], scores)
-        n, right = len(pictures), torch.arange(len(pictures), device=where)[:, None]
-        for way, s in (('image to text', scores), ('text to image', scores.T)):
-            ranked = s.argsort(1, descending=True) == right
-            rows.append([f"{name}, {way} among {n}"] + [f"{ranked[:, :k].any(1).float().mean():.1%}" for k in (1, 5, 10)] + [f"{1 / n:.1%}"])
+        return model.read(collate(tokenizer, np.zeros(0), [('', text) for text in texts])[1].to(where))
+
+    # 1. which of 100 captions, and which of 100 pictures
+    shapes, gallery = dataset == 'shapes', []
+    rows = [['', 'recall@1', '@5', '@10', 'chance@1']]
+    for split, title in kept().items():
+        pictures, pairs, _ = some(split, 100, key=lambda k: frozenset(o[1:3] for o in k) if shapes else k['caption'])
+        texts, n = [text for _, text in pairs], len(pairs)
+        scores = see(pictures) @ read(texts).T  # (pictures, texts)
+        for way, s in (('picture to caption', scores), ('caption to picture', scores.T)):
+            right = s.argsort(1, descending=True) == torch.arange(n, device=where)[:, None]
+            rows.append([f"{title}: {way}, of {n}"] +
+                        [right[:, :k].any(1).float().mean().item() for k in (1, 5, 10)] + [1 / n])
+        if not gallery:  # a picture, and beside it the five that its caption finds
+            for i, found in enumerate(scores.T.topk(min(5, n)).indices[:12].tolist()):
+                neighbours = ', '.join(repr(texts[j]) for j in scores[i].topk(min(3, n)).indices)
+                gallery.append(([(pictures[i], None)] + [(pictures[j], i == j) for j in found],
+                                f"{texts[i]}\n  nearest captions: {neighbours}"))
     table(rows)
-    # 2. zero-shot: a picture is what the nearest prompt says
-    if dataset == 'shapes':
-        classes, prompts, label = [' '.join(k) for k in KINDS], templates.split('|'), lambda scene: ' '.join(scene[0][1:3])
-        def single(scene): return len(scene) == 1
-    else:
-        prompts, single = templates.split('|') if 'label' in own('train')[2][0] else ['{}'], lambda r: True
-        def label(r): return r.get('label', r['caption'])
-        classes = sorted({label(r) for r in own('train')[2]})
+    # 2. zero-shot: a picture is what the nearest prompt says; the ensemble takes the mean of a class's prompts
+    records = None if shapes else own('train')[2]
+    label = (lambda k: 'a ' + ' '.join(k[0][1:3])) if shapes else lambda k: k.get('label', k['caption'])
+    classes = ['a ' + ' '.join(kind) for kind in KINDS] if shapes else sorted({label(r) for r in records})
+    prompts = templates.split('|') if shapes or 'label' in records[0] else ['{}']
     heads = [read([prompt.format(c) for c in classes]) for prompt in prompts]  # (classes, E) each
-    rows = [['zero-shot'] + list(splits().values())] + [[repr(prompt)] for prompt in prompts] + [['all templates together'], [f"chance, {len(classes)} classes"]]
-    for split in splits():
-        pictures, _, known = some(split, 300, single)
+    rows = [['zero-shot'] + [repr(prompt) for prompt in prompts] + ['ensemble', 'chance']]
+    for split, title in kept().items():
+        pictures, _, known = some(split, 500, wanted=lambda k: not shapes or len(k) == 1)
         seen, truth = see(pictures), torch.tensor([classes.index(label(k)) for k in known], device=where)
-        for row, head in zip(rows[1:], heads + [torch.stack(heads).mean(0)]):
-            row.append(f"{((seen @ head.T).argmax(1) == truth).float().mean():.1%}")
-        rows[-1].append(f"{1 / len(classes):.1%}")
+        rows.append([f"{title}: {len(classes)} classes"] +
+                    [((seen @ head.T).argmax(1) == truth).float().mean().item() for head in heads + [sum(heads)]] +
+                    [1 / len(classes)])
     table(rows)
-    return shown
+    return gallery
 
-def judge(text, scene):
-    """What a caption gets right about a scene: {'colour': (right, of), …}; 'exact': it is one of the WAYS to say it."""
-    said = re.findall(rf"(?:(small|big) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", text)
-    there = {(o[1], o[2]): o for o in scene}
-    found = {}
-    for name, mine, true in (('colour', {s[1] for s in said}, {o[1] for o in scene}), ('shape', {s[2] for s in said}, {o[2] for o in scene}),
-                             ('both', {s[1:] for s in said}, set(there))):
-        found[name] = (len(mine & true), max(len(mine), len(true)))
-    sizes = [there[s[1:]][0] == s[0] for s in said if s[0] and s[1:] in there]
-    found['size'] = (sum(sizes), len(sizes))
-    if len(scene) > 1:
-        m = re.search('left of|right of|above|below', text)
-        ok = m and len(said) > 1 and all(s[1:] in there for s in said[:2]) and m[0] in relations(*(there[s[1:]] for s in said[:2]))
-        found['relation'] = (int(bool(ok)), 1)
-    found['exact'] = (int(text in {say(scene, way) for way in range(WAYS)}), 1)
-    return found
+def judge(text, question, answer, known):
+    """How right a text is, from 0 to 1 in each respect; an exact caption is one of the WAYS to word the scene."""
+    if question:
+        return {'all': text == answer, ' '.join(question.split()[:2]): text == answer}  # 'what colour', 'how many' …
+    if dataset != 'shapes':
+        return {'exact': text == answer}
+    said = re.findall(f"(?:(small|big) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", text)
+    there = {o[1:3]: o for o in known}
+    def agree(a, b):
+        return len(a & b) / max(len(a), len(b))
+    right = {'exact': text in {caption(known, way) for way in range(WAYS)},
+             'colour': agree({s[1] for s in said}, {c for c, _ in there}),
+             'shape': agree({s[2] for s in said}, {s for _, s in there}),
+             'both': agree({s[1:] for s in said}, set(there))}
+    sizes = [s[1:] in there and there[s[1:]][0] == s[0] for s in said if s[0]]
+    if sizes:
+        right['size'] = sum(sizes) / len(sizes)
+    if len(known) > 1:
+        between, ends = re.search('left of|right of|above|below', text), [there.get(s[1:]) for s in said[:2]]
+        right['relation'] = bool(between and len(ends) == 2 and all(ends) and between[0] in relations(*ends))
+    return right
 
-def measure_words(model, tokenizer, where, autocast):
-    """Captions or answers, to the true pictures, to other ones, and to blank ones."""
-    n, shown, rows = 500, None, {}
-    for split, name in splits().items():
-        pictures, pairs, known = some(split, n)
-        for condition, seen in (('', pictures), ('shuffled', np.roll(pictures, 1, 0)), ('blank', np.full_like(pictures, 128))):
-            said = []
-            for i in range(0, len(seen), 250):
-                with autocast:
-                    said += answers(model, tokenizer, torch.from_numpy(seen[i:i + 250]).to(where), [q for q, _ in pairs[i:i + 250]])
-            shown = shown or (pictures, [q + ' ' + a for (q, _), a in zip(pairs, said)], None)
-            total = defaultdict(lambda: [0, 0])
-            for text, (q, a), k in zip(said, pairs, known):
-                kind = ' '.join(q.split()[:2])
-                results = {kind: (text == a, 1), 'all': (text == a, 1)} if q else judge(text, k) if dataset == 'shapes' else {'exact': (text == a, 1)}
-                for key, (right, of) in results.items():
-                    total[key][0] += right
-                    total[key][1] += of
-            rows[f"{name}, {condition or 'true'} pictures"] = {k: f"{a / max(b, 1):.1%}" for k, (a, b) in sorted(total.items())}
+@torch.no_grad()
+def measure_words(model, tokenizer, where):
+    """Captions or answers to the right pictures, to other ones, and to a blank one; a gallery."""
+    shapes, gallery, results, columns = dataset == 'shapes', [], [], {}
+    commonest = defaultdict(Counter)
+    for q, a in examples('train', range(4000 if shapes else len(own('train')[0])))[1]:
+        commonest[' '.join(q.split()[:2])][a] += 1
+    for split, title in kept().items():
+        pictures, pairs, known = some(split, 500)
+        said = {}
+        for name, shown in (('', pictures), ('shuffled', np.roll(pictures, 1, axis=0)), ('blank', pictures * 0 + 128)):
+            said[name] = [text for i in range(0, len(pairs), 250) for text in
+                          answers(model, tokenizer, torch.from_numpy(shown[i:i + 250]).to(where), [q for q, _ in pairs[i:i + 250]])]
             if task == 'caption':
-                path = os.path.join(out_dir, '-'.join(filter(None, ('captions', split, condition))) + '.jsonl')
+                path = os.path.join(out_dir, '-'.join(filter(None, ('captions', split, name))) + '.jsonl')
                 with open(path, 'w', encoding='utf-8') as f:
-                    for text, (_, a), k in zip(said, pairs, known):
-                        references = sorted({say(k, way) for way in range(0, WAYS, 7)}) if dataset == 'shapes' else [a]
-                        f.write(json.dumps({'hypothesis': text, 'references': references}) + '\n')
+                    for text, (_, a), k in zip(said[name], pairs, known):
+                        references = [caption(k, way) for way in range(0, WAYS, 7)] if shapes else [a]
+                        f.write(json.dumps({'hypothesis': text, 'references': references}, ensure_ascii=False) + '\n')
         if task == 'vqa':
-            seen = defaultdict(Counter)
-            for q, a in examples('train', range(2000) if dataset == 'shapes' else range(len(own('train')[0])))[1]:
-                seen[' '.join(q.split()[:2])][a] += 1
-            total = defaultdict(lambda: [0, 0])
-            for q, a in pairs:
-                kind = ' '.join(q.split()[:2])
-                for key in (kind, 'all'):
-                    total[key][0] += seen[kind].most_common(1)[0][0] == a
-                    total[key][1] += 1
-            rows[f"{name}, commonest answer"] = {k: f"{a / max(b, 1):.1%}" for k, (a, b) in sorted(total.items())}
-    names = list(next(iter(rows.values())))
-    table([['right'] + names] + [[key] + [row.get(name, '') for name in names] for key, row in rows.items()])
-    return shown
+            said['commonest answer'] = [commonest[' '.join(q.split()[:2])].most_common(1)[0][0] for q, _ in pairs]
+        for name, texts in said.items():
+            scores = defaultdict(list)
+            for text, pair, k in zip(texts, pairs, known):
+                for what, value in judge(text, *pair, k).items():
+                    scores[what].append(value)
+            results.append((', '.join(filter(None, (title, name))), scores))
+            columns.update(dict.fromkeys(scores))
+        if not gallery:  # six pictures a row, green where the text is right
+            right = [next(iter(judge(text, *pair, k).values())) for text, pair, k in zip(said[''], pairs, known)]
+            texts = [f"{q} {text}".strip() for text, (q, _) in zip(said[''], pairs)]
+            gallery = [(list(zip(pictures[i:i + 6], right[i:i + 6])), ' | '.join(texts[i:i + 6])) for i in range(0, 48, 6)]
+    table([['right'] + list(columns)] + [[title] + [float(np.mean(scores[c])) if scores[c] else '' for c in columns]
+                                         for title, scores in results])
+    return gallery
 
-def report(model, tokenizer, where, autocast):
-    (measure_clip if task == 'clip' else measure_words)(model, tokenizer, where, autocast)
+def chunk(kind, data):
+    """Part of a PNG file: its length, kind and data, and a checksum."""
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 
-def main():
-    train()
+def write_png(path, picture):
+    """(H, W, 3) uint8 -> a picture file that anything can open: a header, the rows zipped, an end."""
+    rows = b''.join(b'\0' + row.tobytes() for row in picture)  # 0: the row comes as it is, unfiltered
+    header = struct.pack('>IIBBBBB', picture.shape[1], picture.shape[0], 8, 2, 0, 0, 0)  # 8 bits of each of 3 colours
+    with open(path, 'wb') as f:
+        f.write(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
+
+def terminal(picture):
+    """(H, W, 3) uint8 -> text in 24-bit colour. A '▀' is two pixels: the upper is its colour, the lower its background."""
+    return '\n'.join(''.join('\x1b[38;2;{};{};{};48;2;{};{};{}m▀'.format(*upper, *lower) for upper, lower in zip(a, b)) + '\x1b[0m'
+                     for a, b in zip(picture[::2].tolist(), picture[1::2].tolist()))
+
+def show(gallery):
+    """Rows of (picture, whether it is right) with a text each: the first in the terminal, all in out_dir/sheet.png."""
+    for row, text in gallery[:num_samples * sys.stdout.isatty()]:
+        print(terminal(np.concatenate([np.pad(p, ((0, 0), (0, 2), (0, 0))) for p, _ in row], axis=1)) + '\n' + text)
+    frames = {None: (128, 128, 128), True: (60, 200, 60), False: (220, 60, 60)}
+    cell = image_size + 8  # a frame of 2 pixels, and 2 of black around it
+    sheet = np.zeros((len(gallery) * cell, max(len(row) for row, _ in gallery) * cell, 3), np.uint8)
+    for y, (row, _) in enumerate(gallery):
+        for x, (picture, right) in enumerate(row):
+            place = sheet[y * cell + 2:(y + 1) * cell - 2, x * cell + 2:(x + 1) * cell - 2]
+            place[:] = frames[right]
+            place[2:-2, 2:-2] = picture
+    os.makedirs(out_dir, exist_ok=True)
+    write_png(os.path.join(out_dir, 'sheet.png'), sheet.repeat(3, axis=0).repeat(3, axis=1))
+    print(f"{len(gallery)} rows of pictures are in {out_dir}/sheet.png")
+
+def measure(model, tokenizer, where, autocast):
+    model.eval()
+    with autocast:
+        show((measure_clip if task == 'clip' else measure_words)(model, tokenizer, where))
+
+def look():
+    """What there is to learn from: captions and questions of six pictures a row."""
+    if dataset == 'shapes':
+        pictures, scenes, u = draw('val', range(36))
+        texts = [f"{caption(scene, int(row[0] * WAYS))}. {' '.join(ask(scene, row))}" for scene, row in zip(scenes, u)]
+    else:
+        pictures, _, records = own('val')
+        texts = [record['caption'] for record in records]
+    show([([(p, None) for p in pictures[i:i + 6]], ' | '.join(texts[i:i + 6])) for i in range(0, len(texts[:36]), 6)])
 
 if __name__ == '__main__':
-    main()
+    look() if task == 'look' else train()
