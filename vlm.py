@@ -30,7 +30,7 @@ templates = '{}|a picture of {}|there is {}'  # prompts that classify by caption
 # the model: two towers of this shape
 image_size = 32         # pixels; smaller pictures get a black margin
 patch_size = 8          # 32 * 32 pixels in patches of 8 * 8 are 16 tokens of 192 numbers
-n_layer = 4
+n_layer = 2
 n_head = 2
 n_embd = 128
 block_size = 64         # longest text, in tokens
@@ -38,7 +38,7 @@ fusion = 'early'        # early | intermediate | late: image tokens before the t
 freeze = False          # caption, vqa: leave the vision tower as it came
 # how much
 batch_size = 128        # pictures a step, over all processes. clip: 128 captions to choose from, so no accumulation
-max_iters = 1200
+max_iters = 1000
 # how fast
 learning_rate = 0.005       # AdamW's peak rate: for embeddings, patches, projections
 muon_learning_rate = 0.02   # Muon's, for the matrices in the layers; its steps are orthogonal, so it is a scale of its own
@@ -76,13 +76,11 @@ from model import (GPT, GPTConfig, KVCache, Tokenizer, configure_optimizers, loa
 # ------------------------------------------------------------------------------------------------------------
 # 1. Scenes: one to three shapes, and all that can be said and asked about them
 
-COLOURS = {'red': (220, 40, 40), 'green': (40, 170, 60), 'blue': (50, 80, 230), 'yellow': (235, 215, 50),
-           'purple': (165, 60, 200), 'white': (240, 240, 240)}
+COLOURS = {'red': 0, 'yellow': 60, 'green': 120, 'cyan': 180, 'blue': 240, 'purple': 300}  # hues, in degrees
 SHAPES = ('circle', 'square', 'triangle', 'cross')
 KINDS = list(product(COLOURS, SHAPES))  # 24 combinations …
 HELD_OUT = {('red', 'circle'), ('green', 'square'), ('blue', 'triangle'), ('yellow', 'cross')}  # … 4 never trained on
 SPLITS = ('train', 'val', 'new')        # val: other scenes of the 20; new: scenes that show one of the 4
-OPPOSITE = {'left of': 'right of', 'right of': 'left of', 'above': 'below', 'below': 'above'}
 OPENINGS = ('', 'a picture of ', 'there is ')
 WAYS = 72                               # to word a caption
 
@@ -102,42 +100,48 @@ def inside(shape, x, y, r):
     if shape == 'triangle':
         return (y <= 0.8 * r) & (x <= 0.55 * (y + r))
     y = abs(y)
-    return np.maximum(x, y) <= 0.9 * r if shape == 'square' else (np.minimum(x, y) <= 0.32 * r) & (np.maximum(x, y) <= r)
+    return np.maximum(x, y) <= r if shape == 'square' else (np.minimum(x, y) <= 0.32 * r) & (np.maximum(x, y) <= r)
 
 def draw(split, numbers):
     """
     Scenes by their numbers: pictures (B, 32, 32, 3) uint8; for each a list of (size, colour, shape, x, y), one per object;
-    and u (B, 8), random numbers in [0, 1) for its wording. Each object has a quarter of the picture to itself.
+    and (B, 8) random numbers in [0, 1) for its wording. Each object has a quarter of the picture to itself.
     """
     stream = [SPLITS.index(split), seed if split == 'train' else 0]
-    u = np.stack([np.random.default_rng(stream + [int(i)]).random(32 + 3072, np.float32) for i in numbers])
+    u = np.stack([np.random.default_rng(stream + [int(i)]).random(8 + 32 + 3072, np.float32) for i in numbers])
+    words, u, noise = np.split(u, (8, 40), axis=1)
     # 1. what there is
-    count = 1 + (u[:, 8] > 0.25).astype(int) + (u[:, 8] > 0.6)
+    count = 1 + (u[:, 0] > 0.25).astype(int) + (u[:, 0] > 0.6)
     who = np.full((len(u), 3), -1)
     for n, lists in enumerate(casts(split), 1):
         rows = count == n
-        who[rows, :n] = lists[(u[rows, 9] * len(lists)).astype(int)]
-    big = u[:, 10:13] < 0.5
-    radius = np.where(big, np.float32(6), np.float32(4)) + 0.8 * u[:, 13:16]  # (B, 3), in pixels
+        who[rows, :n] = lists[(u[rows, 1] * len(lists)).astype(int)]
+    big = u[:, 2:5] < 0.5
+    radius = np.where(big, np.float32(6.2), np.float32(4.4)) + 0.8 * u[:, 5:8]  # (B, 3), in pixels
     # 2. where it is
-    quarter = np.array(list(permutations(range(4), 3)))[(u[:, 16] * 24).astype(int)]  # (B, 3)
+    quarter = np.array(list(permutations(range(4), 3)))[(u[:, 8] * 24).astype(int)]  # (B, 3)
     room = np.minimum(8 - radius, 2.5)
-    x = 8 + 16 * (quarter % 2) + room * (2 * u[:, 17:20] - 1)
-    y = 8 + 16 * (quarter // 2) + room * (2 * u[:, 20:23] - 1)
-    # 3. pixels: all circles of the batch at once, all squares …
-    pictures = np.tile(90 * u[:, None, None, 23:26], (1, 32, 32, 1))  # a dark background, of any tint
-    grid, colours = np.arange(32, dtype=np.float32) + 0.5, np.array(list(COLOURS.values()), dtype=np.float32)
+    x = 8 + 16 * (quarter % 2) + room * (2 * u[:, 9:12] - 1)
+    y = 8 + 16 * (quarter // 2) + room * (2 * u[:, 12:15] - 1)
+    # 3. its colour: from hue, saturation and value to red, green and blue. note: of one fixed red, too little is learned.
+    # a tower that had seen no red circle then took one for the next likest red thing, a square, three times in five
+    hue = 60 * (who // len(SHAPES)) + 48 * u[:, 15:18] - 24
+    saturation, value = 0.5 + 0.5 * u[:, 18:21], 0.75 + 0.25 * u[:, 21:24]
+    k = (np.array([5, 3, 1]) + hue[..., None] / 60) % 6
+    colour = 255 * value[..., None] * (1 - saturation[..., None] * np.minimum(k, 4 - k).clip(0, 1))  # (B, 3 objects, 3)
+    # 4. pixels: all circles of the batch at once, all squares …
+    pictures = np.tile(60 * u[:, None, None, 24:27], (1, 32, 32, 1))  # a dark background, of any tint
+    grid = np.arange(32, dtype=np.float32) + 0.5
     for slot, (s, shape) in product(range(3), enumerate(SHAPES)):
         rows = np.flatnonzero((who[:, slot] >= 0) & (who[:, slot] % len(SHAPES) == s))
         at = (rows, slot, None, None)
-        on = inside(shape, grid[None, None, :] - x[at], grid[None, :, None] - y[at], radius[at])  # (rows, 32, 32)
-        b, i, j = np.nonzero(on)
-        pictures[rows[b], i, j] = (colours[who[rows, slot] // len(SHAPES)] * (1 - 0.3 * u[rows, 26 + slot, None]))[b]
-    pictures += 40 * u[:, 32:].reshape(-1, 32, 32, 3) - 20  # noise
-    # 4. the same in words
+        b, i, j = np.nonzero(inside(shape, grid[None, None, :] - x[at], grid[None, :, None] - y[at], radius[at]))
+        pictures[rows[b], i, j] = colour[rows[b], slot]
+    pictures += 40 * noise.reshape(-1, 32, 32, 3) - 20
+    # 5. the same in words
     scenes = [[(('small', 'big')[size], *KINDS[k], i, j) for size, k, i, j in zip(*row) if k >= 0]
               for row in zip(big.tolist(), who.tolist(), x.tolist(), y.tolist())]
-    return pictures.clip(0, 255).astype(np.uint8), scenes, u[:, :8]
+    return pictures.clip(0, 255).astype(np.uint8), scenes, words
 
 def relations(a, b):
     """What is true of the places of two objects: 'left of', 'above' …; two in one column are neither left nor right."""
@@ -282,10 +286,16 @@ def vision_tower():
     return tower
 
 def patches(pictures):
-    """uint8 (B, S, S, 3) -> numbers from -1 to 1, a row per patch: (B, N, 3 p²). Reading order: left to right, then down."""
+    """
+    uint8 (B, S, S, 3) -> a row per patch, (B, N, 3 p²); reading order: left to right, then down. A pixel is its light and,
+    much smaller, two differences of colour, as television sends them. Nothing is lost that a linear map could not undo;
+    but what is large is learned from first, so shapes are learned from light, and known in whatever colour they come.
+    """
     B, S, p = len(pictures), image_size, patch_size
-    x = pictures.view(B, S // p, p, S // p, p, 3).transpose(2, 3)  # (B, S/p, S/p, p, p, 3)
-    return x.reshape(B, -1, 3 * p * p).float() / 127.5 - 1
+    x = pictures.float() / 127.5 - 1
+    light = x.mean(-1, keepdim=True)
+    x = torch.cat((2 * light, (x - light)[..., [0, 2]] / 4), dim=-1)  # (B, S, S, 3): light, red - light, blue - light
+    return x.view(B, S // p, p, S // p, p, 3).transpose(2, 3).reshape(B, -1, 3 * p * p)
 
 def text_tower(vocab_size):
     room = (image_size // patch_size) ** 2 + block_size  # a caption may follow the picture's tokens
@@ -380,17 +390,16 @@ class Reader(nn.Module):
 
     def hidden(self, idx, seen, cache=None):
         """ids (B, T) and what is seen (B, N, C) -> (B, T, C); with a KVCache, as in GPT.hidden()."""
-        text, first = self.text, cache is None or max(cache.lengths) == 0
-        x = text.wte(idx)
-        if fusion == 'early' and first:
-            x = torch.cat((self.project(seen).to(x.dtype), x), dim=1)  # (B, N + T, C)
+        text, x, seen = self.text, self.text.wte(idx), self.project(seen)
+        if fusion == 'early' and (cache is None or max(cache.lengths) == 0):
+            x = torch.cat((seen.to(x.dtype), x), dim=1)  # (B, N + T, C)
         positions, mask = cache.extend(x.size(1), x.device) if cache else (torch.arange(x.size(1), device=x.device), None)
         for i, block in enumerate(text.blocks):
             x = block(x, (text.cos[positions], text.sin[positions]), mask, cache)
             if fusion == 'intermediate':
-                x = self.cross_blocks[i](x, self.project(seen))
+                x = self.cross_blocks[i](x, seen)
         if fusion == 'late':
-            x = x + self.project(seen.mean(1, keepdim=True))
+            x = x + seen.mean(1, keepdim=True)
         return text.norm(x)[:, -idx.size(1):]
 
     def forward(self, pictures, idx, targets):
@@ -513,13 +522,17 @@ def train():
     if dataset != 'shapes' and len(own('train')[0]) < batch_size:
         sys.exit(f"{data_dir}/{dataset} has {len(own('train')[0])} examples to train on, fewer than batch_size={batch_size}: "
                  f"give batch_size={max(len(own('train')[0]) // 4, 2)}")
+    for split in ('train', 'val') if dataset != 'shapes' else ():
+        collate(tokenizer, np.zeros(0), own(split)[1])  # a text that is too long ends the run now, not in an hour
     torch.manual_seed(seed)  # every process draws the same weights
     try:
         model = CLIP(tokenizer) if task == 'clip' else Reader(tokenizer)
+        if old:
+            load_weights(model, old, same)
     except ValueError as e:
         usage(str(e))
-    if old:
-        load_weights(model, old, same)
+    except (KeyError, RuntimeError) as e:
+        sys.exit(f"{source}: weights, shape and task do not fit together ({str(e).splitlines()[0]})")
     model.to(where)
     if max_iters == 0:
         measure(model, tokenizer, where, autocast)
@@ -681,7 +694,7 @@ def some(split, n, wanted=lambda known: True, key=None):
     pictures, pairs, known = zip(*found[:n])
     return np.stack(pictures), list(pairs), list(known)
 
-def table(rows):
+def print_table(rows):
     """[['', 'colour'], ['new scenes', 0.99]] -> columns under each other, fractions as percentages."""
     rows = [[f"{cell:.1%}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -713,7 +726,7 @@ def measure_clip(model, tokenizer, where):
                 neighbours = ', '.join(repr(texts[j]) for j in scores[i].topk(min(3, n)).indices)
                 gallery.append(([(pictures[i], None)] + [(pictures[j], i == j) for j in found],
                                 f"{texts[i]}\n  nearest captions: {neighbours}"))
-    table(rows)
+    print_table(rows)
     # 2. zero-shot: a picture is what the nearest prompt says; the ensemble takes the mean of a class's prompts
     records = None if shapes else own('train')[2]
     label = (lambda k: 'a ' + ' '.join(k[0][1:3])) if shapes else lambda k: k.get('label', k['caption'])
@@ -722,12 +735,12 @@ def measure_clip(model, tokenizer, where):
     heads = [read([prompt.format(c) for c in classes]) for prompt in prompts]  # (classes, E) each
     rows = [['zero-shot'] + [repr(prompt) for prompt in prompts] + ['ensemble', 'chance']]
     for split, title in kept().items():
-        pictures, _, known = some(split, 500, wanted=lambda k: not shapes or len(k) == 1)
+        pictures, _, known = some(split, 1000, wanted=lambda k: not shapes or len(k) == 1)
         seen, truth = see(pictures), torch.tensor([classes.index(label(k)) for k in known], device=where)
         rows.append([f"{title}: {len(classes)} classes"] +
                     [((seen @ head.T).argmax(1) == truth).float().mean().item() for head in heads + [sum(heads)]] +
                     [1 / len(classes)])
-    table(rows)
+    print_table(rows)
     return gallery
 
 def judge(text, question, answer, known):
@@ -784,7 +797,7 @@ def measure_words(model, tokenizer, where):
             right = [next(iter(judge(text, *pair, k).values())) for text, pair, k in zip(said[''], pairs, known)]
             texts = [f"{q} {text}".strip() for text, (q, _) in zip(said[''], pairs)]
             gallery = [(list(zip(pictures[i:i + 6], right[i:i + 6])), ' | '.join(texts[i:i + 6])) for i in range(0, 48, 6)]
-    table([['right'] + list(columns)] + [[title] + [float(np.mean(scores[c])) if scores[c] else '' for c in columns]
+    print_table([['right'] + list(columns)] + [[title] + [float(np.mean(scores[c])) if scores[c] else '' for c in columns]
                                          for title, scores in results])
     return gallery
 
