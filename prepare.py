@@ -6,7 +6,7 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
     python prepare.py dataset=cifar10                          # pictures for vlm.py: downloads 170 MB
-    python prepare.py dataset=mine input=pictures.npz          # your own, with pictures.jsonl; or a folder of image files
+    python prepare.py dataset=mine input=pictures.npz          # your own, with pictures.jsonl; or a folder of images
 
 A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a
 short vocabulary, long sequences), words (short sequences, but every vocabulary runs out of words), or
@@ -375,7 +375,7 @@ def token_stream(tok, plan):
         yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
 
 # ------------------------------------------------------------------------------------------------------------
-# 5. Pictures, for vlm.py: (N, H, W, 3) uint8 and a record for each, {"caption": …, "label": …, "qa": [[question, answer]]}
+# 5. Pictures, for vlm.py: (N, H, W, 3) uint8, and a record for each, as model.load_pictures() reads them
 
 def cifar10_pictures():
     """
@@ -417,15 +417,15 @@ def folder_pictures(folder):
                 with Image.open(name) as image:
                     square = ImageOps.fit(ImageOps.exif_transpose(image).convert('RGB'), (image_size, image_size))
             except (ValueError, KeyError, TypeError, AttributeError):
-                sys.exit(f'{path} line {number}: expected JSON like {{"file": "cat.jpg", "caption": "a cat"}}, nothing empty')
+                sys.exit(f'{path} line {number}: expected JSON like {{"file": "cat.jpg", "caption": "a cat"}}')
             except Image.DecompressionBombError as e:
                 sys.exit(f"{name}: {e}")
             except OSError as e:  # note: of Pillow's too, for a file that is no picture
-                sys.exit(f"{path} line {number}: cannot read {name} ({type(e).__name__}: {e.strerror or 'not a picture'})")
+                sys.exit(f"{path} line {number}: cannot read {name} ({e.strerror or 'not a picture'})")
             pictures.append(np.asarray(square))
             records.append(record)
     if not pictures:
-        sys.exit(f"{path} is empty: a line like {{\"file\": \"cat.jpg\", \"caption\": \"a cat\"}} for each picture is expected")
+        sys.exit(f'{path} is empty: expected a line like {{"file": "cat.jpg", "caption": "a cat"}} for each picture')
     return np.stack(pictures), records
 
 def write_pictures(folder, parts):
@@ -453,7 +453,7 @@ def write_pictures(folder, parts):
     print(f"next:  python vlm.py dataset={dataset} out_dir=out-{dataset}")
 
 def prepare_pictures(folder):
-    if dataset == 'cifar10' and not input:
+    if not input:
         return write_pictures(folder, cifar10_pictures())
     pictures, records = folder_pictures(input) if os.path.isdir(input) else load_pictures(input)
     if len(pictures) < 10:
@@ -484,7 +484,8 @@ def main():
     start = time.time()
     folder = os.path.join(data_dir, dataset)
     os.makedirs(folder, exist_ok=True)
-    if dataset == 'cifar10' or input.endswith('.npz') or (input and os.path.exists(os.path.join(input, 'captions.jsonl'))):
+    captions = os.path.isdir(input) and os.path.exists(os.path.join(input, 'captions.jsonl'))
+    if captions or input.endswith('.npz') or (dataset == 'cifar10' and not input):
         return prepare_pictures(folder)
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:

@@ -34,18 +34,18 @@ n_layer = 2
 n_head = 2
 n_embd = 128
 block_size = 64         # longest text, in tokens
-fusion = 'early'        # early | intermediate | late: image tokens before the text, cross-attention, or added at the end
+fusion = 'early'        # early | intermediate | late: tokens before the text, cross-attention, or added at the end
 freeze = False          # caption, vqa: leave the vision tower as it came
 # how much
 batch_size = 128        # pictures a step, over all processes. clip: 128 captions to choose from, so no accumulation
 max_iters = 1000
 # how fast
 learning_rate = 0.005       # AdamW's peak rate: for embeddings, patches, projections
-muon_learning_rate = 0.02   # Muon's, for the matrices in the layers; its steps are orthogonal, so it is a scale of its own
+muon_learning_rate = 0.02   # Muon's, for the matrices in the layers: a scale of its own
 warmup_iters = 20           # steps in which it rises from 0; then it falls in a straight line …
 lr_decay_iters = 0          # … to 0 at this step; 0: max_iters
 grad_clip = 1.0             # longest gradient let through; 0: any
-shift = 2                   # your own pictures are moved by up to so many pixels as it trains; scenes never repeat anyway
+shift = 2                   # your own pictures are moved by up to so many pixels in training; scenes never repeat
 # how it goes
 eval_interval = 200         # steps between evaluations
 eval_iters = 4              # batches of batch_size pictures in each: always the same ones
@@ -86,11 +86,12 @@ WAYS = 72                               # to word a caption
 
 @cache
 def casts(split):
-    """Who may appear together: for n = 1, 2, 3 all lists of n kinds, of different colours and different shapes, (M, n)."""
+    """Who may appear together: for n = 1, 2, 3 all lists of n kinds, of different colours and shapes, each (M, n)."""
     def fits(kinds):
         colours, shapes = zip(*kinds)
-        return len(set(colours)) == len(set(shapes)) == len(kinds) and (split == 'new') == any(k in HELD_OUT for k in kinds)
-    return [np.array([[KINDS.index(k) for k in kinds] for kinds in permutations(KINDS, n) if fits(kinds)]) for n in (1, 2, 3)]
+        return len(set(colours)) == len(set(shapes)) == len(kinds) and (split == 'new') == bool(HELD_OUT & set(kinds))
+    return [np.array([[KINDS.index(k) for k in kinds] for kinds in permutations(KINDS, n) if fits(kinds)])
+            for n in (1, 2, 3)]
 
 def inside(shape, x, y, r):
     """Which pixels, at (x, y) from its centre, belong to a shape of radius r."""
@@ -104,7 +105,7 @@ def inside(shape, x, y, r):
 
 def draw(split, numbers):
     """
-    Scenes by their numbers: pictures (B, 32, 32, 3) uint8; for each a list of (size, colour, shape, x, y), one per object;
+    Scenes by their numbers: pictures (B, 32, 32, 3) uint8; for each a list of its objects, (size, colour, shape, x, y);
     and (B, 8) random numbers in [0, 1) for its wording. Each object has a quarter of the picture to itself.
     """
     stream = [SPLITS.index(split), seed if split == 'train' else 0]
@@ -123,8 +124,8 @@ def draw(split, numbers):
     room = np.minimum(8 - radius, 2.5)
     x = 8 + 16 * (quarter % 2) + room * (2 * u[:, 9:12] - 1)
     y = 8 + 16 * (quarter // 2) + room * (2 * u[:, 12:15] - 1)
-    # 3. its colour: from hue, saturation and value to red, green and blue. note: of one fixed red, too little is learned.
-    # a tower that had seen no red circle then took one for the next likest red thing, a square, three times in five
+    # 3. its colour: any red, from hue, saturation and value. note: with one fixed red, a tower learned how each shape
+    # looks in that red, and took a red circle, which it had never seen, for a red square
     hue = 60 * (who // len(SHAPES)) + 48 * u[:, 15:18] - 24
     saturation, value = 0.5 + 0.5 * u[:, 18:21], 0.75 + 0.25 * u[:, 21:24]
     k = (np.array([5, 3, 1]) + hue[..., None] / 60) % 6
@@ -162,7 +163,7 @@ def caption(scene, way):
         place = f" at the {'top' if scene[0][4] < 16 else 'bottom'} {'left' if scene[0][3] < 16 else 'right'}"
         return opening + names[0] + place * choice
     between = relations(*scene[:2])
-    return f"{opening}{names[0]} {between[choice % len(between)]} {names[1]}" + (f" and {names[2]}" if names[2:] else '')
+    return opening + ' '.join([names[0], between[choice % len(between)], names[1]] + [f"and {name}" for name in names[2:]])
 
 def ask(scene, u):
     """
@@ -192,14 +193,15 @@ def ask(scene, u):
     there = [other[1:3] for other in scene]
     absent = [k for k in KINDS if k not in there and k not in HELD_OUT]
     mixed = [k for k in absent if k[0] in {c for c, _ in there} and k[1] in {s for _, s in there}]
-    return "is there a {} {}?".format(*pick(mixed or [k for k in absent if k[0] == colour or k[1] == shape], u[3])), 'no'
+    alike = [k for k in absent if k[0] == colour or k[1] == shape]
+    return "is there a {} {}?".format(*pick(mixed or alike, u[3])), 'no'
 
 # ------------------------------------------------------------------------------------------------------------
 # 2. Examples: pictures with something to read, from scenes or from files
 
 @cache
 def own(split):
-    """Your own pictures: (N, S, S, 3) with a black margin where they are smaller than the model's, and their records."""
+    """Your own pictures, as examples() returns them; with a black margin where they are smaller than the model's."""
     path = os.path.join(data_dir, dataset, f'{split}.npz')
     pictures, records = load_pictures(path)
     if max(pictures.shape[1:3]) > image_size:
@@ -209,12 +211,12 @@ def own(split):
     whole = np.zeros((len(pictures), image_size, image_size, 3), np.uint8)
     whole[:, up:up + pictures.shape[1], left:left + pictures.shape[2]] = pictures
     if task == 'vqa':  # a row per question
-        rows = [(i, r) for i, r in enumerate(records) for _ in r.get('qa', [])]
+        rows = [(i, tuple(pair), r) for i, r in enumerate(records) for pair in r.get('qa', [])]
         if not rows:
             sys.exit(f"{path[:-4]}.jsonl asks nothing: task=vqa needs lines like "
                      '{"caption": "…", "qa": [["what is this?", "a cat"]]}')
-        pairs = [tuple(pair) for r in records for pair in r.get('qa', [])]
-        return whole[[i for i, _ in rows]], pairs, [r for _, r in rows]
+        i, pairs, records = map(list, zip(*rows))
+        return whole[i], pairs, records
     return whole, [('', r['caption']) for r in records], records
 
 def examples(split, numbers):
@@ -231,7 +233,7 @@ def examples(split, numbers):
     return pictures, [('', caption(scene, int(row[0] * WAYS))) for scene, row in zip(scenes, u)], scenes
 
 def get_batch(step, first, count):
-    """`count` of the batch_size training examples of this step, from row `first` on: a function of (seed, step) alone."""
+    """`count` of this step's batch_size training examples, from row `first` on: a function of (seed, step) alone."""
     if dataset == 'shapes':
         return examples('train', range(step * batch_size + first, step * batch_size + first + count))[:2]
     rng = np.random.default_rng([seed, step])
@@ -246,9 +248,9 @@ def make_tokenizer():
     """
     if dataset == 'shapes':
         _, scenes, u = draw('train', range(4000))
-        texts = [text for scene, row in zip(scenes, u) for text in (caption(scene, int(row[0] * WAYS)), *ask(scene, row))]
+        texts = [' '.join([caption(scene, int(row[0] * WAYS)), *ask(scene, row)]) for scene, row in zip(scenes, u)]
     else:
-        texts = [text for r in own('train')[2] for text in (r['caption'], *(t for pair in r.get('qa', []) for t in pair))]
+        texts = [' '.join([r['caption']] + [text for pair in r.get('qa', []) for text in pair]) for r in own('train')[2]]
     words = {space + word for text in texts for word in re.findall(r'\w+', text) for space in ('', ' ')}
     merges = {word.encode()[:n] for word in words for n in range(2, len(word.encode()) + 1)}
     return Tokenizer('bpe', [bytes([b]) for b in range(256)] + sorted(merges, key=lambda token: (len(token), token)))
@@ -287,9 +289,9 @@ def vision_tower():
 
 def patches(pictures):
     """
-    uint8 (B, S, S, 3) -> a row per patch, (B, N, 3 p²); reading order: left to right, then down. A pixel is its light and,
-    much smaller, two differences of colour, as television sends them. Nothing is lost that a linear map could not undo;
-    but what is large is learned from first, so shapes are learned from light, and known in whatever colour they come.
+    uint8 (B, S, S, 3) -> a row per patch, (B, N, 3 p²), left to right, then down. A pixel becomes its light and, much
+    smaller, two differences of colour, as television sends them. No information is lost; but what is large is learned
+    first, so shapes are learned from light, and known again in a colour that they never had (51 % -> 69 %, see README).
     """
     B, S, p = len(pictures), image_size, patch_size
     x = pictures.float() / 127.5 - 1
@@ -352,7 +354,7 @@ class CLIP(nn.Module):
         return clip_loss(self.see(pictures), self.read(idx), scale, spread)
 
 class CrossAttention(nn.Module):
-    """The text asks and the picture answers: queries from one, keys and values from the other (Vaswani et al. 2017, 3.2.3)."""
+    """The text asks, the picture answers: queries from one, keys and values from the other (Vaswani et al. 2017)."""
     def __init__(self, config):
         super().__init__()
         self.config, self.norm = config, make_norm(config)
@@ -393,7 +395,9 @@ class Reader(nn.Module):
         text, x, seen = self.text, self.text.wte(idx), self.project(seen)
         if fusion == 'early' and (cache is None or max(cache.lengths) == 0):
             x = torch.cat((seen.to(x.dtype), x), dim=1)  # (B, N + T, C)
-        positions, mask = cache.extend(x.size(1), x.device) if cache else (torch.arange(x.size(1), device=x.device), None)
+        positions, mask = torch.arange(x.size(1), device=x.device), None
+        if cache is not None:
+            positions, mask = cache.extend(x.size(1), x.device)
         for i, block in enumerate(text.blocks):
             x = block(x, (text.cos[positions], text.sin[positions]), mask, cache)
             if fusion == 'intermediate':
@@ -405,7 +409,7 @@ class Reader(nn.Module):
     def forward(self, pictures, idx, targets):
         """Cross-entropy per token of an answer: its mean over each answer, then over all."""
         scores = self.text.logits(self.hidden(idx, self.see(pictures))).float()  # (B, T, V)
-        losses = F.cross_entropy(scores.transpose(1, 2), targets, reduction='none')  # (B, T), 0 where the target is -100
+        losses = F.cross_entropy(scores.transpose(1, 2), targets, reduction='none')  # (B, T), 0 at -100
         return (losses.sum(1) / (targets >= 0).sum(1)).mean()
 
 @torch.no_grad()
@@ -454,7 +458,7 @@ def set_aside(folder):
             os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
 
 def weights(model):
-    """A model's state in three parts: 'model' loads as a plain GPT, 'vision' into any model here, 'bridge' is the rest."""
+    """A model's state in three: 'model' loads as a plain GPT, 'vision' into any model here, 'bridge' is the rest."""
     rest = {k: v for k, v in model.state_dict().items() if not k.startswith(('text.', 'vision.'))}
     return {'model': model.text.state_dict(), 'vision': model.vision.state_dict(), 'bridge': rest}
 
@@ -471,8 +475,8 @@ def train():
     if resumed:  # its own settings, unless given again
         if 'optimizers' not in resumed:
             sys.exit(f"{out_dir}/resume.pt holds no optimizer state: start from its weights with init_from={out_dir}")
-        own_settings = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
-        globals().update({k: v for k, v in own_settings.items() if k not in given})
+        before = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
+        globals().update({k: v for k, v in before.items() if k not in given})
     for name in ('image_size', 'patch_size', 'batch_size', 'eval_interval', 'eval_iters', 'log_interval'):
         if globals()[name] < 1:
             usage(f"{name}={globals()[name]}: expected at least 1")
@@ -507,8 +511,8 @@ def train():
     same = old and (old.get('task') == 'clip') == (task == 'clip')  # else only its vision tower is of use
     if old:
         if 'vision' not in old:
-            sys.exit(f"{source} is a text model, and reads with another tokenizer than dataset={dataset}: start from one "
-                     "that vlm.py made, or from scratch")
+            sys.exit(f"{source} is a text model, with another tokenizer than dataset={dataset}: start from one that "
+                     "vlm.py made, or from scratch")
         for name in ['image_size', 'patch_size', 'n_layer', 'n_head', 'n_embd'] + ['block_size', 'fusion'] * bool(same):
             if name in given and globals()[name] != old['settings'][name]:
                 sys.exit(f"{source} has {name}={old['settings'][name]}, not {globals()[name]}: leave {name} out")
@@ -520,8 +524,8 @@ def train():
     if old and Tokenizer.from_dict(old['tokenizer']) != tokenizer:
         sys.exit(f"{source} reads with another tokenizer than dataset={dataset}: train from scratch")
     if dataset != 'shapes' and len(own('train')[0]) < batch_size:
-        sys.exit(f"{data_dir}/{dataset} has {len(own('train')[0])} examples to train on, fewer than batch_size={batch_size}: "
-                 f"give batch_size={max(len(own('train')[0]) // 4, 2)}")
+        sys.exit(f"{data_dir}/{dataset} has {len(own('train')[0])} examples to train on, fewer than "
+                 f"batch_size={batch_size}: give batch_size={max(len(own('train')[0]) // 4, 2)}")
     for split in ('train', 'val') if dataset != 'shapes' else ():
         collate(tokenizer, np.zeros(0), own(split)[1])  # a text that is too long ends the run now, not in an hour
     torch.manual_seed(seed)  # every process draws the same weights
@@ -552,9 +556,8 @@ def train():
     run = DistributedDataParallel(model, forward_sync_buffers=False) if world > 1 else model
 
     # 5. what this will cost
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in (('vision', model.vision), ('text', model.text))}
-    rest = sum(p.numel() for p in model.parameters()) - sum(sizes.values())
-    say(f"{sum(sizes.values()) + rest:,} parameters: vision {sizes['vision']:,}, text {sizes['text']:,}, between them {rest:,}")
+    total, vision, text = (sum(p.numel() for p in part.parameters()) for part in (model, model.vision, model.text))
+    say(f"{total:,} parameters: vision {vision:,}, text {text:,}, between them {total - vision - text:,}")
     say(f"{batch_size:,} pictures per step * {max_iters:,} steps = {batch_size * max_iters:,} pictures, each of "
         f"{(image_size // patch_size) ** 2} patches; {tokenizer.vocab_size} tokens of text")
     say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
@@ -593,7 +596,8 @@ def train():
         """Mean loss over eval_iters batches of pictures that are kept from training."""
         model.eval()
         n = batch_size * eval_iters if dataset == 'shapes' else min(batch_size * eval_iters, len(own('val')[0]))
-        losses = [loss_of(model, *examples('val', range(i, min(i + batch_size, n)))[:2]) for i in range(0, n, batch_size)]
+        batches = [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+        losses = [loss_of(model, *examples('val', numbers)[:2]) for numbers in batches]
         model.train()
         return torch.stack(losses).mean().item()
 
@@ -705,7 +709,8 @@ def print_table(rows):
 def measure_clip(model, tokenizer, where):
     """Retrieval among 100 pictures of different things, then classification by nothing but captions; a gallery."""
     def see(pictures):
-        return torch.cat([model.see(torch.from_numpy(pictures[i:i + 250]).to(where)) for i in range(0, len(pictures), 250)])
+        parts = (pictures[i:i + 250] for i in range(0, len(pictures), 250))
+        return torch.cat([model.see(torch.from_numpy(part).to(where)) for part in parts])
 
     def read(texts):
         return model.read(collate(tokenizer, np.zeros(0), [('', text) for text in texts])[1].to(where))
@@ -776,8 +781,10 @@ def measure_words(model, tokenizer, where):
         pictures, pairs, known = some(split, 500)
         said = {}
         for name, shown in (('', pictures), ('shuffled', np.roll(pictures, 1, axis=0)), ('blank', pictures * 0 + 128)):
-            said[name] = [text for i in range(0, len(pairs), 250) for text in
-                          answers(model, tokenizer, torch.from_numpy(shown[i:i + 250]).to(where), [q for q, _ in pairs[i:i + 250]])]
+            said[name] = []
+            for i in range(0, len(pairs), 250):
+                part = torch.from_numpy(shown[i:i + 250]).to(where)
+                said[name] += answers(model, tokenizer, part, [q for q, _ in pairs[i:i + 250]])
             if task == 'caption':
                 path = os.path.join(out_dir, '-'.join(filter(None, ('captions', split, name))) + '.jsonl')
                 with open(path, 'w', encoding='utf-8') as f:
@@ -796,9 +803,10 @@ def measure_words(model, tokenizer, where):
         if not gallery:  # six pictures a row, green where the text is right
             right = [next(iter(judge(text, *pair, k).values())) for text, pair, k in zip(said[''], pairs, known)]
             texts = [f"{q} {text}".strip() for text, (q, _) in zip(said[''], pairs)]
-            gallery = [(list(zip(pictures[i:i + 6], right[i:i + 6])), ' | '.join(texts[i:i + 6])) for i in range(0, 48, 6)]
+            gallery = [(list(zip(pictures[i:i + 6], right[i:i + 6])), ' | '.join(texts[i:i + 6]))
+                       for i in range(0, min(48, len(pairs)), 6)]
     print_table([['right'] + list(columns)] + [[title] + [float(np.mean(scores[c])) if scores[c] else '' for c in columns]
-                                         for title, scores in results])
+                                               for title, scores in results])
     return gallery
 
 def chunk(kind, data):
@@ -810,12 +818,14 @@ def write_png(path, picture):
     rows = b''.join(b'\0' + row.tobytes() for row in picture)  # 0: the row comes as it is, unfiltered
     header = struct.pack('>IIBBBBB', picture.shape[1], picture.shape[0], 8, 2, 0, 0, 0)  # 8 bits of each of 3 colours
     with open(path, 'wb') as f:
-        f.write(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
+        f.write(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)))
+        f.write(chunk(b'IEND', b''))
 
 def terminal(picture):
-    """(H, W, 3) uint8 -> text in 24-bit colour. A '▀' is two pixels: the upper is its colour, the lower its background."""
-    return '\n'.join(''.join('\x1b[38;2;{};{};{};48;2;{};{};{}m▀'.format(*upper, *lower) for upper, lower in zip(a, b)) + '\x1b[0m'
-                     for a, b in zip(picture[::2].tolist(), picture[1::2].tolist()))
+    """(H, W, 3) uint8 -> text in 24-bit colour. A '▀' is two pixels: the upper its colour, the lower its background."""
+    def line(above, below):
+        return ''.join('\x1b[38;2;{};{};{};48;2;{};{};{}m▀'.format(*a, *b) for a, b in zip(above, below)) + '\x1b[0m'
+    return '\n'.join(line(*two) for two in zip(picture[::2].tolist(), picture[1::2].tolist()))
 
 def show(gallery):
     """Rows of (picture, whether it is right) with a text each: the first in the terminal, all in out_dir/sheet.png."""

@@ -170,8 +170,12 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch, torch.distributed as dist
 import vlm as V
-from test_vlm import features, by_hand
-dist.init_process_group('gloo')
+from test_vlm import TINY, features, by_hand
+# 1. a run
+vars(V).update(TINY, given=set(), measure=lambda *how: None, out_dir='two')
+leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None
+V.train()
+# 2. the loss: two rows here and two there, against four in one place
 rank, (images, texts) = dist.get_rank(), features()
 a, b = (t[2 * rank:2 * rank + 2].clone().requires_grad_() for t in (images, texts))
 scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
@@ -184,28 +188,18 @@ assert abs(got[0] - want[0]) < 1e-6 and abs(got[1] - want[3]) < 1e-6, (got, want
 for mine, whole in ((a.grad / 2, want[1]), (b.grad / 2, want[2])):
     assert (mine - whole[2 * rank:2 * rank + 2]).abs().max() < 1e-6, (mine, whole)
 dist.barrier()
-dist.destroy_process_group()
+leave()
 """
 
-def torchrun(script, *args, cwd):
-    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(script), *args], cwd=cwd,
-                          capture_output=True, text=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-
-def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
-    (tmp_path / 'two.py').write_text(TWO.format(root=str(ROOT), tests=str(ROOT / 'tests')), encoding='utf-8')
-    done = torchrun(tmp_path / 'two.py', cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-
-def test_two_processes_learn_what_one_learns(go, tmp_path):
+def test_two_processes_have_the_loss_and_gradients_of_one(go, tmp_path):
     one = go('resume.pt', out_dir='one')
-    done = torchrun(ROOT / 'vlm.py', *[f'{k}={v}' for k, v in {**TINY, 'out_dir': 'two'}.items()], cwd=tmp_path)
+    (tmp_path / 'two.py').write_text(TWO.format(root=str(ROOT), tests=str(ROOT / 'tests')), encoding='utf-8')
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(tmp_path / 'two.py')],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr
     two = load_checkpoint('two/resume.pt')
-    assert abs(one['best'] - two['best']) < 1e-4
-    assert max((x - y).abs().max().item() for x, y in zip(one['vision'].values(), two['vision'].values())) < 1e-3
-    for name in ('ckpt.pt', 'log.csv', 'sheet.png'):
-        assert os.path.exists('two/' + name)
-    assert all(word in done.stdout for word in ('recall@1', 'ensemble', 'chance', 'new combinations', 'pictures/s')) and '\x1b' not in done.stdout
+    assert abs(one['best'] - two['best']) < 1e-4  # sums are taken in another order, and Muon rounds to bfloat16
+    assert max((x - y).abs().max().item() for x, y in zip(one['bridge'].values(), two['bridge'].values())) < 1e-3
 
 # ---- fusions ----
 
@@ -274,6 +268,32 @@ def test_it_learns_which_caption_belongs_to_which_picture(go):
     assert out['val_loss'] < math.log(16) - 1  # guessing among 16 costs ln 16 = 2.77
 
 # ---- measures ----
+
+def test_retrieval_and_zero_shot_of_an_oracle(monkeypatch, capsys):
+    """Towers that put a picture and its caption in one place are always right, and those that do not are not."""
+    settings(monkeypatch)
+    tokenizer, numbers = V.make_tokenizer(), {}
+    class Oracle:
+        def see(self, pictures):  # knows every scene by its pixels
+            return torch.stack([place(numbers[p.numpy().tobytes()]) for p in pictures])
+        def read(self, idx):
+            return torch.stack([place(tokenizer.decode([i for i in row.tolist() if i != tokenizer.pad])) for row in idx])
+    def place(text):
+        kinds = [V.KINDS.index(tuple(k)) for k in V.re.findall(f"({'|'.join(V.COLOURS)}) ({'|'.join(V.SHAPES)})", text)]
+        return F.normalize(torch.zeros(24).index_fill_(0, torch.tensor(kinds), 1.0), dim=0)
+    examples = V.examples
+    def remember(split, rows):
+        found = examples(split, rows)
+        numbers.update((p.tobytes(), a) for p, (_, a) in zip(found[0], found[1]))
+        return found
+    monkeypatch.setattr(V, 'examples', remember)
+    gallery = V.measure_clip(Oracle(), tokenizer, 'cpu')
+    text = capsys.readouterr().out
+    assert text.count('100.0%') == 4 * 3 + 2 * 4 and text.count('4.2%') == 2 and text.count(' 1.0%') == 4
+    assert len(gallery) == 12 and all(row[1][1] for row, _ in gallery)  # its own picture is the first that a caption finds
+    Oracle.see = lambda self, pictures: torch.stack([place(numbers[p.numpy().tobytes()]) for p in pictures.flip(0)])
+    V.measure_clip(Oracle(), tokenizer, 'cpu')
+    assert '100.0%' not in capsys.readouterr().out
 
 def test_judging_captions_by_hand():
     def judge(text):
