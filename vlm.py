@@ -539,8 +539,7 @@ def train():
         sys.exit(f"{source}: weights, shape and task do not fit together ({str(e).splitlines()[0]})")
     model.to(where)
     if max_iters == 0:
-        measure(model, tokenizer, where, autocast)
-        return
+        return measure(model, tokenizer, where, autocast) if chief else None
 
     # 4. optimizers
     optimizers = configure_optimizers(model, 'muon', learning_rate, muon_learning_rate)
@@ -736,6 +735,8 @@ def measure_clip(model, tokenizer, where):
     records = None if shapes else own('train')[2]
     label = (lambda k: 'a ' + ' '.join(k[0][1:3])) if shapes else lambda k: k.get('label', k['caption'])
     classes = ['a ' + ' '.join(kind) for kind in KINDS] if shapes else sorted({label(r) for r in records})
+    if not shapes and (len(classes) > 1000 or not {label(r) for r in own('val')[2]} <= set(classes)):
+        return gallery  # captions of all sorts: no classes here
     prompts = templates.split('|') if shapes or 'label' in records[0] else ['{}']
     heads = [read([prompt.format(c) for c in classes]) for prompt in prompts]  # (classes, E) each
     rows = [['zero-shot'] + [repr(prompt) for prompt in prompts] + ['ensemble', 'chance']]
@@ -839,11 +840,11 @@ def show(gallery):
             place = sheet[y * cell + 2:(y + 1) * cell - 2, x * cell + 2:(x + 1) * cell - 2]
             place[:] = frames[right]
             place[2:-2, 2:-2] = picture
-    os.makedirs(out_dir, exist_ok=True)
     write_png(os.path.join(out_dir, 'sheet.png'), sheet.repeat(3, axis=0).repeat(3, axis=1))
     print(f"{len(gallery)} rows of pictures are in {out_dir}/sheet.png")
 
 def measure(model, tokenizer, where, autocast):
+    os.makedirs(out_dir, exist_ok=True)
     model.eval()
     with autocast:
         show((measure_clip if task == 'clip' else measure_words)(model, tokenizer, where))
@@ -856,6 +857,7 @@ def look():
     else:
         pictures, _, records = own('val')
         texts = [record['caption'] for record in records]
+    os.makedirs(out_dir, exist_ok=True)
     show([([(p, None) for p in pictures[i:i + 6]], ' | '.join(texts[i:i + 6])) for i in range(0, len(texts[:36]), 6)])
 
 if __name__ == '__main__':

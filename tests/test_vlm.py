@@ -367,6 +367,9 @@ def test_your_own_pictures_from_end_to_end(go, monkeypatch, tmp_path, capsys):
         (V.measure_clip if task == 'clip' else V.measure_words)(model.eval(), tokenizer, 'cpu')
     text = capsys.readouterr().out
     assert "'{}'" in text and '2 classes' in text and 'is it' in text and 'commonest answer' in text
+    monkeypatch.setitem(V.own('val')[2][0], 'caption', 'something else')  # no class that was trained on: retrieval only
+    V.measure_clip(V.CLIP(tokenizer).eval(), tokenizer, 'cpu')
+    assert 'recall@1' in (text := capsys.readouterr().out) and 'zero-shot' not in text
     whole, pairs, _ = V.own('train')
     assert whole.shape == (36, 32, 32, 3) and not whole[:, :12].any() and whole[:, 12:20, 12:20].all()  # a black margin all around
     assert pairs[0] == ('is it bright?', 'no')
