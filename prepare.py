@@ -17,7 +17,7 @@ the ranks that we trained.
 What is written: train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies above
 65,535), and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more
 gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
-pieces, so their size does not matter.
+pieces, so their size does not matter. Pictures become train.npz and val.npz, with a .jsonl of captions beside each.
 """
 from configurator import configure, usage
 
