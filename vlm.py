@@ -4,7 +4,7 @@ Give it eyes: a tiny vision-language model, and the pictures to train it on, whi
     python vlm.py task=look                                             # some pictures, their captions and questions
     python vlm.py                                                       # clip: which caption belongs to which picture?
     python vlm.py task=caption init_from=out-clip out_dir=out-caption   # say what a picture shows
-    python vlm.py task=vqa init_from=out-clip out_dir=out-vqa           # answer questions about it
+    python vlm.py task=vqa init_from=out-caption out_dir=out-vqa        # answer questions about it
     python vlm.py dataset=mine out_dir=out-mine                         # your own pictures, made ready by prepare.py
 
 A picture becomes a sequence, and everything after that is model.py's transformer. The vision tower is a GPT whose
@@ -247,7 +247,7 @@ def make_tokenizer():
     " red" are " r", " re", " red". Any other text can be written as well, letter by letter.
     """
     if dataset == 'shapes':
-        _, scenes, u = draw('train', range(4000))
+        _, scenes, u = draw('train', range(1000))
         texts = [' '.join([caption(scene, int(row[0] * WAYS)), *ask(scene, row)]) for scene, row in zip(scenes, u)]
     else:
         texts = [' '.join([r['caption']] + [text for pair in r.get('qa', []) for text in pair]) for r in own('train')[2]]

@@ -11,7 +11,8 @@ from model import Tokenizer, load_checkpoint, load_model, load_pictures
 
 TINY = dict(task='clip', dataset='shapes', init_from='scratch', out_dir='out', image_size=32, patch_size=8, n_layer=2, n_head=2, n_embd=32,
             block_size=32, fusion='early', freeze=False, batch_size=16, max_iters=6, warmup_iters=2, eval_interval=3, eval_iters=1,
-            log_interval=2, num_samples=1, shift=2, device='cpu', dtype='float32', seed=1337)
+            log_interval=2, num_samples=1, shift=2, device='cpu', dtype='float32', seed=1337, learning_rate=0.005, muon_learning_rate=0.02,
+            lr_decay_iters=0, templates='{}|a picture of {}')
 
 @pytest.fixture
 def go(monkeypatch, tmp_path):
@@ -228,10 +229,11 @@ def test_answering_with_a_cache_is_answering_without(monkeypatch, fusion):
     model, tokenizer, pictures = reader(monkeypatch, fusion)
     questions, seen = ['', 'what colour is the circle?', 'what shape is red?'], model.see(pictures)
     said = V.answers(model, tokenizer, pictures, questions)
+    longest = max(len(tokenizer.chat([{'role': 'user', 'content': q}], answer=True)[0]) for q in questions)
     for b, question in enumerate(questions):
         ids = tokenizer.chat([{'role': 'user', 'content': question}], answer=True)[0]
         start = len(ids)
-        while ids[-1] != tokenizer.end and len(ids) - start < V.block_size - 11:  # the longest question is 11 tokens
+        while ids[-1] != tokenizer.end and len(ids) - start < V.block_size - longest:
             ids.append(model.text.logits(model.hidden(torch.tensor([ids]), seen[b:b + 1])[0, -1]).argmax().item())
         assert tokenizer.decode(ids[start:]).removesuffix('<|end|>') == said[b] and len(said[b]) > 0
 
@@ -265,7 +267,7 @@ def test_the_text_model_loads_as_a_plain_gpt(go):
 
 def test_it_learns_which_caption_belongs_to_which_picture(go):
     out = go(max_iters=60, warmup_iters=10, eval_interval=60, eval_iters=4)
-    assert out['val_loss'] < math.log(16) - 1  # guessing among 16 costs ln 16 = 2.77
+    assert out['val_loss'] < math.log(16) - 0.5  # guessing among 16 costs ln 16 = 2.77
 
 # ---- measures ----
 
@@ -289,7 +291,7 @@ def test_retrieval_and_zero_shot_of_an_oracle(monkeypatch, capsys):
     monkeypatch.setattr(V, 'examples', remember)
     gallery = V.measure_clip(Oracle(), tokenizer, 'cpu')
     text = capsys.readouterr().out
-    assert text.count('100.0%') == 4 * 3 + 2 * 4 and text.count('4.2%') == 2 and text.count(' 1.0%') == 4
+    assert text.count('100.0%') == 4 * 3 + 2 * 3 and text.count('4.2%') == 2 and text.count(' 1.0%') == 4
     assert len(gallery) == 12 and all(row[1][1] for row, _ in gallery)  # its own picture is the first that a caption finds
     Oracle.see = lambda self, pictures: torch.stack([place(numbers[p.numpy().tobytes()]) for p in pictures.flip(0)])
     V.measure_clip(Oracle(), tokenizer, 'cpu')
