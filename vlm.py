@@ -163,7 +163,8 @@ def caption(scene, way):
         place = f" at the {'top' if scene[0][4] < 16 else 'bottom'} {'left' if scene[0][3] < 16 else 'right'}"
         return opening + names[0] + place * choice
     between = relations(*scene[:2])
-    return opening + ' '.join([names[0], between[choice % len(between)], names[1]] + [f"and {name}" for name in names[2:]])
+    third = f" and {names[2]}" if len(names) == 3 else ''
+    return f"{opening}{names[0]} {between[choice % len(between)]} {names[1]}{third}"
 
 def ask(scene, u):
     """
@@ -250,7 +251,7 @@ def make_tokenizer():
         _, scenes, u = draw('train', range(1000))
         texts = [' '.join([caption(scene, int(row[0] * WAYS)), *ask(scene, row)]) for scene, row in zip(scenes, u)]
     else:
-        texts = [' '.join([r['caption']] + [text for pair in r.get('qa', []) for text in pair]) for r in own('train')[2]]
+        texts = [' '.join([r['caption']] + [t for pair in r.get('qa', []) for t in pair]) for r in own('train')[2]]
     words = {space + word for text in texts for word in re.findall(r'\w+', text) for space in ('', ' ')}
     merges = {word.encode()[:n] for word in words for n in range(2, len(word.encode()) + 1)}
     return Tokenizer('bpe', [bytes([b]) for b in range(256)] + sorted(merges, key=lambda token: (len(token), token)))
@@ -806,8 +807,8 @@ def measure_words(model, tokenizer, where):
             texts = [f"{q} {text}".strip() for text, (q, _) in zip(said[''], pairs)]
             gallery = [(list(zip(pictures[i:i + 6], right[i:i + 6])), ' | '.join(texts[i:i + 6]))
                        for i in range(0, min(48, len(pairs)), 6)]
-    print_table([['right'] + list(columns)] + [[title] + [float(np.mean(scores[c])) if scores[c] else '' for c in columns]
-                                               for title, scores in results])
+    rows = [[title] + [float(np.mean(scores[c])) if scores[c] else '' for c in columns] for title, scores in results]
+    print_table([['right'] + list(columns)] + rows)
     return gallery
 
 def chunk(kind, data):
