@@ -877,7 +877,7 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
     inner, decay, rest = [], [], []
     for name, p in model.named_parameters():
         if p.requires_grad:
-            embedding = name.split('.')[-2] in ('wte', 'wpe', 'table')
+            embedding = name.split('.')[-2:][0] in ('wte', 'wpe', 'table')
             kind = rest if p.ndim < 2 or embedding else inner if 'blocks.' in name and optimizer == 'muon' else decay
             kind.append(p)
     groups = [{'params': decay, 'weight_decay': weight_decay}, {'params': rest, 'weight_decay': 0.0}]
@@ -941,6 +941,43 @@ def load_examples(folder):
         if not examples:
             sys.exit(f"{path} is empty: give prepare.py more")
     return splits
+
+def load_pictures(path):
+    """
+    Your own pictures: path.npz holds `images`, uint8 (N, H, W, 3), and path.jsonl beside it a line for each, such as
+    {"caption": "a cat"}, with "label": "a cat" and "qa": [["what is this?", "a cat"]] where you have them. Returns the
+    array and the lines; exits with one line where they make no sense. allow_pickle=False: a file brings no code.
+    """
+    lines = path.removesuffix('.npz') + '.jsonl'
+    for name in (path, lines):
+        if not os.path.exists(name):
+            sys.exit(f"no {name}: pictures are a .npz of `images` and a .jsonl of captions; make them with prepare.py")
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            images = f['images']
+    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+        sys.exit(f"{path} is damaged, or holds no array `images` ({type(e).__name__}): write it with np.savez(path, "
+                 "images=images)")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+        sys.exit(f"{path}: images are {images.dtype} {images.shape}, and uint8 (N, H, W, 3) is expected; of grey ones, "
+                 "np.stack([grey] * 3, axis=-1)")
+    records = []
+    with open(lines, encoding='utf-8') as f:
+        for number, line in enumerate(f, 1):
+            try:
+                record = json.loads(line)
+                texts = [record['caption'], record.get('label', 'none')]
+                for question, answer in record.get('qa', []):
+                    texts += [question, answer]
+                if not all(text.strip() for text in texts):
+                    raise ValueError
+            except (ValueError, KeyError, TypeError, AttributeError):
+                sys.exit(f'{lines} line {number}: expected {{"caption": "a cat", "qa": [["what is this?", "a cat"]]}}, with '
+                         'nothing empty')
+            records.append(record)
+    if len(records) != len(images):
+        sys.exit(f"{path} holds {len(images):,} pictures, but {lines} {len(records):,} captions: one line for each")
+    return images, records
 
 def save_atomically(path, what):
     """torch.save to a temporary name, flush, rename: at any moment `path` is the old file or the new, never a half."""

@@ -7,6 +7,8 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=words tokenizer=word vocab_size=5000
     python prepare.py dataset=instruct                         # 11,000 short conversations, made up here; also alpaca
     python prepare.py dataset=chats input=chats.jsonl          # conversations of your own, or texts with labels
+    python prepare.py dataset=cifar10                          # pictures for vlm.py: downloads 170 MB
+    python prepare.py dataset=mine input=pictures.npz          # your own, with pictures.jsonl; or a folder of images
     python prepare.py dataset=hellaswag                        # questions for eval.py task=choices: downloads 60 MB
     python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol  # other people's: GPT-2, Llama, Qwen3
     python prepare.py export=for-others out_dir=out            # and ours, for transformers, vLLM, Ollama
@@ -20,7 +22,7 @@ the ranks that we trained.
 What is written: train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies above
 65,535), and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more
 gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
-pieces, so their size does not matter.
+pieces, so their size does not matter. Pictures become train.npz and val.npz, with a .jsonl of captions beside each.
 
 Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line,
 and a meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", …}]}, as
@@ -29,9 +31,11 @@ and a meta.json. Conversations come as {"messages": [{"role": "user", "content":
 """
 from configurator import configure, usage
 
-dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, hellaswag; or your own name
-input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line
+dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, cifar10, hellaswag; or your own name
+input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line; or
+                         # pictures: a .npz with its .jsonl, or a folder that holds captions.jsonl
 kind = 'auto'            # auto | text | chat | labels: what is in input=; auto: labels in .tsv, in .json(l) as keys say
+image_size = 32          # pixels: pictures from a folder are cut to a square and scaled to this
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
 normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
@@ -45,9 +49,8 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
-import time, unicodedata, zipfile
-import urllib.error, urllib.request
+import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig, tarfile
+import time, unicodedata, zipfile, urllib.error, urllib.request
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from functools import cache, partial
@@ -55,8 +58,8 @@ import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
 import torch
-from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_model, outline,
-                   save_atomically)
+from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_model,
+                   load_pictures, outline, save_atomically)
 
 PIECE = 1 << 20          # characters read at a time
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
@@ -676,7 +679,95 @@ def token_stream(tok, plan):
         yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
 
 # ------------------------------------------------------------------------------------------------------------
-# 6. Other people's weights, in and out: the same tables, read from left to right and from right to left
+# 6. Pictures, for vlm.py: (N, H, W, 3) uint8, and a record for each, as model.load_pictures() reads them
+
+def cifar10_pictures():
+    """
+    CIFAR-10 (Krizhevsky 2009), the binary version: 50,000 photographs to train on and 10,000 to test, of ten kinds. A
+    picture is 3,073 bytes: its kind, then 32 x 32 reds, greens and blues.
+    """
+    archive = download('https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz', 'cifar-10-binary.tar.gz', 170052171,
+                       'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd')
+    try:
+        with tarfile.open(archive) as tar:  # read in place: nothing is unpacked, so no path of a stranger's is followed
+            files = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}
+        names = files['batches.meta.txt'].decode().split()
+        parts = {'train': b''.join(files[f'data_batch_{i}.bin'] for i in range(1, 6)), 'val': files['test_batch.bin']}
+        parts = {split: np.frombuffer(raw, np.uint8).reshape(-1, 3073) for split, raw in parts.items()}
+    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as e:
+        sys.exit(f"{archive} is damaged ({type(e).__name__}): delete it and run again")
+    wordings = ('{}', 'a picture of {}', 'there is {}')
+    for split, rows in parts.items():
+        labels = [('an ' if names[i][0] in 'aeiou' else 'a ') + names[i] for i in rows[:, 0]]
+        records = [{'caption': wordings[n % 3].format(label), 'label': label, 'qa': [['what is this?', label]]}
+                   for n, label in enumerate(labels)]
+        yield split, rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records  # (N, 3, H, W) -> (N, H, W, 3)
+
+def folder_pictures(folder):
+    """Image files and captions.jsonl, with lines like {"file": "cat.jpg", "caption": "a cat"} -> pictures, records."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        sys.exit("reading image files needs pillow: pip install pillow, or give the pictures as input=pictures.npz")
+    path = os.path.join(folder, 'captions.jsonl')
+    pictures, records = [], []
+    with open(path, encoding='utf-8') as f:
+        for number, line in enumerate(f, 1):
+            try:
+                record = json.loads(line)
+                name = os.path.join(folder, record.pop('file'))
+                if not record['caption'].strip():
+                    raise ValueError
+                with Image.open(name) as image:
+                    square = ImageOps.fit(ImageOps.exif_transpose(image).convert('RGB'), (image_size, image_size))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                sys.exit(f'{path} line {number}: expected JSON like {{"file": "cat.jpg", "caption": "a cat"}}')
+            except Image.DecompressionBombError as e:
+                sys.exit(f"{name}: {e}")
+            except OSError as e:  # note: of Pillow's too, for a file that is no picture
+                sys.exit(f"{path} line {number}: cannot read {name} ({e.strerror or 'not a picture'})")
+            pictures.append(np.asarray(square))
+            records.append(record)
+    if not pictures:
+        sys.exit(f'{path} is empty: expected a line like {{"file": "cat.jpg", "caption": "a cat"}} for each picture')
+    return np.stack(pictures), records
+
+def write_pictures(folder, parts):
+    """(split, pictures, records) … -> train.npz, train.jsonl, val.npz, val.jsonl, meta.json, at once or not at all."""
+    counts, names = {}, []
+    try:
+        for split, pictures, records in parts:
+            names += [os.path.join(folder, split + '.npz'), os.path.join(folder, split + '.jsonl')]
+            with open(names[-2] + '.tmp', 'wb') as f:
+                np.savez_compressed(f, images=pictures)
+            with open(names[-1] + '.tmp', 'w', encoding='utf-8') as f:
+                f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
+            with open(names[-2] + '.tmp', 'rb') as f:
+                counts[split] = {'pictures': len(pictures), 'sha256': hashlib.sha256(f.read()).hexdigest()}
+        names.append(os.path.join(folder, 'meta.json'))
+        with open(names[-1] + '.tmp', 'w', encoding='utf-8') as f:
+            json.dump({'dataset': dataset, 'kind': 'pictures', 'source': input or dataset, 'splits': counts}, f)
+        for name in names:
+            os.replace(name + '.tmp', name)
+    finally:
+        for name in names:
+            if os.path.exists(name + '.tmp'):
+                os.remove(name + '.tmp')
+    print(f"{folder}: " + ', '.join(f"{split} {c['pictures']:,} pictures" for split, c in counts.items()))
+    print(f"next:  python vlm.py dataset={dataset} out_dir=out-{dataset}")
+
+def prepare_pictures(folder):
+    if not input:
+        return write_pictures(folder, cifar10_pictures())
+    pictures, records = folder_pictures(input) if os.path.isdir(input) else load_pictures(input)
+    if len(pictures) < 10:
+        sys.exit(f"input={input}: {len(pictures)} pictures are too few, because every tenth is for validation")
+    val = np.arange(len(pictures)) % 10 == 9
+    write_pictures(folder, [(split, pictures[rows], [r for r, here in zip(records, rows) if here])
+                            for split, rows in (('train', ~val), ('val', val))])
+
+# ------------------------------------------------------------------------------------------------------------
+# 7. Other people's weights, in and out: the same tables, read from left to right and from right to left
 
 HUB = 'https://huggingface.co'
 # architecture: its column in the two tables below, its model_type, and what it is in our words
@@ -1081,14 +1172,14 @@ def export_weights():
     print(f"next:  AutoModelForCausalLM.from_pretrained('{export}') in transformers, or  vllm serve {export}")
 
 # ------------------------------------------------------------------------------------------------------------
-# 7. Text in, files out
+# 8. Text in, files out
 
 def main():
     if weights and export:
         usage("weights= and export= are two commands: one brings weights in, the other takes them out")
     if weights or export:
         return import_weights() if weights else export_weights()
-    others = ('fineweb', 'instruct', 'alpaca', 'hellaswag')
+    others = ('fineweb', 'instruct', 'alpaca', 'cifar10', 'hellaswag')
     if not input and dataset not in (*DATASETS, *others):
         usage(f"dataset={dataset}: expected one of {', '.join((*DATASETS, *others))}; or input=PATH for your own")
     if input and dataset == 'python':
@@ -1103,6 +1194,8 @@ def main():
               f"{len(SPECIAL_TOKENS)} special tokens")
     if not 1 <= shards <= 103:
         usage(f"shards={shards}: expected 1 to 103")
+    if image_size < 1:
+        usage(f"image_size={image_size}: expected at least 1")
 
     start = time.time()
     folder = os.path.join(data_dir, dataset)
@@ -1113,6 +1206,9 @@ def main():
         if dataset == 'instruct' and not input:
             return write_examples(folder, what, instruct_examples())
         return write_examples(folder, what, own_examples(local_files(input) if input else [alpaca()], what))
+    captions = os.path.isdir(input) and os.path.exists(os.path.join(input, 'captions.jsonl'))
+    if captions or input.endswith('.npz') or (dataset == 'cifar10' and not input):
+        return prepare_pictures(folder)
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:
         plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's
