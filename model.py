@@ -833,6 +833,17 @@ def orthogonalize(G, steps=5):
         X = torch.baddbmm(X, B, X, beta=a)           # aX + BX
     return X.mT if tall else X
 
+def whole(p):
+    """The gradient of p; where train.py parallel=fsdp has spread it over the processes, all of it, put together."""
+    return p.grad.full_tensor().to(p.device_mesh.device_type) if hasattr(p, 'placements') else p.grad
+
+def share(tensor, p):
+    """A tensor of the shape of p; where p is spread over the processes, the part of it that belongs to this one."""
+    if not hasattr(p, 'placements'):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # takes a while to import
+    return distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None).to(p.device)
+
 class Muon(torch.optim.Optimizer):
     """
     Momentum, then orthogonalise: every direction of a weight matrix learns at the same pace (Jordan et al. 2024). For
@@ -846,6 +857,8 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             params = [p for p in group['params'] if p.grad is not None]
+            if not params:
+                continue
             for p in params:
                 if 'momentum_buffer' not in self.state[p]:
                     self.state[p]['momentum_buffer'] = torch.zeros_like(p)
@@ -857,15 +870,11 @@ class Muon(torch.optim.Optimizer):
                 batches[p.shape].append(p)
             for (rows, columns), same in batches.items():
                 lr = group['lr'] * max(1, rows / columns) ** 0.5  # a tall one moves its outputs as far as a square one
-                sharded = hasattr(same[0], 'placements')  # train.py parallel=fsdp spreads each matrix over the processes …
                 n = max(1, MOST_NUMBERS // (rows * columns))  # large ones gain nothing from company, and need the memory
                 for batch in (same[i:i + n] for i in range(0, len(same), n)):
-                    directions = orthogonalize(torch.stack([p.grad.full_tensor() if sharded else p.grad for p in batch]))
+                    directions = orthogonalize(torch.stack([whole(p) for p in batch]))
                     for p, direction in zip(batch, directions):
-                        if sharded:
-                            from torch.distributed.tensor import distribute_tensor  # … so all compute it, and keep their part
-                            direction = distribute_tensor(direction, p.device_mesh, p.placements, src_data_rank=None)
-                        p.mul_(1 - group['lr'] * group['weight_decay']).add_(direction, alpha=-lr)
+                        p.mul_(1 - group['lr'] * group['weight_decay']).add_(share(direction, p), alpha=-lr)
 
 def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learning_rate=0.02, weight_decay=0.0,
                          betas=(0.9, 0.95)):

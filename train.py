@@ -11,9 +11,9 @@ Pretraining: a model reads text and learns to say what comes next.
     python train.py objective=mlm out_dir=out-bert   # an encoder, which fills gaps from both sides, as BERT
 
 Writes out_dir/ckpt.pt (the best weights so far: all that sample.py needs), out_dir/resume.pt (everything to go on
-exactly) and out_dir/log.csv. Ctrl-C finishes the step (of several processes: the log_interval), saves and says how to
-go on. The batch of step t is a function
-of (seed, t) alone, so a run that was resumed, or spread over more processes, reads the same text in the same order.
+exactly) and out_dir/log.csv. Ctrl-C finishes the step, saves and says how to go on. The batch of
+step t is a function of (seed, t) alone, so a run that was resumed, or spread over more processes, reads the same text in
+the same order.
 """
 from configurator import at_least, configure, usage
 
@@ -65,7 +65,8 @@ sample_every = 1            # show what the model writes at every so many evalua
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of the multiplications; the weights stay float32
 parallel = 'ddp'            # ddp | zero | fsdp: what processes share out among them: the rows of a batch; the optimizers' memory,
-                            # too (ZeRO 1, Rajbhandari et al. 2020); or weights, gradients and optimizers (ZeRO 3)
+                            # too (ZeRO 1, Rajbhandari et al. 2020); or weights, gradients and optimizers (ZeRO 3),
+                            # where in 16 bits the residual stream is rounded, too
 cpu_offload = False         # with fsdp: shares wait in the CPU's memory, so that a GPU holds little more than a layer
 activation_checkpointing = False  # a third more computing for much less memory: layers are computed again going back
 compile = False             # fuse the model's operations with torch.compile: slow to start, then faster
@@ -86,7 +87,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from model import (GPTConfig, Tokenizer, build_model, configure_optimizers, describe, generate, load_checkpoint, load_dataset,
-                   resolve_device, save_atomically, schedule_rate, set_aside, sparkline)
+                   resolve_device, save_atomically, schedule_rate, set_aside, share, sparkline)
 
 # peak bfloat16 FLOP/s (float16 on the T4) of accelerators, without sparsity, from NVIDIA's data sheets
 PEAKS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'T4': 65e12}
@@ -119,7 +120,7 @@ def eval_windows(data, n):
     """Where the n windows of an evaluation start: evenly spread; end to end, if n is 0 or they would overlap."""
     if n and n * block_size < len(data) - 1:
         return np.linspace(0, len(data) - block_size - 1, n).astype(int)
-    return np.arange(0, len(data) - 1, block_size)
+    return np.arange(0, len(data) - (1 if objective == 'clm' else block_size), block_size)  # gaps need both sides
 
 def window(data, starts, tokenizer):
     """Windows -> x, y (n, T); past the end of the data, y is -100, which counts for nothing."""
@@ -138,12 +139,12 @@ def rate(step):
     """The fraction of the peak learning rate at this step."""
     return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
 
-def check_finite(loss, step, best):
-    """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
-    if not math.isfinite(loss):
-        sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
-                 f"{muon_learning_rate * rate(step):.2g}): try a lower one. {out_dir}/ckpt.pt still holds the best model, "
-                 f"of validation loss {best:.4f}")
+def check_finite(what, value, step, best):
+    """End the run if the loss or the gradient of this step is nan or inf: nothing is saved any more."""
+    if not math.isfinite(value):
+        sys.exit(f"the {what} is {value} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
+                 f"{muon_learning_rate * rate(step):.2g}): try a lower one. " + (f"{out_dir}/ckpt.pt still holds the best model, "
+                 f"of validation loss {best:.4f}" if best < math.inf else "Nothing was saved"))
 
 def peak_memory(kind):
     """The most bytes that this process ever held, on its GPU or, without one, in all."""
@@ -151,33 +152,48 @@ def peak_memory(kind):
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) if resource else 0
 
-def whole(state):
+def gather(state):
     """
     A state_dict, with the tensors that parallel=fsdp spreads over the processes put together again: every process must
     call this, and the first one, which saves, gets them all.
     """
     if isinstance(state, (dict, list)):
-        return type(state)((k, whole(v)) for k, v in state.items()) if isinstance(state, dict) else [whole(v) for v in state]
+        return {k: gather(v) for k, v in state.items()} if isinstance(state, dict) else [gather(v) for v in state]
     if hasattr(state, 'full_tensor'):
         state = state.full_tensor()
         return state.cpu() if dist.get_rank() == 0 else None
     return state
 
-def interrupted_run():
+def last_save(asked):
     """
-    torchrun --max-restarts=N starts all processes again when one has died: the resume.pt to go on from, if this very
-    command wrote one.
+    torchrun --max-restarts=N starts all processes again when one has died: the resume.pt to go on from then, if it was
+    written by a run that was asked for the same.
     """
+    restarts = torch.tensor(int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)))  # of this machine's processes …
+    dist.all_reduce(restarts, dist.ReduceOp.MAX)                                  # … and all must decide alike
     path = os.path.join(out_dir, 'resume.pt')
-    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and os.path.exists(path):
+    if restarts > 0 and os.path.exists(path):
         found = load_checkpoint(path)
-        if all(found['settings'].get(name) == globals()[name] for name in given | {'init_from'}):
-            return found
+        return found if found.get('asked') == asked else None
 
 def train():
-    # 1. settings that make no sense, and those of the run that we resume
-    resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else interrupted_run()
-    if resumed:  # its own settings, unless given again
+    # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
+    many = 'RANK' in os.environ
+    rank, world = (int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])) if many else (0, 1)
+    chief = rank == 0  # the one that prints and saves
+    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
+    if many:
+        dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
+
+    # 2. settings: those of the run that we resume, unless given again; and what makes no sense
+    asked = {k: globals()[k] for k in SETTINGS}
+    resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else last_save(asked) if many else None
+    if many:  # all from the same step, or none
+        steps = torch.tensor([resumed['step'] if resumed else 0] * 2) * torch.tensor([1, -1])
+        dist.all_reduce(steps, dist.ReduceOp.MAX)
+        if steps.sum() != 0:
+            sys.exit(f"the processes find different saves in {out_dir}: it must be a folder that all machines share")
+    if resumed:
         if 'optimizers' not in resumed:
             sys.exit(f"{out_dir}/resume.pt holds no optimizer state: start from its weights with init_from={out_dir}")
         own = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
@@ -197,23 +213,26 @@ def train():
     if model_type != 'gpt' and objective == 'mlm':
         usage(f"objective=mlm needs model_type=gpt: {model_type} reads from left to right")
 
-    # 2. processes: torchrun starts several and tells each who it is; alone, we are the only one
-    many = 'RANK' in os.environ
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    chief = rank == 0  # the one that prints and saves
-    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
     rows = batch_size * gradient_accumulation_steps
     if rows % world:
-        usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes")
+        usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes: try "
+              f"gradient_accumulation_steps={world // math.gcd(batch_size, world)}")
     if parallel != 'ddp' and 'parallel' in given and not many:
         usage(f"parallel={parallel} is for several processes: torchrun --standalone --nproc_per_node=2 train.py parallel={parallel}")
-    where, number = resolve_device(device, dtype)
+    zero, fsdp = many and parallel == 'zero', many and parallel == 'fsdp'
+    if cpu_offload and 'cpu_offload' in given and not fsdp:
+        usage("cpu_offload=True belongs to parallel=fsdp, which is not asked for")
+    on_cpu = many and device == 'auto' and not torch.cuda.is_available()  # processes cannot talk through Apple's mps
+    where, number = resolve_device('cpu' if on_cpu else device, dtype)
     kind = where.split(':')[0]
-    if many:
-        dist.init_process_group('cpu:gloo,cuda:nccl' if kind == 'cuda' else 'gloo')
-        where = f"cuda:{os.environ['LOCAL_RANK']}" if kind == 'cuda' else where
-    if kind == 'cuda' and ':' in where:
-        torch.cuda.set_device(where)
+    if many and kind == 'mps':
+        usage("device=mps is for one process: leave torchrun out, or use device=cpu")
+    if kind == 'cuda':
+        local = int(os.environ.get('LOCAL_RANK', rank))
+        if many and local >= torch.cuda.device_count():
+            usage(f"this machine has {torch.cuda.device_count()} GPUs: torchrun --nproc_per_node={torch.cuda.device_count()}")
+        where = f"cuda:{local}" if many else where
+        torch.cuda.set_device(where if ':' in where else 0)
     autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
 
     # 3. data, and the model: new, from a checkpoint, or as it was
@@ -249,14 +268,14 @@ def train():
     model = build_model(config)
     if old:
         model.load_state_dict(old['model'])
-    model.to(where).activation_checkpointing = activation_checkpointing
+    model.activation_checkpointing = activation_checkpointing
+    if not fsdp:  # which moves a layer at a time, since all of them may not fit
+        model.to(where)
 
     # 4. optimizers; and processes that share memory
-    if many:  # these imports take a second: not for a process that is alone
+    if fsdp:  # each keeps a part of every matrix; a layer is put together just while it computes
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-        from torch.distributed.optim import ZeroRedundancyOptimizer
-        from torch.distributed.tensor import distribute_tensor, init_device_mesh
-    if many and parallel == 'fsdp':  # each keeps a part of every matrix; a layer is put together just while it computes
+        from torch.distributed.tensor import init_device_mesh
         policy = MixedPrecisionPolicy(None if number == 'float32' else getattr(torch, number), reduce_dtype=torch.float32)
         how = {'mesh': init_device_mesh(kind, (world,)), 'mp_policy': policy,
                'offload_policy': CPUOffloadPolicy(pin_memory=kind == 'cuda') if cpu_offload else OffloadPolicy()}
@@ -264,7 +283,8 @@ def train():
             fully_shard(layer, **how)
         fully_shard(model, **how)
     optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
-    if many and parallel == 'zero':  # each keeps the optimizers' state of some of the matrices, and hands round what it updates
+    if zero:  # each keeps the optimizers' state of some of the matrices, and hands round what it updates
+        from torch.distributed.optim import ZeroRedundancyOptimizer
         optimizers = [ZeroRedundancyOptimizer(o.param_groups, type(o)) for o in optimizers]
     scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
     step, best = 0, math.inf
@@ -276,19 +296,21 @@ def train():
             sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
         for o, state in zip(optimizers, resumed['optimizers']):
             now = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
+            params = [p for group in o.param_groups for p in group['params']]
+            for i, kept in state['state'].items():  # of what parallel=fsdp spreads, our part
+                kept.update({k: share(v, params[i]) for k, v in kept.items() if v.shape == params[i].shape})
             o.load_state_dict(state)
+            for p, kept in o.optim.state.items() if zero else ():  # it leaves AdamW's count of steps on the CPU
+                kept.update({k: v.to(p.device) for k, v in kept.items()})
             for group, hyperparameters in zip(o.param_groups, now):
                 group.update(hyperparameters)  # rates given anew count, and load_state_dict has put back the old
-            for p, kept in o.state.items() if many and parallel == 'fsdp' else ():  # of a whole state, our part
-                kept.update({k: distribute_tensor(v, p.device_mesh, p.placements, src_data_rank=None)
-                             for k, v in kept.items() if v.shape == p.shape})
         if resumed['scaler']:
             scaler.load_state_dict(resumed['scaler'])
         step, best = resumed['step'], resumed['best']
     old = resumed = None  # let go of the copies
     run = torch.compile(model) if compile else model
-    if many and parallel != 'fsdp':
-        run = DistributedDataParallel(run, forward_sync_buffers=False)
+    if many and not fsdp:
+        run = DistributedDataParallel(run, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     # 5. what this will cost
     cost, without = describe(model, min(batch_size, mine), number, optimizer, say), peak_memory(kind)
@@ -308,15 +330,17 @@ def train():
         elif os.path.exists(log_path):  # rows that came after the last save will come again
             with open(log_path, newline='', encoding='utf-8') as f:
                 table += [row for row in csv.reader(f) if row and row[0].isdigit() and int(row[0]) <= step]
-        log_file = open(log_path, 'w', newline='', encoding='utf-8', buffering=1)
+        with open(f'{log_path}.tmp', 'w', newline='', encoding='utf-8') as f:
+            csv.writer(f).writerows(table)
+        os.replace(f'{log_path}.tmp', log_path)
+        log_file = open(log_path, 'a', newline='', encoding='utf-8', buffering=1)
         log = csv.writer(log_file)
-        log.writerows(table)
         board = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=step + 1) if tensorboard else None
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
         """All processes call this, since each may hold a part of the whole."""
-        state = whole({'model': model.state_dict(), **more})
+        state = gather({'model': model.state_dict(), **more})
         if chief:
             save_atomically(os.path.join(out_dir, name), {
                 'format': 'ninefiles-1', 'config': asdict(config), 'tokenizer': tokenizer.to_dict(), 'step': step,
@@ -324,10 +348,10 @@ def train():
 
     def save_progress():
         """resume.pt: with it, a run that stopped ends in the same weights, bit for bit."""
-        for o in optimizers if many and parallel == 'zero' else []:
+        for o in optimizers if zero else []:
             o.consolidate_state_dict()
-        states = [o.state_dict() if chief or parallel != 'zero' else {} for o in optimizers]
-        save('resume.pt', optimizers=states, scaler=scaler.state_dict(), best=best, data=sources)
+        states = [o.state_dict() if chief or not zero else {} for o in optimizers]
+        save('resume.pt', optimizers=states, scaler=scaler.state_dict(), best=best, data=sources, asked=asked)
 
     @torch.no_grad()
     def evaluate(ids, starts):
@@ -345,6 +369,7 @@ def train():
             dist.all_reduce(total)
         return (total[0] / total[1]).item()
 
+    @torch.no_grad()
     def show():
         """What the model can say for itself: how it goes on from nothing or, if it learns to fill gaps, [what it puts there]."""
         with autocast:
@@ -354,7 +379,8 @@ def train():
                 text = tokenizer.decode(ids)
             else:
                 x, y = window(data['val'], [0], tokenizer)
-                guesses = model(x[:, :80].to(where)).argmax(-1)[0].tolist()
+                guesses = model.eval()(x[:, :80].to(where)).argmax(-1)[0].tolist()
+                model.train()
                 text = ''.join('[' + tokenizer.decode([guess]) + ']' if hidden else tokenizer.decode([i])
                                for i, guess, hidden in zip(x[0].tolist(), guesses, (y[0] >= 0).tolist()))
         return '    | ' + text.replace('\n', '\n    | ')
@@ -369,7 +395,7 @@ def train():
     # 7. Ctrl-C and kill ask us to stop after this step; a second Ctrl-C stops at once
     stop = []
     def on_signal(number, frame):
-        if stop:
+        if stop and number == signal.SIGINT and not many:  # note: torchrun and batch systems like to send SIGTERM twice
             raise KeyboardInterrupt
         stop.append(number)
     handlers = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
@@ -382,10 +408,10 @@ def train():
     start = mark = time.perf_counter()
     while True:
         # 8.1 evaluate, save, show
-        if step % eval_interval == 0 or step == max_iters:
+        if (step % eval_interval == 0 or step == max_iters) and not step == first_step > 0:
             before = time.perf_counter()
             val_loss = evaluate(data['val'], eval_windows(data['val'], eval_iters * batch_size))
-            check_finite(val_loss, step, best)
+            check_finite('validation loss', val_loss, step, best)
             say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
             if chief:
                 record(val_loss=val_loss, seconds=before - start)
@@ -394,7 +420,7 @@ def train():
                 save('ckpt.pt', val_loss=best, dataset=dataset)
             if step > first_step:
                 save_progress()
-                if chief and sample_every and step // eval_interval % sample_every == 0 and not (many and parallel == 'fsdp'):
+                if chief and sample_every and step // eval_interval % sample_every == 0 and not fsdp:
                     say(show())
             mark += time.perf_counter() - before  # the clock of tokens per second stands still meanwhile
         if step >= max_iters or stopping:
@@ -403,12 +429,13 @@ def train():
         x, y, targets = get_batch(data['train'], step, rows, rank * mine, mine, tokenizer)
         loss_sum = torch.zeros((), device=where)
         for i in range(0, mine, batch_size):
-            torch.manual_seed((seed << 40) + (step << 16) + rank * mine + i & 2**63 - 1)  # dropout depends on step and row alone
-            last = i + batch_size >= mine  # gradients are exchanged once a step
-            if many and parallel == 'fsdp':
+            torch.manual_seed((seed << 40) + (step << 16) + rank * mine + i & 2**63 - 1)  # for dropout: by step and row
+            last = i + batch_size >= mine
+            if fsdp:
                 model.set_requires_gradient_sync(last)
-            with autocast, nullcontext() if last or not many or parallel == 'fsdp' else run.no_sync():
-                loss = run(x[i:i + batch_size].to(where), y[i:i + batch_size].to(where), reduction='sum') / targets
+            with run.no_sync() if many and not fsdp and not last else nullcontext():  # gradients are exchanged once a step
+                with autocast:
+                    loss = run(x[i:i + batch_size].to(where), y[i:i + batch_size].to(where), reduction='sum') / targets
                 scaler.scale(loss * world).backward()  # * world: gradients get averaged, and we want their sum
             loss_sum += loss.detach()
         losses.append(loss_sum)
@@ -422,18 +449,25 @@ def train():
             for group in o.param_groups:
                 group['lr'] = group['initial_lr'] * rate(step)
             if not overflow:
-                scaler.step(o)
+                o.step()
             o.zero_grad(set_to_none=True)
         scaler.update()
         step += 1
+        stopping = len(stop) > 0
+        if many:  # if one was asked to stop, all do
+            flag = torch.tensor(stopping, dtype=torch.int)
+            dist.all_reduce(flag)
+            stopping = flag.item() > 0
         # 8.4 report
-        if step % log_interval == 0 or step == max_iters or (stop and not many):
-            report = torch.stack(losses + [torch.tensor(float(len(stop)), device=where)])
+        if step % log_interval == 0 or step == max_iters or stopping:
+            report = torch.stack(losses)
             if many:
-                dist.all_reduce(report)  # the sum over processes; and if one was asked to stop, all do
-            *values, stopping = report.tolist()
+                dist.all_reduce(report)  # the sum over processes
+            values = report.tolist()
             for at, value in enumerate(values, step - len(values)):
-                check_finite(value, at, best)
+                check_finite('loss', value, at, best)
+            if not scaler.is_enabled():
+                check_finite('gradient', grad_norm.item(), step - 1, best)
             now = time.perf_counter()
             mean, speed = sum(values) / len(values), tokens * len(values) / max(now - mark, 1e-9)
             mfu = f" ({100 * speed * cost['flops_per_token'] / peak / world:.0f} % of peak)" if peak else ''
@@ -442,7 +476,7 @@ def train():
                 f"{speed:,.0f} tokens/s{mfu} | {left // 60}:{left % 60:02d} left")
             if chief:
                 record(train_loss=mean, rate=rate(step - 1), grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
-            if not history and kind != 'mps':
+            if not history and first_step == 0 and world == 1 and without:
                 say(f"memory: {(peak_memory(kind) - without) / 1e6:,.0f} MB more than before the first step, and weights of "
                     f"{cost['memory']['weights'] / 1e6:,.0f} MB; expected in all: {sum(cost['memory'].values()) / 1e6:,.0f} MB")
             history.append(mean)
@@ -458,7 +492,8 @@ def train():
         ids = data['val'][:1_000_000]
         loss = evaluate(ids, eval_windows(ids, 0))
         say(f"loss {sparkline(history)} {history[-1]:.3f}" if history else 'nothing left to train')
-        say(f"validation loss over {len(ids):,} tokens: {loss:.4f}, perplexity {math.exp(loss):.2f}")
+        say(f"validation loss over {'' if causal else 'the hidden ones of '}{len(ids):,} tokens: {loss:.4f}, perplexity "
+            f"{math.exp(min(loss, 700)):.2f}")
         if chief and causal and tokenizer.kind != 'word':  # note: <unk> loses text, so words have no honest count of bytes
             text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
             bits = {**compressors(text), 'this model': loss * (len(ids) - 1) / math.log(2)}
