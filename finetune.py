@@ -221,7 +221,7 @@ class LoRA(nn.Linear):
     def forward(self, x):
         return super().forward(x) + F.linear(F.linear(self.dropout(x), self.A), self.B) * self.scale
 
-def adapt(model):
+def adapt(model, tokenizer):
     """Freeze what shall not move, as `method` says, and put LoRA beside the matrices that lora_on names."""
     model.requires_grad_(method == 'full')
     if method == 'freeze':
@@ -241,6 +241,14 @@ def adapt(model):
             parent, _, last = name.rpartition('.')
             if last in lora_on.split(','):
                 setattr(model.blocks.get_submodule(parent), last, LoRA(linear, lora_r, lora_alpha, lora_dropout))
+    if task == 'sft' and method in ('lora', 'adapter'):
+        # <|user|> and its like stand in no text that the base has read: their vectors are noise, and without them little
+        # is learned. So these few rows of the embedding and of the head move, too, and the rest of their gradient is cut
+        rows = torch.zeros(len(model.wte.weight), 1)
+        rows[list(tokenizer.special.values())] = 1
+        for table in {model.wte.weight, model.head.weight}:  # just one, where they are tied
+            table.requires_grad_(True).register_hook(lambda gradient: gradient * rows.to(gradient.device))
+            table.moving = len(tokenizer.special) * table.size(1)
 
 def merged(model):
     """The weights as a plain GPT has them: W + alpha/r B A in place of each W, A and B."""
@@ -376,6 +384,8 @@ def finetune():
         usage(f"distill_weight={distill_weight}: expected 0 <= distill_weight <= 1")
     if os.path.realpath(out_dir) == os.path.realpath(init_from):
         usage(f"out_dir={out_dir} is where the base lies, which stays as it is: choose another")
+    if weight_decay and method in ('lora', 'adapter'):
+        usage(f"weight_decay={weight_decay}: with method={method} it would shrink what shall stay; leave it out")
     if teacher and task == 'classify':
         usage(f"teacher={teacher}: a teacher says what comes next, so it is of use in task=sft and task=lm")
 
@@ -412,7 +422,7 @@ def finetune():
         if 'adapter' in name and name.endswith('proj.weight'):
             nn.init.zeros_(p)  # whatever the rest starts with: at step 0 nothing has changed
     model.load_state_dict({**model.state_dict(), **base.state_dict()})  # adapters that the base lacks stay as they are
-    adapt(model)
+    adapt(model, tokenizer)
 
     # 4. data (new)
     labels = []
@@ -485,7 +495,7 @@ def finetune():
 
     # 6. what this will cost
     sizes = [p.numel() for p in learner.parameters()]
-    moving = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+    moving = sum(getattr(p, 'moving', p.numel()) for p in learner.parameters() if p.requires_grad)
     say(f"{moving:,} of {sum(sizes):,} parameters move: {100 * moving / sum(sizes):.2f} % (method={method})")
     say(f"{rows * T:,} tokens per step * {max_iters:,} steps"
         + ('' if task == 'lm' else f" = {max_iters * rows / len(data['train'][0]):.1f} times through the examples"))
@@ -574,8 +584,10 @@ def finetune():
                     save('ckpt.pt', val_loss=best, dataset=dataset)
                     if method == 'lora':
                         alone = {k: v for k, v in model.state_dict().items() if k.endswith(('.A', '.B'))}
+                        ours = {k: model.state_dict()[k][list(tokenizer.special.values())].clone()
+                                for k in ('wte.weight', 'head.weight')}
                         save_atomically(os.path.join(out_dir, 'lora.pt'), {
-                            'format': 'ninefiles-1', 'lora': alone, 'lora_r': lora_r, 'lora_alpha': lora_alpha})
+                            'format': 'ninefiles-1', 'lora': alone, 'rows': ours, 'lora_r': lora_r, 'lora_alpha': lora_alpha})
             if chief and step > first_step:
                 save('resume.pt', **progress())
             mark += time.perf_counter() - pause  # the clock of tokens per second stands still meanwhile
