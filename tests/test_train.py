@@ -11,7 +11,7 @@ from model import Tokenizer, load_checkpoint, load_model
 TINY = dict(dataset='tiny', n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=20, eval_interval=10, eval_iters=2,
             warmup_iters=2, lr_decay_iters=20, log_interval=5, sample_every=0, device='cpu', dtype='float32')
 
-FRESH = dict(out_dir='out', init_from='scratch', objective='clm', causal=True, tensorboard=False, cpu_offload=False, parallel='ddp')  # what an earlier run in this process may have changed
+DEFAULTS = {name: getattr(T, name) for name in T.SETTINGS}  # a run that is resumed in this process leaves its own behind
 
 @pytest.fixture
 def go(monkeypatch, tmp_path, data):
@@ -19,7 +19,7 @@ def go(monkeypatch, tmp_path, data):
     monkeypatch.chdir(tmp_path)
     def train(which='ckpt.pt', **changes):
         monkeypatch.setattr(T, 'given', set(changes))
-        for name, value in {**TINY, **FRESH, 'data_dir': str(data), **changes}.items():
+        for name, value in {**DEFAULTS, **TINY, 'data_dir': str(data), **changes}.items():
             monkeypatch.setattr(T, name, value)
         T.train()
         return load_checkpoint(os.path.join(T.out_dir, which))
@@ -272,7 +272,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(go, capsys):
 
 def test_a_broken_model_is_not_saved_even_to_be_resumed(go):
     go()
-    with pytest.raises(SystemExit, match='the loss is nan'):  # found by an evaluation, before any line of the log
+    with pytest.raises(SystemExit, match='the validation loss is nan'):  # found by an evaluation, before any line of the log
         go(init_from='resume', max_iters=100, learning_rate=1e30, grad_clip=0.0, log_interval=1000, eval_interval=1, lr_decay_iters=1000)
     assert all(torch.isfinite(t).all() for t in load_checkpoint('out/resume.pt')['model'].values())
 
