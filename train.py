@@ -85,6 +85,7 @@ from dataclasses import asdict, fields
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from model import (GPTConfig, Tokenizer, build_model, configure_optimizers, describe, generate, load_checkpoint, load_dataset,
                    resolve_device, save_atomically, schedule_rate, set_aside, share, sparkline)
@@ -164,6 +165,19 @@ def gather(state):
         return state.cpu() if dist.get_rank() == 0 else None
     return state
 
+def join():
+    """
+    torchrun has started us together with others: meet them. Returns our rank and the number of processes. subtle: its
+    store outlives processes that died, and who is started again must not find their addresses there: hence the prefix.
+    On several machines, whose counts of restarts may differ, there can be none.
+    """
+    store, rank, world = next(rendezvous('env://'))
+    if world == int(os.environ.get('LOCAL_WORLD_SIZE', 0)):
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', store=store, rank=rank,
+                            world_size=world)
+    return rank, world
+
 def last_save(asked):
     """
     torchrun --max-restarts=N starts all processes again when one has died: the resume.pt to go on from then, if it was
@@ -179,11 +193,9 @@ def last_save(asked):
 def train():
     # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
     many = 'RANK' in os.environ
-    rank, world = (int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])) if many else (0, 1)
+    rank, world = join() if many else (0, 1)
     chief = rank == 0  # the one that prints and saves
     say = (lambda line: print(line, flush=True)) if chief else lambda line: None
-    if many:
-        dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
 
     # 2. settings: those of the run that we resume, unless given again; and what makes no sense
     asked = {k: globals()[k] for k in SETTINGS}
