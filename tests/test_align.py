@@ -58,3 +58,150 @@ def test_stopping_and_going_on_changes_nothing(go, how):
     again = go('resume.pt', out_dir='parts', init_from='resume', max_iters=6)
     assert all(torch.equal(a, b) for a, b in zip(straight['policy'].values(), again['policy'].values(), strict=True))
     load_model('parts')  # a plain checkpoint
+
+# ---- what is wanted ----
+
+def test_the_rule_and_the_data_agree():
+    """The chosen answer of every pair that prepare.py makes earns 1, the rejected one less; no question is in both splits."""
+    assert S.COURTESY == P.COURTESY
+    prompts, faults = {'train': set(), 'val': set()}, {}
+    for split, e in P.preference_examples():
+        gold = S.gold_reward(e, e['rejected'])
+        assert S.gold_reward(e, e['chosen']) == 1 and gold == (0.5 if e['fault'] == 'curt' else 0), e
+        assert S.exact_match(e, e['chosen']) and S.exact_match(e, e['rejected']) == (e['fault'] == 'curt')
+        if 'secret' in e:
+            assert e['secret'] in e['prompt'] and e['secret'] not in e['chosen'] and (e['secret'] in e['rejected']) == (e['fault'] == 'reveals')
+            assert all(ask(e['prompt'], e['chosen']) for ask in S.PRINCIPLES.values())
+        prompts[split].add(e['prompt'].split(' ', 1)[1] if e['prompt'].startswith(('Hi! ', 'Please: ', 'Next: ')) else e['prompt'])
+        faults[e['fault']] = faults.get(e['fault'], 0) + 1
+    assert not prompts['train'] & prompts['val'] and len(prompts['train']) > 4500 and len(prompts['val']) > 400
+    assert set(faults) == {'curt', 'wrong', 'rambling', 'refuses', 'reveals'} and min(faults.values()) > 300
+
+def test_the_rule_by_hand():
+    e = {'answer': '13'}
+    assert [S.gold_reward(e, text) for text in ('13, friend.', '13', '13, or 14, friend.', '14', '14, friend.', '')] == [1, 0.5, 0, 0, 0, 0]
+    assert [S.exact_match(e, text) for text in ('13, friend.', '13', '13, or 14, friend.', '14, friend.')] == [True, True, False, False]
+
+def test_rows_by_hand():
+    x, y, last = S.rows([([5, 6, 7], [8, 9]), ([5], [9])])
+    assert x.tolist() == [[5, 6, 7, 8, 9], [5, 9, 0, 0, 0]] and last.tolist() == [4, 1]
+    assert y.tolist() == [[-100, -100, 8, 9, -100], [9, -100, -100, -100, -100]]
+
+def test_a_step_is_a_function_of_seed_and_step_and_an_epoch_takes_every_pair_once():
+    parts = [S.batch_of(list(range(12)), step, 4) for step in range(6)]
+    assert sorted(sum(parts[:3], [])) == sorted(sum(parts[3:], [])) == list(range(12)) and parts[:3] != parts[3:]
+
+# ---- losses ----
+
+def test_the_losses_of_a_pair(monkeypatch):
+    """Stored from trl 1.16.0, whose own lines gave these, and gradients equal to the last bit in float64, for random cases."""
+    monkeypatch.setattr(S, 'beta', 0.1)
+    logp = torch.tensor([[-4., -6], [-3, -9], [-5, -5], [-2.5, -7]]), torch.tensor([[2, 4], [3, 5]])
+    for loss, expected in (('sigmoid', [0.620957, 0.644397]), ('hinge', [0.85, 0.9]), ('ipo', [18.777778, 23.5225])):
+        monkeypatch.setattr(S, 'loss', loss)
+        found, margin = S.dpo_loss(*logp[0], lengths=logp[1])
+        assert found.tolist() == pytest.approx(expected, rel=1e-5) and margin.tolist() == pytest.approx([0.15, 0.1])
+    monkeypatch.setattr(S, 'loss', 'sigmoid'), monkeypatch.setattr(S, 'label_smoothing', 0.2)
+    p = 1 / (1 + math.exp(-0.15))
+    assert S.dpo_loss(*logp[0])[0][0].item() == pytest.approx(-0.8 * math.log(p) - 0.2 * math.log(1 - p))
+
+def test_bradley_terry_by_hand():
+    """Elo's 400 points in natural units: a margin of ln 10 wins 10 of 11 times, and so costs ln 1.1."""
+    assert S.pair_loss(torch.tensor(math.log(10)), 'sigmoid').item() == pytest.approx(math.log(1.1), rel=1e-5)
+    assert S.pair_loss(torch.tensor([0.0, 0.25, 1, 5]), 'hinge').tolist() == [1, 0.75, 0, 0]
+
+def test_k3_by_hand_and_never_negative():
+    found = S.k3(torch.tensor([-1.0, -1, -1]), torch.tensor([-1.0, -2, 0]))
+    assert found.tolist() == pytest.approx([0, math.exp(-1), math.e - 2], rel=1e-6)
+    near = torch.randn(10**5) * torch.logspace(-9, 0, 10**5)  # where rounding alone would make some negative
+    assert (S.k3(torch.zeros(10**5), near) >= 0).all()
+
+def test_k3_estimates_the_kl():
+    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
+    assert (p * S.k3(p.log(), q.log())).sum().item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-6)
+
+def test_gae_by_hand():
+    """Answers of three and of two tokens, rewards at their ends, and a critic that expects 0.5, then 0.25 …"""
+    said = torch.tensor([[0., 1, 1, 1], [0, 1, 1, 0]])
+    rewards, values = torch.tensor([[0., 0, 0, 1], [0, -0.5, 1, 0]]), torch.tensor([[0., 0.5, 0.25, 0.5], [0, 0.25, 0.5, 0]])
+    advantages, returns = S.gae(rewards, values, said, 1.0)
+    assert advantages.tolist() == [[0, 0.5, 0.75, 0.5], [0, 0.25, 0.5, 0]]  # what followed, less what was expected
+    assert returns.tolist() == [[0, 1, 1, 1], [0, 0.5, 1, 0]]
+    advantages, _ = S.gae(rewards, values, said, 0.0)
+    assert advantages.tolist() == [[0, -0.25, 0.25, 0.5], [0, -0.25, 0.5, 0]]  # one step ahead
+    advantages, _ = S.gae(rewards, values, said, 0.5)
+    assert advantages.tolist() == [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0]]  # 0.25 + 0.5 * 0.5; -0.25 + 0.5 * 0.5
+
+def test_ppo_loss_by_hand():
+    """Ratios 1.5 and 0.5, an advantage of +1 and -1 each, clipped at 1 ± 0.2."""
+    old = torch.zeros(4)
+    logp = torch.tensor([1.5, 1.5, 0.5, 0.5]).log().requires_grad_()
+    losses, ratio = S.ppo_loss(logp, old, torch.tensor([1.0, -1, 1, -1]), 0.2)
+    assert losses.tolist() == pytest.approx([-1.2, 1.5, -0.5, 0.8]) and ratio.tolist() == pytest.approx([1.5, 1.5, 0.5, 0.5])
+    losses.sum().backward()  # what already went far enough in the right direction gets no further push
+    assert logp.grad.tolist() == pytest.approx([0, 1.5, -0.5, 0])
+    losses = S.value_loss(torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.5]), torch.tensor([1.0, 1]), 0.2)
+    assert losses.tolist() == pytest.approx([0.5 * 0.3**2, 0.5 * 0.9**2])  # 0.9 counts as 0.7; 0.1 as itself, the worse one
+
+def test_group_advantages_by_hand():
+    found = S.group_advantages(torch.tensor([1, 0, 0.5, 0.5, 1, 1, 1, 1]), 4)
+    assert found.tolist() == pytest.approx([2**0.5, -2**0.5, 0, 0, 0, 0, 0, 0], abs=1e-3)
+
+# ---- what must hold ----
+
+@pytest.mark.parametrize('method', ['ppo', 'grpo'])
+def test_the_ratio_is_exactly_1_on_the_first_minibatch(go, monkeypatch, method):
+    ratios, plain = [], S.ppo_loss
+    monkeypatch.setattr(S, 'score', lambda examples, *args: torch.linspace(0, 1, len(examples)))
+    monkeypatch.setattr(S, 'ppo_loss', lambda *args: ratios.append(plain(*args)[1].detach()) or plain(*args))
+    go(method=method, max_iters=1)
+    assert len(ratios) == S.ppo_epochs * S.minibatches and torch.equal(ratios[0], torch.ones_like(ratios[0]))
+    assert not torch.equal(ratios[-1], torch.ones_like(ratios[-1]))
+
+def test_what_is_sampled_is_what_is_scored(go):
+    """Of 4,000 first tokens, each comes as often as the log-probability that PPO computes for it says."""
+    model, tokenizer, _ = load_model('base')
+    S.max_new_tokens, prompt = 1, [5, 6, 7]
+    policy, n = S.Policy(model), 4000
+    tokens = [a[0] for a in S.sample(model, [prompt] * n, tokenizer, 0)]
+    assert set(S.sample(model, [prompt] * 3, tokenizer, 0)[2]) == {tokens[2]}  # a row's answer is its own
+    x, y, _ = S.rows([(prompt, [token]) for token in range(tokenizer.vocab_size)])
+    p = policy(x, y)[0].sum(1).exp().detach()
+    counts = torch.bincount(torch.tensor(tokens), minlength=len(p))
+    likely = p > 0.002
+    chi2 = ((counts - n * p) ** 2 / (n * p))[likely].sum().item()
+    assert p.sum().item() == pytest.approx(1, abs=1e-5) and chi2 < likely.sum() + 5 * (2 * likely.sum()) ** 0.5
+
+@pytest.mark.parametrize('loss, expected', [('sigmoid', math.log(2)), ('hinge', 1), ('ipo', 25)])
+def test_at_step_0_the_policy_is_the_reference(go, capsys, loss, expected):
+    go(loss=loss, max_iters=1)
+    text = capsys.readouterr().out
+    assert f'the first loss is {expected:.6f}' in text and f'step 0: validation loss {expected:.4f}' in text and 'kl 0.000' in text
+
+def test_reference_log_probs_are_computed_once(go, monkeypatch):
+    calls, plain = [], S.Policy.forward
+    monkeypatch.setattr(S.Policy, 'forward', lambda self, x, y: calls.append(self.head.weight.requires_grad) or plain(self, x, y))
+    monkeypatch.setattr(S, 'measure', lambda *args, **more: ({'kl': 0.0}, []))
+    monkeypatch.setattr(S, 'print_before_and_after', lambda *args: None)
+    go(max_iters=12, imitate_iters=0)  # 32 pairs, 8 a step: three times through them
+    assert calls.count(False) == 4 + 1  # four batches of training and one of validation; the others found them there
+
+def test_rewards_are_normalised_and_pairs_told_apart(go, capsys):
+    saved = go(method='reward', max_iters=60, learning_rate=3e-3)
+    judge = S.Policy(load_model('out')[0])
+    judge.head.load_state_dict(saved['reward'])
+    val = [pair(f'say {c}z', c) for c in 'abcdef']
+    x, _, last = S.both_sides(S.read(val, 'val', BYTES, 48, print))
+    rewards = judge.rewards(x, last)
+    assert abs(rewards.mean()) < 1e-4 and abs(rewards.std() - 1) < 1e-4 and (rewards[:6] > rewards[6:]).all()
+    assert 'accuracy 1.000' in capsys.readouterr().out
+
+@pytest.mark.parametrize('method, steps', [('dpo', 60), ('grpo', 40)])
+def test_it_learns_what_is_preferred(go, capsys, method, steps):
+    write('pairs', [pair(f'say {c}{d}', 'ok') for c in 'abcdefgh' for d in 'abcd'], [pair(f'say {c}z', 'ok') for c in 'abcdef'])
+    go(method=method, max_iters=steps, imitate_iters=50, imitate_rate=0.01, learning_rate=3e-3, eval_interval=20, batch_size=16)
+    text = capsys.readouterr().out
+    gold = next(line for line in text.splitlines() if line.startswith('reward by the rule, likeliest')).split()
+    assert float(gold[-1]) == 1 and float(gold[-3]) < 0.5 and "-> 'ok, friend.' (1.0)" in text
+    kl = [float(row['kl']) for row in csv.DictReader(open('out/log.csv')) if row['kl']]
+    assert min(kl) >= 0 and kl[-1] > 0.1
