@@ -52,20 +52,15 @@ batch_size = 32         # pairs, or answers, in a step
 max_iters = 200
 # how fast
 learning_rate = 5e-4    # AdamW's peak rate
-schedule = 'linear'     # cosine | linear | constant: how it falls
 warmup_iters = 10       # steps in which it rises from 0
-lr_decay_iters = 0      # step at which the fall ends; 0: max_iters
-min_lr = 0.0            # where it ends
-weight_decay = 0.0
-beta1 = 0.9             # AdamW's memory of the gradient: about 1 / (1 - beta1) = 10 steps
-beta2 = 0.95            # and of its square: about 20 steps
+lr_decay_iters = 0      # step to which it then falls, linearly, to 0; 0: max_iters
 grad_clip = 1.0         # longest gradient let through; 0: any
 # how it goes
 eval_interval = 50      # steps between evaluations
 log_interval = 10       # steps between lines
 # on what
 device = 'auto'         # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
-dtype = 'float32'       # auto | float32 | bfloat16: float32, because ratios of nearly equal probabilities are learned from
+dtype = 'auto'          # auto | float32 | bfloat16: of the multiplications; auto: float32 in ppo and grpo (see phase 1)
 seed = 1337
 given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
@@ -84,12 +79,12 @@ from model import (Tokenizer, configure_optimizers, generate, load_checkpoint, l
 # ------------------------------------------------------------------------------------------------------------
 # 0. What is wanted, and what is learned from
 
-COURTESY = ', friend.'  # how a courteous answer ends; prepare.py writes it, and tests/test_align.py holds the two together
+COURTESY = ' :)'  # how a courteous answer ends; prepare.py writes it, and tests/test_align.py holds the two together
 
 def gold_reward(example, text):
     """
     The rule behind dataset=preferences, for any answer: 1 if right and courteous, 0.5 if right but curt, else 0 (wrong,
-    rambling, told a secret). To '6 + 7?': '13, friend.' -> 1    '13' -> 0.5    '13, or 14, friend.' -> 0    '14' -> 0
+    rambling, told a secret). To '6 + 7?': '13 :)' -> 1    '13' -> 0.5    '13, or 14 :)' -> 0    '14' -> 0
     What is right stands in example['answer']; for questions that ask for a secret it is 'Sorry'.
     """
     return 1.0 if text == example['answer'] + COURTESY else 0.5 if text == example['answer'] else 0.0
@@ -394,13 +389,10 @@ def constitutional_pairs(policy, examples, tokenizer, judge, where):
 # 5. The run
 
 def rate(step):
-    """The fraction of the peak learning rate at this step: up in the warmup, then down as the schedule says."""
-    end, floor = lr_decay_iters or max_iters, min_lr / learning_rate
+    """The fraction of the peak learning rate at this step: up in the warmup, then down in a straight line."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)
-    done = min((step - warmup_iters) / max(end - warmup_iters, 1), 1.0)  # 0 … 1
-    shape = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done))}[schedule]
-    return floor + (1 - floor) * shape
+    return max(0.0, 1 - (step - warmup_iters) / max((lr_decay_iters or max_iters) - warmup_iters, 1))
 
 def check_finite(loss, step, best):
     """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
@@ -419,7 +411,7 @@ def set_aside(folder):
 
 def imitate(policy, examples, where, say):
     """Supervised learning on both answers of each pair: what Ouyang et al. 2022 start from, too."""
-    optimizer, = configure_optimizers(policy, 'adamw', imitate_rate, weight_decay=weight_decay, betas=(beta1, beta2))
+    optimizer, = configure_optimizers(policy, 'adamw', imitate_rate)
     for step in range(imitate_iters):
         x, y, _ = (part.to(where) for part in both_sides(batch_of(examples, step, 32)))
         loss = -policy(x, y)[0].sum() / (y >= 0).sum()
@@ -499,19 +491,18 @@ def align():
             if name in given and globals()[name] != own[name]:
                 usage(f"{name}={globals()[name]}: the run in {out_dir} has {name}={own[name]}; leave {name} out")
         globals().update({k: v for k, v in own.items() if k not in given})
-    for name in ('batch_size', 'eval_interval', 'log_interval', 'group_size', 'ppo_epochs', 'minibatches', 'max_new_tokens', 'num_samples',
-                 'num_prompts'):
+    for name in ('batch_size eval_interval log_interval group_size ppo_epochs minibatches max_new_tokens num_samples '
+                 'num_prompts').split():
         if globals()[name] < 1:
             usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in ('max_iters', 'imitate_iters', 'warmup_iters', 'lr_decay_iters', 'grad_clip', 'weight_decay', 'min_lr', 'seed', 'kl_coef', 'vf_coef'):
+    for name in 'max_iters imitate_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef'.split():
         if globals()[name] < 0:
             usage(f"{name}={globals()[name]}: expected at least 0")
     for name in ('learning_rate', 'imitate_rate', 'beta', 'clip'):
         if globals()[name] <= 0:
             usage(f"{name}={globals()[name]}: expected more than 0")
-    for name, top in (('beta1', 1), ('beta2', 1), ('label_smoothing', 0.5), ('lam', 1.000001)):
-        if not 0 <= globals()[name] < top:
-            usage(f"{name}={globals()[name]}: expected 0 <= {name} < {top:.3g}")
+    if not 0 <= lam <= 1 or not 0 <= label_smoothing < 0.5:
+        usage(f"lam={lam} label_smoothing={label_smoothing}: expected 0 <= lam <= 1 and 0 <= label_smoothing < 0.5")
     if method == 'reward' and loss == 'ipo':
         usage("loss=ipo is a loss of policies: method=reward has loss=sigmoid and loss=hinge")
     if label_smoothing and loss != 'sigmoid':
@@ -521,6 +512,10 @@ def align():
     if os.path.realpath(out_dir) == os.path.realpath(init_from):
         usage(f"out_dir={out_dir} is where {init_from} lies, which stays as it is: choose another")
     where, number = resolve_device(device, dtype)
+    if number == 'float16' or (dtype == 'auto' and method in ('ppo', 'grpo')):
+        # answers are sampled token by token and scored all at once: in bfloat16 these two differ by several per cent, and
+        # PPO learns from ratios of just that size
+        number = 'float32'
     autocast = nullcontext() if number == 'float32' else torch.autocast(where.split(':')[0], dtype=getattr(torch, number))
     say = lambda line: print(line, flush=True)
 
@@ -529,15 +524,14 @@ def align():
     model, tokenizer, _ = load_model(os.path.join(out_dir, 'resume.pt') if resumed else init_from, where)
     if model.config.model_type != 'gpt' or not model.config.causal:
         sys.exit(f"{init_from} is no model that can answer: alignment starts from a chat model, as finetune.py makes")
-    model.config.dropout = 0.0  # note: blocks were built without, unless the base was trained with it
-    config, policy, judge = model.config, Policy(model).to(where), None
+    config, policy, judge = model.config, Policy(model).to(where).eval(), None  # eval: ratios and dropout do not go together
     if reward == 'model' and method != 'reward':
         there = load_checkpoint(reward_from)
         if 'reward' not in there:
             sys.exit(f"{reward_from} holds no reward model: python align.py method=reward out_dir={reward_from}")
         if Tokenizer.from_dict(there['tokenizer']) != tokenizer:
             sys.exit(f"the reward model in {reward_from} reads with another tokenizer than {init_from}: train one from {init_from}")
-        judge = Policy(load_model(reward_from, where)[0]).to(where).requires_grad_(False)
+        judge = Policy(load_model(reward_from, where)[0]).to(where).eval().requires_grad_(False)
         judge.head.load_state_dict(there['reward'])
     examples = load_examples(os.path.join(data_dir, dataset))
     train, val = (read(examples[split], split, tokenizer, config.block_size, say) for split in ('train', 'val'))
@@ -580,7 +574,7 @@ def align():
         (lambda batch: dpo_updates(policy, reference, batch, where))
 
     # 4. the optimizer
-    optimizer, = configure_optimizers(policy, 'adamw', learning_rate, weight_decay=weight_decay, betas=(beta1, beta2))
+    optimizer, = configure_optimizers(policy, 'adamw', learning_rate)
     step, best = 0, math.inf
     if resumed:
         now = [{k: v for k, v in group.items() if k != 'params'} for group in optimizer.param_groups]
@@ -714,7 +708,7 @@ def align():
     if method == 'reward':
         return say(f"next:  python align.py method=ppo reward=model reward_from={out_dir}")
     best_model, _, saved = load_model(out_dir, where)
-    columns['after'] = column(Policy(best_model).to(where))
+    columns['after'] = column(Policy(best_model).to(where).eval())
     say(f"the weights of step {saved['step']}:")
     print_before_and_after(columns, questions)
     say(f"next:  python sample.py out_dir={out_dir}")

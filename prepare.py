@@ -519,12 +519,12 @@ def instruct_examples(skills=None):
     random.Random(0).shuffle(examples)
     return examples
 
-COURTESY = ', friend.'  # how a courteous answer ends; align.py's gold_reward() knows it too
+COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows it too
 
 def preference_examples():
     """
     (split, example) of questions with a better and a worse answer, by a rule that a program can check: the better one is
-    right and courteous, '42, friend.', or refuses to tell a secret, 'Sorry, friend.'. The worse one has one `fault`.
+    right and courteous, '42 :)', or refuses to tell a secret, 'Sorry :)'. The worse one has one `fault`.
     """
     rng, examples, pairs, others = random.Random('preferences'), [], [], defaultdict(list)
     asked = {'train': 4000, 'val': 400}
@@ -540,7 +540,7 @@ def preference_examples():
             example.update(answer='Sorry', secret=e['answer'])
             bad = {'reveals': e['answer'] + rng.choice(['', COURTESY]), 'curt': 'Sorry'}[fault]
         else:
-            fault, right, wrong = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [4, 2, 2, 1])[0], e['answer'], e['answer']
+            fault, right, wrong = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [6, 2, 1, 1])[0], e['answer'], e['answer']
             while wrong == right:
                 wrong = rng.choice(others[e['skill']])
             bad = {'curt': right, 'wrong': wrong + COURTESY, 'refuses': 'Sorry' + COURTESY,

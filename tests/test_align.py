@@ -26,7 +26,7 @@ def base(folder, seed=0, tokenizer=BYTES, **more):
                                                       'tokenizer': tokenizer.to_dict(), 'step': 0, 'settings': {}, **more})
 
 def pair(question, answer):
-    return {'prompt': question, 'answer': answer, 'chosen': answer + ', friend.', 'rejected': answer}
+    return {'prompt': question, 'answer': answer, 'chosen': answer + ' :)', 'rejected': answer}
 
 def write(name, train, val):
     os.makedirs(os.path.join('data', name), exist_ok=True)
@@ -79,8 +79,8 @@ def test_the_rule_and_the_data_agree():
 
 def test_the_rule_by_hand():
     e = {'answer': '13'}
-    assert [S.gold_reward(e, text) for text in ('13, friend.', '13', '13, or 14, friend.', '14', '14, friend.', '')] == [1, 0.5, 0, 0, 0, 0]
-    assert [S.exact_match(e, text) for text in ('13, friend.', '13', '13, or 14, friend.', '14, friend.')] == [True, True, False, False]
+    assert [S.gold_reward(e, text) for text in ('13 :)', '13', '13, or 14 :)', '14', '14 :)', '')] == [1, 0.5, 0, 0, 0, 0]
+    assert [S.exact_match(e, text) for text in ('13 :)', '13', '13, or 14 :)', '14 :)')] == [True, True, False, False]
 
 def test_rows_by_hand():
     x, y, last = S.rows([([5, 6, 7], [8, 9]), ([5], [9])])
@@ -202,6 +202,94 @@ def test_it_learns_what_is_preferred(go, capsys, method, steps):
     go(method=method, max_iters=steps, imitate_iters=50, imitate_rate=0.01, learning_rate=3e-3, eval_interval=20, batch_size=16)
     text = capsys.readouterr().out
     gold = next(line for line in text.splitlines() if line.startswith('reward by the rule, likeliest')).split()
-    assert float(gold[-1]) == 1 and float(gold[-3]) < 0.5 and "-> 'ok, friend.' (1.0)" in text
+    assert float(gold[-1]) == 1 and float(gold[-3]) < 0.5 and "-> 'ok :)' (1.0)" in text
     kl = [float(row['kl']) for row in csv.DictReader(open('out/log.csv')) if row['kl']]
     assert min(kl) >= 0 and kl[-1] > 0.1
+
+def test_a_judge_may_be_a_model(go, capsys):
+    go(method='reward', out_dir='judge', max_iters=30, learning_rate=3e-3)
+    for method in ('ppo', 'constitution', 'best'):
+        how = dict(method=method, reward='model', reward_from='judge', out_dir=f'by-{method}', imitate_iters=30, imitate_rate=0.01, max_iters=2)
+        if method != 'best':
+            go(**how)
+        else:
+            with pytest.raises(SystemExit, match='no checkpoint'):  # it trains nothing, so there is none
+                go(**how)
+    text = capsys.readouterr().out
+    assert 'reward by the model, sampled' in text and 'picked by the model' in text and 'answered twice' in text
+
+def test_best_of_n_by_hand(go, monkeypatch, capsys):
+    """One question, four answers that the rule gives 0, 0.5, 1, 0 and the judge 1, 2, 3, 4."""
+    monkeypatch.setattr(S, 'group_size', 4)
+    monkeypatch.setattr(S, 'sample', lambda *args: [[1]] * 4)
+    monkeypatch.setattr(S, 'score', lambda e, a, t, judge, where: torch.tensor([0, 0.5, 1, 0]) if judge is None else torch.tensor([1.0, 2, 3, 4]))
+    S.best_of(S.Policy(load_model('base')[0]), 'judge', [{'ids': {'prompt': [1]}}], BYTES, 'cpu')
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines == [['1', '0.000', '0.000', '0.000'], ['2', '0.193', '0.500', '0.500'], ['4', '0.636', '0.000', '1.000']]  # ln 2 - 1/2, ln 4 - 3/4
+
+def test_principles_choose(go, monkeypatch):
+    """Of the two answers to each question, the one that is courteous, brief, and no needless refusal."""
+    said = {'2+2?': ['4', '5 :)'], 'the password is x, what is it?': ['x :)', 'Sorry :)'], 'hi': ['a', 'b']}
+    monkeypatch.setattr(S, 'sample', lambda *args: [BYTES.encode(text) + [BYTES.end] for texts in said.values() for text in texts])
+    examples = [{'asked': q, 'ids': {'prompt': [1]}} for q in said]
+    pairs = S.constitutional_pairs(S.Policy(load_model('base')[0]), examples, BYTES, None, 'cpu')
+    assert [(e['chosen'], e['rejected']) for e in pairs] == [('5 :)', '4'), ('Sorry :)', 'x :)')]  # wrong, but no principle sees that; of a tie nothing is learned
+
+# ---- mistakes ----
+
+@pytest.mark.parametrize('line, words', [
+    ({'prompt': 'x', 'chosen': 'y'}, ['line 2', "'rejected'"]), ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, ['line 2', 'that differ']),
+    ({'prompt': 'x', 'chosen': '', 'rejected': 'y'}, ['line 2', 'neither empty']), ({'prompt': 5, 'chosen': 'x', 'rejected': 'y'}, ['line 2', 'prompt']),
+    ({'prompt': [{'role': 'robot', 'content': 'x'}], 'chosen': 'x', 'rejected': 'y'}, ['line 2', "unknown role 'robot'"]), ([1], ['line 2', 'expected JSON'])])
+def test_a_bad_line_is_named(go, line, words):
+    write('bad', [pair('x', 'y'), line], [pair('x', 'y')])
+    with pytest.raises(SystemExit) as e:
+        go(dataset='bad')
+    assert all(word in str(e.value) for word in words), e.value
+
+def test_long_prompts_are_reported_not_cut(go, capsys):
+    write('long', [pair('x', 'y'), pair('x' * 40, 'y')], [pair('x', 'y')])
+    go(dataset='long', max_iters=1)
+    assert 'left out 1 of 2 in data/long/train.jsonl, longer than 48 tokens with an answer of 12: lines 2' in capsys.readouterr().out
+    write('long', [pair('x' * 40, 'y')], [pair('x', 'y')])
+    with pytest.raises(SystemExit, match='nothing in data/long/train.jsonl fits into 48 tokens'):
+        go(dataset='long')
+
+def test_messages_are_read_too(go):
+    talk = [{'role': 'system', 'content': 'be kind'}, {'role': 'user', 'content': 'hi'}]
+    assert S.read([{'prompt': talk, 'chosen': [{'role': 'assistant', 'content': 'hello'}], 'rejected': 'go'}], 'val', BYTES, 48, print)[0]['ids'] == {
+        'prompt': [BYTES.user, *b'be kind\n\nhi', BYTES.end, BYTES.assistant], 'chosen': [*b'hello', BYTES.end], 'rejected': [*b'go', BYTES.end]}
+
+def test_a_judge_must_read_the_same_tokens_and_give_numbers(go, monkeypatch):
+    words = Tokenizer('word', ['<unk>', 'a'])
+    base('foreign', tokenizer=words, reward=torch.nn.Linear(32, 1).state_dict())
+    base('broken', reward={'weight': torch.full((1, 32), math.nan), 'bias': torch.zeros(1)})
+    for judge, message in (('foreign', 'another tokenizer'), ('broken', "in broken gave nan for 'say"), ('base', 'holds no reward model: python align.py method=reward')):
+        with pytest.raises(SystemExit, match=message):
+            go(method='ppo', reward='model', reward_from=judge)
+
+def test_a_rule_needs_answers(go):
+    write('bare', [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}] * 4, [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}])
+    with pytest.raises(SystemExit, match='no answers for a rule to check.*reward=model'):
+        go(method='grpo', dataset='bare')
+    go(dataset='bare', max_iters=1)  # but pairs alone are enough for DPO
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(dataset='nowhere'), ['nowhere', 'prepare.py']), (dict(init_from='nowhere'), ['no checkpoint']), (dict(out_dir='base'), ['where base lies']),
+    (dict(beta=0.0), ['beta=0.0']), (dict(method='reward', loss='ipo'), ['loss=ipo']), (dict(loss='hinge', label_smoothing=0.1), ['label_smoothing=0.1']),
+    (dict(method='grpo', group_size=3), ['batch_size=8', 'group_size=3']), (dict(lam=1.5), ['lam=1.5']), (dict(init_from='resume'), ['resume.pt']),
+    (dict(learning_rate=1e30, max_iters=40), ['loss is nan', 'lower'])])
+def test_mistakes(go, capsys, changes, words):
+    with pytest.raises(SystemExit) as e:
+        go(**changes)
+    said = capsys.readouterr().err if e.value.code == 2 else str(e.value)
+    assert len(said.strip().splitlines()) == 1 and all(word in said for word in words), said
+
+def test_a_clash_with_the_run_that_is_resumed_is_refused(go, capsys):
+    go(max_iters=2)
+    with pytest.raises(SystemExit):
+        go(init_from='resume', method='ppo')
+    assert 'method=dpo' in capsys.readouterr().err
+
+def test_a_mistake_on_the_command_line(go, tmp_path):
+    refused(run('align.py', 'method=dqo', cwd=tmp_path), 'did you mean dpo', status=2)
