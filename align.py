@@ -27,8 +27,9 @@ data_dir = 'data'
 method = 'dpo'          # reward | dpo | ppo | grpo | constitution | best
 loss = 'sigmoid'        # sigmoid | ipo | hinge: what a pair costs, in reward (not ipo), dpo and constitution
 # the start: imitate both answers of each pair (not in method=reward): rewards choose among what is said, and invent nothing
-imitate_iters = 60      # steps of 32 pairs; the model is then the reference, which the policy starts from and is compared with
-imitate_rate = 1e-3     # AdamW's rate in them
+imitate_iters = 120     # steps of 16 pairs; the model is then the reference, which the policy starts from and is compared with
+imitate_rate = 3e-4     # the rate in them, AdamW's
+imitate_head_rate = 0.2 # and that of the last layer, which takes plain SGD (see imitate)
 # dpo
 beta = 0.1              # what leaving the reference costs, in reward per nat; small: the policy goes far
 label_smoothing = 0.0   # the fraction of pairs taken to be the wrong way round (loss=sigmoid)
@@ -51,7 +52,7 @@ num_samples = 200       # held-out questions that are answered before and after,
 batch_size = 32         # pairs, or answers, in a step
 max_iters = 200
 # how fast
-learning_rate = 5e-4    # AdamW's peak rate
+learning_rate = 1e-4    # AdamW's peak rate
 warmup_iters = 10       # steps in which it rises from 0
 lr_decay_iters = 0      # step to which it then falls, linearly, to 0; 0: max_iters
 grad_clip = 1.0         # longest gradient let through; 0: any
@@ -410,19 +411,24 @@ def set_aside(folder):
             os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
 
 def imitate(policy, examples, where, say):
-    """Supervised learning on both answers of each pair: what Ouyang et al. 2022 start from, too."""
-    optimizer, = configure_optimizers(policy, 'adamw', imitate_rate)
+    """
+    Supervised learning on both answers of each pair, good and bad alike, so that the reference covers them (a reference that
+    never says an answer gives DPO nothing to go by: Rafailov et al. 2023, section 4, fit theirs as well). The base is so sure
+    of its own style that new words have 10 nats to climb. Adam's steps are as large for words with no business here as for
+    those that have some, and the model would talk nonsense on the way: so the last layer takes SGD's, true to the gradient.
+    """
+    optimizers = [(torch.optim.SGD([policy.model.head.weight], momentum=0.9), imitate_head_rate), (torch.optim.AdamW(policy.model.blocks.parameters(), weight_decay=0.0), imitate_rate)]
     for step in range(imitate_iters):
-        x, y, _ = (part.to(where) for part in both_sides(batch_of(examples, step, 32)))
+        x, y, _ = (part.to(where) for part in both_sides(batch_of(examples, step, 16)))
         loss = -policy(x, y)[0].sum() / (y >= 0).sum()
         check_finite(loss.item(), step, math.inf)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip or math.inf)
-        for group in optimizer.param_groups:
-            group['lr'] = imitate_rate * min(1, (step + 1) / 10, 2 * (1 - step / imitate_iters))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % 20 == 0 or step + 1 == imitate_iters:
+        for optimizer, peak in optimizers:
+            for group in optimizer.param_groups:
+                group['lr'] = peak * min(1, (step + 1) / 5, 2 * (1 - step / imitate_iters))
+            optimizer.step()
+        policy.zero_grad(set_to_none=True)
+        if (step + 1) % 40 == 0 or step + 1 == imitate_iters:
             say(f"imitating {step + 1}/{imitate_iters} | loss {loss:.4f}")
 
 @torch.no_grad()
@@ -498,7 +504,7 @@ def align():
     for name in 'max_iters imitate_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef'.split():
         if globals()[name] < 0:
             usage(f"{name}={globals()[name]}: expected at least 0")
-    for name in ('learning_rate', 'imitate_rate', 'beta', 'clip'):
+    for name in ('learning_rate', 'imitate_rate', 'imitate_head_rate', 'beta', 'clip'):
         if globals()[name] <= 0:
             usage(f"{name}={globals()[name]}: expected more than 0")
     if not 0 <= lam <= 1 or not 0 <= label_smoothing < 0.5:
