@@ -1,19 +1,19 @@
 """
 Alignment: a model that can answer learns which answers are preferred.
 
-    python prepare.py dataset=preferences                   # questions, each with a better and a worse answer
-    python align.py                                         # DPO: learn from the pairs directly, minutes on a laptop
-    python align.py method=reward out_dir=out-reward        # a reward model: which answer is the better one?
-    python align.py method=ppo reward=model                 # PPO: answer, be rewarded by that model, do more of what paid
-    python align.py method=grpo                             # the same without a critic, rewarded by a rule (reward=gold)
-    python align.py method=constitution                     # written principles in place of people
-    python align.py method=best                             # no training: of n answers, the best one; how far n gets you
+    python prepare.py dataset=preferences              # questions, each with a better and a worse answer
+    python align.py                                    # DPO: learn from the pairs directly, minutes on a laptop
+    python align.py method=reward out_dir=out-reward   # a reward model: which answer is the better one?
+    python align.py method=ppo reward=model            # PPO: answer, be rewarded by that model, do more of what paid
+    python align.py method=grpo                        # without a critic; reward=gold: by a rule that a program checks
+    python align.py method=constitution                # written principles in place of people
+    python align.py method=best reward=model           # no training: of n answers, the best; how far does that get?
 
-The argument, top to bottom: people can say which of two answers they prefer, but not by how much. So (1) a model learns a
-number, the reward, that explains their choices; (2) the policy, the model that answers, is trained to earn it without
-straying far from where it began (PPO; GRPO). And the shortcut: (3) the policy's own probabilities already are such a reward,
-so the choices can train it directly (DPO). As a rule is behind the pairs of dataset=preferences (gold_reward), how well all
-this works can be measured, and how it goes wrong: see the README's table of reward against distance.
+The argument, top to bottom: people can say which of two answers they prefer, but not by how much. So (1) a model learns
+a number, the reward, that explains their choices; (2) there is a shortcut: the probabilities of the policy, the model
+that answers, already are such a reward, so choices can train it directly (DPO); or (3) the policy is trained to earn
+the reward without straying far from where it began (PPO, GRPO); and (4) the model itself can stand in for the people.
+As there is a rule behind the pairs of dataset=preferences (gold_reward), how well all this works can be measured.
 
 Read finetune.py first. init_from is never touched; out_dir gets ckpt.pt (a plain checkpoint), resume.pt and log.csv.
 """
@@ -26,15 +26,15 @@ dataset = 'preferences' # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 method = 'dpo'          # reward | dpo | ppo | grpo | constitution | best
 loss = 'sigmoid'        # sigmoid | ipo | hinge: what a pair costs, in reward (not ipo), dpo and constitution
-# the start: imitate both answers of each pair (not in method=reward): rewards choose among what is said, and invent nothing
-imitate_iters = 120     # steps of 16 pairs; the model is then the reference, which the policy starts from and is compared with
+# the start: imitate both answers of each pair (all methods but reward), for a reward can only choose among what is said
+imitate_iters = 120     # steps of 16 pairs; the model is then the reference: what the policy starts from
 imitate_rate = 3e-4     # the rate in them, AdamW's
 imitate_head_rate = 0.2 # and that of the last layer, which takes plain SGD (see imitate)
 # dpo
 beta = 0.1              # what leaving the reference costs, in reward per nat; small: the policy goes far
 label_smoothing = 0.0   # the fraction of pairs taken to be the wrong way round (loss=sigmoid)
 # ppo and grpo
-reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model (also the judge of constitution)
+reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
 reward_from = 'out-reward'  # the folder of that model
 kl_coef = 0.02          # what leaving the reference costs, in reward per nat
 group_size = 8          # grpo: answers to each question; best: the largest n
@@ -44,7 +44,7 @@ clip = 0.2              # a probability that has moved by more than this fractio
 lam = 0.95              # GAE: 1: an advantage is all that happened later; 0: only what the critic saw change at once
 vf_coef = 0.1           # the critic's share in the loss
 # constitution
-num_prompts = 1000      # questions that are answered twice
+num_prompts = 1000      # questions that are answered twice; reward=model: that model judges, not the principles
 # answers
 max_new_tokens = 32     # longest answer
 num_samples = 200       # held-out questions that are answered before and after, and at each evaluation
@@ -94,8 +94,8 @@ def exact_match(example, text):
     """Whether an answer is right, whatever its manners."""
     return text.removesuffix(COURTESY) == example['answer']
 
-# what a constitution asks, as questions to (prompt, answer) that a program can decide. Note that none can tell whether an
-# answer is right: what judges can't see, alignment does not mend
+# what a constitution asks, as questions about (prompt, answer) that a program can decide. None of them can tell whether
+# an answer is right: what a judge does not see, alignment does not mend
 PRINCIPLES = {
     'a secret is not told, and nothing else refused':
         lambda asked, said: ('secret' in asked or 'password' in asked) == said.startswith('Sorry'),
@@ -103,36 +103,36 @@ PRINCIPLES = {
     'an answer comes without second thoughts': lambda asked, said: ', or ' not in said}
 
 def read(examples, split, tokenizer, T, say):
-    """Lines of preferences -> the same with 'ids' of prompt, chosen and rejected; exits with one line that names a bad one."""
+    """Lines of preferences -> the same with the 'ids' of all three texts; exits with one line that names a bad one."""
     path, found, long = os.path.join(data_dir, dataset, f'{split}.jsonl'), [], []
     for line, example in enumerate(examples, 1):
         try:
-            prompt = example['prompt']
-            messages = prompt if isinstance(prompt, list) else [{'role': 'user', 'content': prompt}]
-            chosen, rejected = (s if isinstance(s, str) else s[-1]['content'] for s in (example['chosen'], example['rejected']))
-            ids = {'prompt': tokenizer.chat(messages, answer=True)[0],
-                   **{k: tokenizer.encode(s) + [tokenizer.end] for k, s in (('chosen', chosen), ('rejected', rejected))}}
+            asked = example['prompt']
+            asked = asked if isinstance(asked, list) else [{'role': 'user', 'content': asked}]
+            sides = [s if isinstance(s, str) else s[-1]['content'] for s in (example['chosen'], example['rejected'])]
+            prompt = tokenizer.chat(asked, answer=True)[0]
+            chosen, rejected = (tokenizer.encode(text) + [tokenizer.end] for text in sides)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
             sys.exit(f"{path} line {line}: expected prompt, chosen and rejected ({type(e).__name__}: {e})")
-        if not chosen.strip() or not rejected.strip() or chosen == rejected:
-            sys.exit(f"{path} line {line}: chosen and rejected are {chosen[:40]!r} and {rejected[:40]!r}: expected two answers, "
-                     f"neither empty, that differ")
-        room = T - len(ids['prompt'])
-        if max(len(ids['chosen']), len(ids['rejected']), max_new_tokens) > room:
+        if not all(text.strip() for text in sides) or chosen == rejected:
+            sys.exit(f"{path} line {line}: expected two answers, neither empty, that differ, not {sides[0][:40]!r} and "
+                     f"{sides[1][:40]!r}")
+        if len(prompt) + max(len(chosen), len(rejected), max_new_tokens) > T:
             long.append(line)
         else:
-            found.append({**example, 'ids': ids, 'asked': messages[-1]['content']})
+            ids = {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}
+            found.append({**example, 'ids': ids, 'asked': asked[-1]['content']})
     if long:
-        say(f"left out {len(long):,} of {len(examples):,} in {path}, longer than {T} tokens with an answer of {max_new_tokens}: "
-            f"lines {', '.join(map(str, long[:5]))}{' …' if len(long) > 5 else ''}")
+        say(f"left out {len(long):,} of {len(examples):,} in {path}, longer than {T} tokens with an answer of "
+            f"{max_new_tokens}: lines {', '.join(map(str, long[:5]))}{' …' if len(long) > 5 else ''}")
     if not found:
         sys.exit(f"nothing in {path} fits into {T} tokens with an answer of max_new_tokens={max_new_tokens}")
     return found
 
 def rows(pairs):
     """
-    [(prompt ids, answer ids), …] -> x, y (B, T) and the column (B,) of each row's last token. y[t] is what is to be said
-    after x[t], or -100 where that is not the answer's. Padding is on the right, where causality hides it.
+    [(prompt ids, answer ids), …] -> x, y (B, T) and the column (B,) of each row's last token. y[t] is what is to be
+    said after x[t], or -100 where that is not the answer's. Padding is on the right, where causality hides it.
 
         x  <|user|>  hi    <|end|>  <|assistant|>  hello    <|end|>  0
         y  -100      -100  -100     hello          <|end|>  -100     -100
@@ -156,8 +156,8 @@ def batch_of(examples, step, count):
 
 class Policy(nn.Module):
     """
-    A GPT, and a head that makes one number of a hidden state. For a reward model, read at the answer's last token, it is
-    the reward; for PPO's critic, read at every token, the reward that it expects in the end.
+    A GPT, and a head that makes one number of a hidden state. Read at an answer's last token, it is what a reward model
+    thinks of it; read at every token, the reward that PPO's critic expects in the end.
     """
     def __init__(self, model):
         super().__init__()
@@ -168,7 +168,7 @@ class Policy(nn.Module):
         return self.head(self.model.hidden(x)[torch.arange(len(x)), last]).float().squeeze(1)  # (B,)
 
     def forward(self, x, y):
-        """log p of each of the answer's tokens, the head's numbers, and the scores' log-softmax: (B, T), (B, T), (N, V)."""
+        """log p of the answer's tokens, the head's numbers there, and log p of all tokens: (B, T), (B, T), (N, V)."""
         said = y >= 0
         h = self.model.hidden(x)[said]  # (N, C): only where something is said, which saves most scores
         logp = self.model.logits(h).float().log_softmax(-1)
@@ -180,9 +180,9 @@ class Policy(nn.Module):
 
 def pair_loss(margin, loss, smoothing=0.0):
     """
-    What it costs to rate the chosen answer higher by only `margin` (B,). 'sigmoid' is Bradley & Terry's model (1952), in
-    which the chosen one wins with probability sigmoid(margin): its negative logarithm. Of a fraction `smoothing` of the
-    pairs, we assume that they are the wrong way round. 'hinge' asks for a margin of 1, and then no more.
+    What it costs to rate the chosen answer higher by only `margin` (B,). 'sigmoid': in Bradley & Terry's model (1952)
+    the chosen one wins with probability sigmoid(margin); this is its negative logarithm. A fraction `smoothing` of the
+    pairs is taken to be the wrong way round. 'hinge' asks for a margin of 1, and then for no more.
     """
     if loss == 'hinge':
         return F.relu(1 - margin)
@@ -200,15 +200,16 @@ def normalised(head, rewards):
     return {'weight': head.weight.detach() / std, 'bias': (head.bias.detach() - rewards.mean()) / std}
 
 # ------------------------------------------------------------------------------------------------------------
-# 2. DPO: the shortcut. The policy that earns most, at the price beta for leaving the reference, is known in closed form,
-# p(answer) ∝ reference(answer) exp(reward / beta). Read backwards: every policy is the best one for the reward
-# beta log(policy / reference). So put that into the loss of section 1, and no reward model is needed (Rafailov et al. 2023)
+# 2. DPO, the shortcut. The policy that earns most reward, at the price of beta per nat for leaving the reference, is
+# known: p(answer) ∝ reference(answer) exp(reward / beta). Read backwards, every policy is the best one for the reward
+# beta log(policy / reference). So that goes into the loss of section 1, and no reward model is needed (Rafailov et al.
+# 2023, eq. 7)
 
 def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, lengths=None):
     """
-    From the log-probabilities of whole answers (B,), by the policy and by the reference: the loss of each pair (B,), and
-    its margin, the difference of the implicit rewards. IPO (Azar et al. 2023, eq. 17) has a goal, 1 / (2 beta), and no
-    reward for going beyond it, with log-probabilities per token: lengths (2, B) of the chosen and the rejected answers.
+    From the log-probabilities of whole answers (B,), by the policy and by the reference: each pair's loss (B,), and its
+    margin, the difference of the implicit rewards. IPO (Azar et al. 2023, eq. 17) aims at a margin of 1/2 and punishes
+    going beyond; it takes log-probabilities per token: lengths (2, B) of the chosen and of the rejected answers.
     """
     a, b = chosen - ref_chosen, rejected - ref_rejected
     margin = beta * (a - b)
@@ -218,7 +219,7 @@ def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, lengths=None):
 
 def dpo_updates(policy, reference, batch, where):
     x, y, _ = (part.to(where) for part in both_sides(batch))
-    if not all('reference' in e for e in batch):  # computed once, at the first meeting, and kept: the reference never changes
+    if not all('reference' in e for e in batch):  # computed at the first meeting, and kept: the reference never changes
         with torch.no_grad():
             for e, pair in zip(batch, reference(x, y)[0].sum(1).view(2, -1).T.tolist()):
                 e['reference'] = pair
@@ -236,9 +237,9 @@ def slices(items, size):
 
 def sample(model, prompts, tokenizer, number, temperature=1.0):
     """
-    One answer to each prompt (lists of ids), with its <|end|> where it came to one: drawn from the very distribution that is
-    then scored, at temperature 1 from all tokens, or else the ratio below would compare with somebody else's choices.
-    `number` seeds: the answer in row i depends on (seed, number + i) alone.
+    One answer to each prompt (lists of ids), with its <|end|> where it came to one: drawn from the very distribution
+    that is then scored, at temperature 1 from all tokens, or the ratio below would compare with others' choices. The
+    answer in row i depends on (seed, number + i) alone.
     """
     answers = [[] for _ in prompts]
     for tokens in generate(model, prompts, max_new_tokens, temperature=temperature, seed=(seed << 32) + number,
@@ -263,9 +264,10 @@ def score(examples, answers, tokenizer, judge, where):
     x, _, last = rows([(e['ids']['prompt'], answer) for e, answer in zip(examples, answers)])
     endless = torch.tensor([answer[-1] != tokenizer.end for answer in answers], device=where)
     rewards = judge.rewards(x.to(where), last) - endless.float()
-    if not rewards.isfinite().all():
-        sys.exit(f"the reward model in {reward_from} gave {rewards[~rewards.isfinite()][0].item()} for "
-                 f"{examples[int((~rewards.isfinite()).nonzero()[0])]['asked'][:60]!r}: train it again, at a lower learning_rate")
+    bad = (~rewards.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        sys.exit(f"the reward model in {reward_from} gave {rewards[bad[0]].item()} for "
+                 f"{examples[bad[0]]['asked'][:60]!r}: train it again, at a lower learning_rate")
     return rewards
 
 def k3(logp, reference):
@@ -279,9 +281,9 @@ def k3(logp, reference):
 
 def gae(rewards, values, said, lam):
     """
-    How much better each token turned out than the critic expected (Schulman et al. 2016, eq. 16), all (B, T) and 0 outside
-    the answers: advantages, and the returns that the critic should have seen coming. Nothing is discounted: an answer's
-    end is worth as much as its beginning.
+    How much better each token turned out than the critic expected (Schulman et al. 2016, eq. 16), all (B, T), 0 outside
+    the answers: advantages, and the returns that the critic should have seen coming. Nothing is discounted: the end of
+    an answer is worth as much as its beginning.
 
         rewards 0 0 1, values 0.5 0.5 0.5, lam 1: every token has led to 1 where 0.5 was expected -> 0.5 0.5 0.5
         lam 0: only the last one was a surprise -> 0 0 0.5
@@ -295,16 +297,16 @@ def gae(rewards, values, said, lam):
 
 def group_advantages(scores, group_size):
     """
-    GRPO's replacement for the critic (Shao et al. 2024): how much better than the other answers to the same question, in
-    standard deviations. [1, 0, 0.5, 0.5] in one group of 4 -> [1.22, -1.22, 0, 0]; all alike: nothing to learn, 0
+    GRPO's replacement for the critic (Shao et al. 2024): how much better than the other answers to the same question,
+    in standard deviations. [1, 0, 0.5, 0.5] in one group of 4 -> [1.41, -1.41, 0, 0]; all alike: nothing to learn, 0
     """
     groups = scores.view(-1, group_size)
     return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, correction=0, keepdim=True) + 1e-4)).flatten()
 
 def ppo_loss(logp, old, advantages, clip):
     """
-    Per token: -advantage * ratio, where ratio = p now / p when it was sampled. Outside 1 ± clip, whichever of the clipped
-    and the unclipped is worse counts, so that nothing is gained by moving a probability far at once (eq. 7).
+    Per token: -advantage * ratio, where ratio = p now / p when it was sampled. Of the ratio and the ratio clipped to
+    1 ± clip the worse counts, so that nothing is gained by moving a probability far at once (eq. 7).
     """
     ratio = (logp - old).exp()
     return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)), ratio
@@ -316,8 +318,8 @@ def value_loss(values, old, returns, clip):
 
 def ppo_updates(policy, reference, judge, examples, tokenizer, step, where):
     """
-    One batch of answers, and the losses of the several updates that are made from it. For method=grpo a group of answers to
-    the same question takes the critic's place, and the price of the KL stands in the loss instead of in the rewards.
+    One batch of answers, and the losses of the several updates that are made from it. In method=grpo a group of answers
+    to the same question takes the critic's place, and the price of the KL stands in the loss, not in the rewards.
     """
     grpo = method == 'grpo'
     # 3.1 answers, and what was thought of them at the time. Rows stay in the same minibatches as later, so that nothing
@@ -369,8 +371,8 @@ def ppo_updates(policy, reference, judge, examples, tokenizer, step, where):
 
 def constitutional_pairs(policy, examples, tokenizer, judge, where):
     """
-    Answer each question twice. The answer that keeps more of the principles, or that the judge rates higher, is preferred;
-    of two that are equally good nothing is learned. -> examples with chosen and rejected replaced.
+    Answer each question twice. The answer that keeps more of the principles, or that the judge rates higher, is
+    preferred; of two equally good ones nothing is learned. -> examples with chosen and rejected replaced.
     """
     pairs = []
     for number, part in enumerate(slices(examples, 128)):
@@ -398,8 +400,8 @@ def rate(step):
 def check_finite(loss, step, best):
     """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
     if not math.isfinite(loss):
-        sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g}: try a "
-                 f"lower one. {out_dir}/ckpt.pt still holds the best model, of validation loss {best:.4f}")
+        sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g}: "
+                 f"try a lower one. {out_dir}/ckpt.pt still holds the best model, of validation loss {best:.4f}")
 
 def set_aside(folder):
     """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
@@ -412,12 +414,14 @@ def set_aside(folder):
 
 def imitate(policy, examples, where, say):
     """
-    Supervised learning on both answers of each pair, good and bad alike, so that the reference covers them (a reference that
-    never says an answer gives DPO nothing to go by: Rafailov et al. 2023, section 4, fit theirs as well). The base is so sure
-    of its own style that new words have 10 nats to climb. Adam's steps are as large for words with no business here as for
-    those that have some, and the model would talk nonsense on the way: so the last layer takes SGD's, true to the gradient.
+    Supervised learning on both answers of each pair, good and bad, so that the reference covers both: one that never
+    says an answer has no probabilities for DPO to go by, and PPO would never come across it. The base is so sure of its
+    style that new words have 10 nats to climb. Adam's steps are as large for words with no business here as for the
+    others, and would lead through nonsense; so the last layer takes plain gradient steps.
     """
-    optimizers = [(torch.optim.SGD([policy.model.head.weight], momentum=0.9), imitate_head_rate), (torch.optim.AdamW(policy.model.blocks.parameters(), weight_decay=0.0), imitate_rate)]
+    model, optimizers = policy.model, []
+    optimizers.append((torch.optim.SGD([model.head.weight], momentum=0.9), imitate_head_rate))
+    optimizers.append((torch.optim.AdamW(model.blocks.parameters(), weight_decay=0.0), imitate_rate))
     for step in range(imitate_iters):
         x, y, _ = (part.to(where) for part in both_sides(batch_of(examples, step, 16)))
         loss = -policy(x, y)[0].sum() / (y >= 0).sum()
@@ -434,9 +438,9 @@ def imitate(policy, examples, where, say):
 @torch.no_grad()
 def measure(policy, reference, judge, examples, tokenizer, where, temperature=1.0):
     """
-    Answers to held-out questions, always with the same random numbers, and their means: 'gold', the rule's reward, 'exact'
-    match where no secret is asked for, the 'judge's reward, and 'kl', KL(policy || reference) in nats per answer: not
-    estimated but summed over the vocabulary at each token, so that it is exact but for the choice of the answers.
+    Answers to held-out questions, always with the same random numbers, and their means: 'gold', the rule's reward, the
+    'judge's, 'exact' match where no secret is asked for, and 'kl', KL(policy || reference) in nats per answer: summed
+    over the vocabulary at each token, so that it is exact but for the choice of the answers.
     """
     texts, sums = [], defaultdict(list)
     for first, part in zip(range(0, len(examples), 100), slices(examples, 100)):
@@ -449,27 +453,29 @@ def measure(policy, reference, judge, examples, tokenizer, where, temperature=1.
         for name, who in (('gold', None), ('judge', judge)):
             if who is not None or (name == 'gold' and 'answer' in part[0]):
                 sums[name].append(score(part, answers, tokenizer, who, where).mean().item())
-    found = {name: float(np.average(values, weights=sums['weight'])) for name, values in sums.items() if name != 'weight'}
+    weight = sums.pop('weight')
+    found = {name: float(np.average(values, weights=weight)) for name, values in sums.items()}
     right = [exact_match(e, text) for e, text in zip(examples, texts) if 'answer' in e and 'secret' not in e]
     return {**found, **({'exact': sum(right) / len(right)} if right else {})}, texts
 
 def print_before_and_after(columns, examples):
-    """{'before': (sampled, likeliest, texts), …}: means of the answers side by side, then some of the answers themselves."""
-    width = max(len(name) for name in columns) + 4
-    say = lambda name, values: print(f"{name:<34}" + ''.join(f"{v:>{width}}" for v in values))
-    say(f"on {len(examples)} held-out questions", columns)
-    for name, key in (('reward by the rule', 'gold'), ('reward by the model', 'judge'), ('exact match', 'exact'), ('KL to the reference', 'kl')):
-        for which, at in (('sampled', 0), ('likeliest', 1)):
-            if key in columns['after'][at] and (key, which) != ('kl', 'likeliest'):
-                say(f"{name}, {which}", [f"{c[at][key]:.3f}" for c in columns.values()])
-    for e, *texts in list(zip(examples, *(c[2] for c in columns.values())))[:12]:
-        gold = [f" ({gold_reward(e, t):.1f})" if 'answer' in e else '' for t in texts]
-        print(f"    {e['asked'][:70]} -> " + ' -> '.join(f"{t[:40]!r}{g}" for t, g in zip((texts[0], texts[-1]), (gold[0], gold[-1]))))
+    """{'before': (sampled, likeliest, texts), …}: their means side by side, then some of the answers themselves."""
+    def line(name, values):
+        print(f"{name:<32}" + ''.join(f"{value:>12}" for value in values))
+    line(f"on {len(examples)} held-out questions", columns)
+    for key, name in {'gold': 'reward by the rule', 'judge': 'reward by the model', 'exact': 'exact match',
+                      'kl': 'KL to the reference'}.items():
+        for at, which in enumerate(('sampled', 'likeliest')[:1 if key == 'kl' else 2]):
+            if key in columns['after'][at]:
+                line(f"{name}, {which}", [f"{column[at][key]:.3f}" for column in columns.values()])
+    for e, before, after in list(zip(examples, columns['before'][2], columns['after'][2]))[:12]:
+        shown = [f"{text[:40]!r}" + (f" ({gold_reward(e, text)})" if 'answer' in e else '') for text in (before, after)]
+        print(f"    {e['asked'][:70]} -> {' -> '.join(shown)}")
 
 def best_of(policy, judge, examples, tokenizer, where):
     """
-    Best-of-n: answer n times and keep the best. No training, n times the work, and the exact KL log n - (n - 1) / n: what
-    every policy must be compared with. Prints the rule's reward of answers that the judge, and that the rule picks.
+    Best-of-n: answer n times and keep the best. No training, n times the work, and a KL of log n - (n - 1) / n: what
+    every policy must be compared with. Prints the rule's reward of what the judge picks, and of what the rule picks.
     """
     n = group_size
     many = [e for e in examples for _ in range(n)]
@@ -479,10 +485,11 @@ def best_of(policy, judge, examples, tokenizer, where):
         gold.append(score(part, answers, tokenizer, None, where))
         by.append(score(part, answers, tokenizer, judge, where))
     gold, by = torch.cat(gold).view(-1, n), torch.cat(by).view(-1, n)  # (questions, n)
-    print(f"{'n':>4}{'KL':>8}{'picked by the ' + ('rule' if judge is None else 'model'):>24}{'by the rule':>14}   (reward by the rule)")
+    who = 'rule' if judge is None else 'model'
+    print(f"   n      KL   reward by the rule, picked by the {who:<5}   picked by the rule")
     for k in [2**i for i in range(n.bit_length())]:
         picked = gold.gather(1, by[:, :k].argmax(1, keepdim=True)).mean()
-        print(f"{k:>4}{math.log(k) - (k - 1) / k:>8.3f}{picked:>24.3f}{gold[:, :k].amax(1).mean():>14.3f}")
+        print(f"{k:>4}{math.log(k) - (k - 1) / k:>8.3f}{picked:>41.3f}{gold[:, :k].amax(1).mean():>22.3f}")
 
 FIGURES = 'accuracy margin chosen rejected reward gold kl entropy approx_kl clip_fraction explained_variance'.split()
 
@@ -514,15 +521,18 @@ def align():
     if label_smoothing and loss != 'sigmoid':
         usage(f"label_smoothing={label_smoothing} goes with loss=sigmoid, not {loss}")
     if batch_size % minibatches or (method == 'grpo' and batch_size % group_size):
-        usage(f"batch_size={batch_size} does not divide into minibatches={minibatches}, or groups of group_size={group_size}")
+        usage(f"batch_size={batch_size} does not divide into minibatches={minibatches}, or into groups of "
+              f"group_size={group_size}")
     if os.path.realpath(out_dir) == os.path.realpath(init_from):
         usage(f"out_dir={out_dir} is where {init_from} lies, which stays as it is: choose another")
     where, number = resolve_device(device, dtype)
     if number == 'float16' or (dtype == 'auto' and method in ('ppo', 'grpo')):
-        # answers are sampled token by token and scored all at once: in bfloat16 these two differ by several per cent, and
-        # PPO learns from ratios of just that size
+        # answers are sampled token by token and scored all at once: in bfloat16 the two may differ by several per cent,
+        # and PPO learns from ratios of just that size
         number = 'float32'
-    autocast = nullcontext() if number == 'float32' else torch.autocast(where.split(':')[0], dtype=getattr(torch, number))
+    kind = where.split(':')[0]
+    # subtle: autocast keeps bfloat16 copies of the weights until its block ends, which here may be many updates later
+    autocast = nullcontext() if number == 'float32' else torch.autocast(kind, getattr(torch, number), cache_enabled=False)
     say = lambda line: print(line, flush=True)
 
     # 2. the policy, the judge and the data
@@ -530,25 +540,28 @@ def align():
     model, tokenizer, _ = load_model(os.path.join(out_dir, 'resume.pt') if resumed else init_from, where)
     if model.config.model_type != 'gpt' or not model.config.causal:
         sys.exit(f"{init_from} is no model that can answer: alignment starts from a chat model, as finetune.py makes")
-    config, policy, judge = model.config, Policy(model).to(where).eval(), None  # eval: ratios and dropout do not go together
+    config, judge = model.config, None
+    policy = Policy(model).to(where).eval()  # eval: dropout would make two policies of one, and ratios of nothing
     if reward == 'model' and method != 'reward':
         there = load_checkpoint(reward_from)
         if 'reward' not in there:
             sys.exit(f"{reward_from} holds no reward model: python align.py method=reward out_dir={reward_from}")
         if Tokenizer.from_dict(there['tokenizer']) != tokenizer:
-            sys.exit(f"the reward model in {reward_from} reads with another tokenizer than {init_from}: train one from {init_from}")
+            sys.exit(f"the reward model in {reward_from} reads with another tokenizer than {init_from}: train one from "
+                     f"{init_from}")
         judge = Policy(load_model(reward_from, where)[0]).to(where).eval().requires_grad_(False)
         judge.head.load_state_dict(there['reward'])
     examples = load_examples(os.path.join(data_dir, dataset))
     train, val = (read(examples[split], split, tokenizer, config.block_size, say) for split in ('train', 'val'))
     if 'answer' not in val[0] and reward == 'gold' and method in ('ppo', 'grpo', 'best'):
-        sys.exit(f"{dataset} has no answers for a rule to check: train a reward model with method=reward, then add  reward=model")
+        sys.exit(f"{dataset} has no answers for a rule to check: train a reward model with method=reward, then add  "
+                 f"reward=model")
     questions = val[:num_samples]
     say(f"{len(train):,} pairs to learn from, {len(val):,} to validate with; method={method}, on {where}, {number}")
 
     # 3. where the policy starts, and the reference that it is compared with
     def column(policy):
-        """What print_before_and_after() shows of a policy: means of sampled answers, of the likeliest, and those themselves."""
+        """What print_before_and_after() shows: means over sampled answers, over the likeliest ones, and these."""
         with autocast:
             return [measure(policy, reference, judge, questions, tokenizer, where)[0],
                     *measure(policy, reference, judge, questions, tokenizer, where, temperature=0)]
@@ -574,8 +587,8 @@ def align():
         if not train:
             sys.exit("no two answers of which the principles prefer one: more imitate_iters make the answers differ")
         e = train[0]
-        say(f"{len(asked):,} questions answered twice, {len(train):,} answers preferred; so to {e['asked']!r}: {e['chosen']!r} "
-            f"rather than {e['rejected']!r}")
+        say(f"{len(asked):,} questions answered twice, {len(train):,} answers preferred; so to {e['asked']!r}: "
+            f"{e['chosen']!r} rather than {e['rejected']!r}")
     updates = (lambda batch: reward_updates(policy, batch, where)) if method == 'reward' else \
         (lambda batch: dpo_updates(policy, reference, batch, where))
 
@@ -686,22 +699,23 @@ def align():
         step += 1
         # 7.3 report
         if step == 1 and method in ('dpo', 'constitution'):
-            say(f"the first loss is {seen['loss'][0]:.6f}: the policy still is the reference, so every margin is 0, and that costs "
+            say(f"the first loss is {seen['loss'][0]:.6f}: the policy is the reference, every margin is 0, and that costs "
                 + {'sigmoid': 'ln 2 = 0.693147', 'hinge': '1', 'ipo': f'1 / (2 beta)² = {1 / (4 * beta**2):.3f}'}[loss])
         if step % log_interval == 0 or step == max_iters or stop:
             now, mean = time.perf_counter(), {name: sum(values) / len(values) for name, values in seen.items()}
-            steps = (step - 1) % log_interval + 1
-            speed = batch_size * (1 if method in ('ppo', 'grpo') else 2) * min(steps, step - first_step) / max(now - mark, 1e-9)
+            steps = min((step - 1) % log_interval + 1, step - first_step)
+            speed = batch_size * (1 if method in ('ppo', 'grpo') else 2) * steps / max(now - mark, 1e-9)
             left = int((max_iters - step) * (now - start) / (step - first_step))
             say(f"step {step}/{max_iters} | loss {mean['loss']:.4f} | rate {rate(step - 1):.2f} | norm {mean['norm']:.2f} | "
                 f"{speed:,.0f} answers/s | {left // 60}:{left % 60:02d} left | "
                 + ' | '.join(f"{name} {mean[name]:.3g}" for name in FIGURES if name in mean))
-            log.writerow([step, f"{mean['loss']:.6f}", '', f"{rate(step - 1):.6f}", f"{mean['norm']:.4f}", f"{speed:.0f}",
-                          f"{now - start:.2f}"] + [f"{mean[name]:.6g}" if name in mean else '' for name in FIGURES])
+            log.writerow([step, f"{mean['loss']:.6f}", '', f"{rate(step - 1):.6f}", f"{mean['norm']:.4f}",
+                          f"{speed:.0f}", f"{now - start:.2f}"]
+                         + [f"{mean[name]:.6g}" if name in mean else '' for name in FIGURES])
             if mean.get('fallen', 0) < 0 and not warned:
                 warned = True
-                say(f"note: the chosen answers have become less likely, by {-mean['fallen']:.2f} nats each: DPO only asks for a "
-                    f"gap between chosen and rejected. What gains instead is in neither; a larger beta holds it closer")
+                say(f"note: the chosen answers have become less likely, by {-mean['fallen']:.2f} nats each: DPO only asks "
+                    f"for a gap between chosen and rejected. What gains is in neither; a larger beta holds it closer")
             seen, mark = defaultdict(list), now
 
     # 8. the end: what was learned, by the best weights, as they lie in ckpt.pt

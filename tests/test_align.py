@@ -235,6 +235,16 @@ def test_principles_choose(go, monkeypatch):
     pairs = S.constitutional_pairs(S.Policy(load_model('base')[0]), examples, BYTES, None, 'cpu')
     assert [(e['chosen'], e['rejected']) for e in pairs] == [('5 :)', '4'), ('Sorry :)', 'x :)')]  # wrong, but no principle sees that; of a tie nothing is learned
 
+def test_bfloat16_learns_what_float32_learns(go):
+    """autocast keeps copies of the weights unless it is told not to, and many updates later would still compute with those."""
+    def loss(folder):
+        policy, pairs = S.Policy(load_model(folder)[0]), S.read([pair('say xy', c) for c in 'abcdefgh'], 'val', BYTES, 48, print)
+        x, y, _ = S.both_sides(pairs)
+        return (-policy(x, y)[0].sum() / (y >= 0).sum()).item()
+    for dtype in ('float32', 'bfloat16'):
+        go(dtype=dtype, out_dir=dtype, max_iters=0, imitate_iters=40, imitate_rate=0.01)
+    assert loss('float32') < 0.5 * loss('base') and loss('bfloat16') == pytest.approx(loss('float32'), rel=0.1)
+
 # ---- mistakes ----
 
 @pytest.mark.parametrize('line, words', [
