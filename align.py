@@ -50,7 +50,7 @@ max_new_tokens = 32     # longest answer
 num_samples = 200       # held-out questions that are answered before and after, and at each evaluation
 # how much
 batch_size = 32         # pairs, or answers, in a step
-max_iters = 200
+max_iters = 160
 # how fast
 learning_rate = 1e-4    # AdamW's peak rate
 warmup_iters = 10       # steps in which it rises from 0
@@ -425,7 +425,8 @@ def imitate(policy, examples, where, say):
     for step in range(imitate_iters):
         x, y, _ = (part.to(where) for part in both_sides(batch_of(examples, step, 16)))
         loss = -policy(x, y)[0].sum() / (y >= 0).sum()
-        check_finite(loss.item(), step, math.inf)
+        if not math.isfinite(loss.item()):
+            sys.exit(f"the loss is {loss.item()} while imitating: try a lower imitate_rate or imitate_head_rate")
         loss.backward()
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:
@@ -553,9 +554,9 @@ def align():
         judge.head.load_state_dict(there['reward'])
     examples = load_examples(os.path.join(data_dir, dataset))
     train, val = (read(examples[split], split, tokenizer, config.block_size, say) for split in ('train', 'val'))
-    if 'answer' not in val[0] and reward == 'gold' and method in ('ppo', 'grpo', 'best'):
-        sys.exit(f"{dataset} has no answers for a rule to check: train a reward model with method=reward, then add  "
-                 f"reward=model")
+    if 'answer' not in val[0] and (method == 'best' or (reward == 'gold' and method in ('ppo', 'grpo'))):
+        sys.exit(f"{dataset} has no answers for a rule to check, so train a reward model: python align.py method=reward "
+                 f"dataset={dataset}, and then method=ppo reward=model")
     questions = val[:num_samples]
     say(f"{len(train):,} pairs to learn from, {len(val):,} to validate with; method={method}, on {where}, {number}")
 

@@ -1,5 +1,5 @@
 """Alignment: the rule and the data agree, each loss is what its paper says, the ratio starts at 1, the KL is never negative."""
-import csv, json, math, os
+import csv, gzip, json, math, os
 import pytest
 import torch
 from torch.nn import functional as F
@@ -76,6 +76,51 @@ def test_the_rule_and_the_data_agree():
         faults[e['fault']] = faults.get(e['fault'], 0) + 1
     assert not prompts['train'] & prompts['val'] and len(prompts['train']) > 4500 and len(prompts['val']) > 400
     assert set(faults) == {'curt', 'wrong', 'rambling', 'refuses', 'reveals'} and min(faults.values()) > 300
+
+@pytest.fixture
+def prepare(monkeypatch, tmp_path):
+    """prepare.py with these settings in this process; returns the lines of train.jsonl and val.jsonl."""
+    monkeypatch.chdir(tmp_path)
+    def made(**settings):
+        for name, value in settings.items():
+            monkeypatch.setattr(P, name, value)
+        P.main()
+        with open('data/mine/meta.json') as f:
+            assert json.load(f)['kind'] == 'preferences'
+        return [[json.loads(line) for line in open(f'data/mine/{split}.jsonl', encoding='utf-8')] for split in ('train', 'val')]
+    return made
+
+def test_preferences_of_your_own(prepare, tmp_path):
+    talk, said = [{'role': 'user', 'content': 'x'}], lambda text: [{'role': 'assistant', 'content': text}]
+    lines = [{'prompt': f'q{n}', 'chosen': 'a', 'rejected': 'b'} for n in range(9)] + [{'prompt': talk, 'chosen': said('a'), 'rejected': said('b')}]
+    (tmp_path / 'p.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    train, val = prepare(dataset='mine', input='p.jsonl')
+    assert train == lines[:9] and val == [{'prompt': talk, 'chosen': 'a', 'rejected': 'b'}]
+
+@pytest.mark.parametrize('line, words', [
+    ({'prompt': 'x', 'chosen': 'y'}, 'line 2: the rejected answer is missing'), ({'prompt': 'x', 'chosen': ' ', 'rejected': 'y'}, 'line 2: the chosen answer is missing, empty'),
+    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y '}, 'line 2: chosen and rejected are the same'), ({'chosen': 'x', 'rejected': 'y'}, 'line 2: the prompt is missing')])
+def test_a_bad_preference_is_named(prepare, tmp_path, line, words):
+    (tmp_path / 'p.jsonl').write_text(json.dumps({'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}) + '\n' + json.dumps(line) + '\n')
+    with pytest.raises(SystemExit, match=words):
+        prepare(dataset='mine', input='p.jsonl')
+
+def test_transcripts_of_hh(monkeypatch, tmp_path, capsys):
+    """The form of Anthropic's HH-RLHF: whole conversations, gzipped JSON lines; pairs that cannot be compared are passed over."""
+    talk = '\n\nHuman: hi\n\nAssistant: hello\n\nHuman: Assistant: is that you?\n\nAssistant: '
+    pairs = [{'chosen': talk + 'yes', 'rejected': talk + 'no'}, {'chosen': talk + 'same', 'rejected': talk + 'same'},
+             {'chosen': '\n\nHuman: a\n\nAssistant: b', 'rejected': '\n\nHuman: c\n\nAssistant: d'}]
+    monkeypatch.setattr(P, 'download', lambda url, name: str(tmp_path / 'hh.gz'))
+    with gzip.open(tmp_path / 'hh.gz', 'wt', encoding='utf-8') as f:
+        f.writelines(json.dumps(pair) + '\n' for pair in pairs)
+    found = list(P.hh_examples())
+    roles = [(m['role'], m['content']) for m in found[0][1]['prompt']]
+    assert roles == [('user', 'hi'), ('assistant', 'hello'), ('user', 'Assistant: is that you?')]
+    assert [(split, e['chosen'], e['rejected']) for split, e in found] == [(split, 'yes', 'no') for split in ('train', 'val')] * 2
+    assert 'passed over 8 pairs' in capsys.readouterr().out
+    (tmp_path / 'hh.gz').write_bytes(b'no gzip')
+    with pytest.raises(SystemExit, match='delete it and run again'):
+        list(P.hh_examples())
 
 def test_the_rule_by_hand():
     e = {'answer': '13'}
@@ -280,7 +325,7 @@ def test_a_judge_must_read_the_same_tokens_and_give_numbers(go, monkeypatch):
 
 def test_a_rule_needs_answers(go):
     write('bare', [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}] * 4, [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}])
-    with pytest.raises(SystemExit, match='no answers for a rule to check.*reward=model'):
+    with pytest.raises(SystemExit, match='no answers for a rule to check.*method=ppo reward=model'):
         go(method='grpo', dataset='bare')
     go(dataset='bare', max_iters=1)  # but pairs alone are enough for DPO
 
