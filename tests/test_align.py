@@ -2,7 +2,6 @@
 import csv, gzip, json, math, os
 import pytest
 import torch
-from torch.nn import functional as F
 import align as S
 import prepare as P
 from conftest import refused, run
