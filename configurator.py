@@ -26,6 +26,12 @@ def usage(message):
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
     sys.exit(2)
 
+def at_least(least, settings, names):
+    """Settings for which less makes no sense: at_least(1, globals(), 'batch_size eval_iters'); rates must exceed 0."""
+    for name in names.split():
+        if settings[name] < least or (settings[name] == 0 and name.endswith('learning_rate')):
+            usage(f"{name}={settings[name]}: expected {'more than 0' if name.endswith('learning_rate') else f'at least {least}'}")
+
 def configure(settings):
     """
     Override `settings` (a script's globals()) from the command line, and return the names that were given

@@ -1,18 +1,18 @@
 """
 Fine-tuning: a model that has read a lot learns to do something with it.
 
-    python prepare.py dataset=instruct && python finetune.py         # SFT: it learns to answer, minutes on a laptop
-    python finetune.py method=lora out_dir=out-lora                  # the same with 5 % of the parameters; also freeze, adapter
-    python finetune.py dataset=mine                                  # your own chats; prepare.py reads three usual forms
-    python finetune.py show=True                                     # see what is learned from: one row, token by token
-    python finetune.py task=lm dataset=shakespeare out_dir=out-lm    # go on pretraining on another text: an author's style
-    python finetune.py task=classify dataset=labels out_dir=out-cls  # texts with labels: a head on the last token
-    python finetune.py teacher=out-big out_dir=out-small             # distillation: imitate a larger model as well
+    python prepare.py dataset=instruct && python finetune.py      # SFT: it learns to answer, minutes on a laptop
+    python finetune.py method=lora out_dir=out-lora               # with 5 % of the weights; also freeze, adapter
+    python finetune.py dataset=mine                               # your own chats; prepare.py reads three usual forms
+    python finetune.py show=True                                  # see what is learned from: a row, token by token
+    python finetune.py task=lm dataset=shakespeare                # go on pretraining on another text: an author's style
+    python finetune.py task=classify dataset=labels               # texts with labels: a head on the last token
+    python finetune.py teacher=out-big                            # distillation: imitate a larger model as well
 
-Read train.py first: `diff train.py finetune.py` shows what is new. Three things are. A conversation is learned from only
-where the assistant speaks. Conversations are short, so many share a row, none seeing another. And of the weights, all may
-move or only a few. The base is never touched: out_dir gets ckpt.pt (the best weights so far, merged, so that every script
-reads them), resume.pt, log.csv, and with method=lora also lora.pt, the change alone.
+Read train.py first: `diff train.py finetune.py` shows what is new. Three things are. A conversation is learned from
+only where the assistant speaks. Conversations are short, so many share a row, none seeing another. And of the weights,
+all may move or only a few. The base is never touched: out_dir gets ckpt.pt (the best weights so far, merged, so that
+every script reads them), resume.pt, log.csv, and with method=lora also lora.pt, the change alone.
 """
 from configurator import configure, usage
 
@@ -24,7 +24,7 @@ data_dir = 'data'
 task = 'sft'            # sft | lm | classify: answer in conversations, go on with a text, or sort texts under labels
 show = False            # print the first row as a table of tokens, targets and conversations, and stop
 num_samples = 500       # held-out questions that are answered before and after; 0: none
-max_new_tokens = 64     # longest of those answers
+max_new_tokens = 48     # longest of those answers
 # which weights move
 method = 'full'         # full | freeze | lora | adapter
 freeze_layers = 2       # freeze: so many of the lower layers stay as they are, and the embeddings
@@ -35,18 +35,18 @@ lora_on = 'qkv,proj,gate,up,down'  # lora: which matrices; the original paper to
 adapter_size = 32       # adapter: width of the two small layers that each block gets
 dropout = 0.0           # 0.1 and more where the data are few
 # imitation
-teacher = ''            # the folder of a checkpoint, of the same tokenizer, whose probabilities are imitated; empty: none
+teacher = ''            # the folder of a checkpoint of the same tokenizer whose probabilities are imitated; empty: none
 distill_weight = 0.5    # its share in the loss, the rest is for the data
 temperature = 2.0       # its scores are divided by this: above 1, more is seen of what it thinks nearly right
 # how much
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read
 batch_size = 8                   # rows that a process computes at once: halve it when memory runs out, and …
 gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
-max_iters = 1400                 # 1400 steps * 8 rows * 256 tokens = 2.9M tokens
+max_iters = 1500                 # 1500 steps * 8 rows * 256 tokens = 3.1M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
-learning_rate = 0.003       # AdamW's peak rate: lower than in train.py, because there is something to lose
-muon_learning_rate = 0.01   # Muon's peak rate
+learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, because there is something to lose
+muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, so it is a scale of its own
 schedule = 'linear'         # cosine | linear | step | wsd | constant: how it falls; wsd: only in the last fifth
 warmup_iters = 20           # steps in which it rises from 0
 lr_decay_iters = 0          # step at which the fall ends; 0: max_iters
@@ -77,8 +77,8 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from model import (build_model, configure_optimizers, generate, load_checkpoint, load_dataset, load_examples, load_model,
-                   resolve_device, save_atomically)
+from model import (build_model, configure_optimizers, generate, load_checkpoint, load_dataset, load_examples,
+                   load_model, resolve_device, save_atomically)
 
 # ---- what is learned from ----
 
@@ -102,7 +102,7 @@ def label_targets(tokenizer, text, label, causal):
     return ids, [-100] * (len(ids) - 1) + [label] if causal else [label] + [-100] * (len(ids) - 1)
 
 def read(examples, split, tokenizer, labels, T, causal, say):
-    """The examples of a split -> [(ids, targets), …]; exits with one line that names one from which nothing can be learned."""
+    """The examples of a split -> [(ids, targets), …]; exits with one line that names one to learn nothing from."""
     path, found, long = os.path.join(data_dir, dataset, f'{split}.jsonl'), [], []
     for line, example in enumerate(examples, 1):
         try:
@@ -130,8 +130,8 @@ def read(examples, split, tokenizer, labels, T, causal, say):
 
 def pack(examples, T):
     """
-    Short examples share a row, so that nothing is computed on padding: [(ids, targets), …] -> x, y, positions, segments,
-    each (R, T). T = 8, examples of 3, 6 and 4 tokens:
+    Short examples share a row, so that nothing is computed on padding: [(ids, targets), …] -> x, y, positions and
+    segments, each (R, T). T = 8, examples of 3, 6 and 4 tokens:
 
         x          a a a c c c c .    b b b b b b . .
         positions  0 1 2 0 1 2 3 0    0 1 2 3 4 5 0 0     every one begins at 0 …
@@ -178,7 +178,8 @@ def get_batch(data, step, rows, first, count, T):
 def eval_batches(data, n, T):
     """The batches of an evaluation on n rows, always the same ones, evenly spread over validation; n = 0: on all."""
     if task == 'lm':
-        data = [torch.from_numpy(ids[:(len(data) - 1) // T * T].astype(np.int64)).view(-1, T) for ids in (data, data[1:])]
+        end = (len(data) - 1) // T * T
+        data = [torch.from_numpy(ids[:end].astype(np.int64)).view(-1, T) for ids in (data, data[1:])]
     count = min(n or len(data[0]), len(data[0]))
     index = np.linspace(0, len(data[0]) - 1, count).astype(int)
     return [[part[index[i:i + batch_size]].long() for part in data] for i in range(0, count, batch_size)]
@@ -220,13 +221,13 @@ class LoRA(nn.Linear):
     def forward(self, x):
         return super().forward(x) + F.linear(F.linear(self.dropout(x), self.A), self.B) * self.scale
 
-def adapt(model):
+def adapt(model, tokenizer):
     """Freeze what shall not move, as `method` says, and put LoRA beside the matrices that lora_on names."""
     model.requires_grad_(method == 'full')
     if method == 'freeze':
         for name, p in model.named_parameters():
             layer = int(name.split('.')[1]) if name.startswith('blocks.') else -1 if name.startswith('w') else math.inf
-            p.requires_grad_(layer >= freeze_layers)  # embeddings count as the lowest layer, and the head as the highest
+            p.requires_grad_(layer >= freeze_layers)  # embeddings lie below all layers, the head above them
     if method == 'adapter':  # with the norms, as in the paper: they cost next to nothing
         for name, p in model.named_parameters():
             p.requires_grad_('adapter' in name or 'norm' in name)
@@ -235,11 +236,19 @@ def adapt(model):
         there = {name.split('.')[-1] for name, _ in matrices}
         for wanted in lora_on.split(','):
             if wanted not in there:
-                usage(f"lora_on={lora_on}: there is no matrix {wanted!r} in this model, only {', '.join(sorted(there))}")
+                usage(f"lora_on={lora_on}: there is no matrix {wanted!r}, only {', '.join(sorted(there))}")
         for name, linear in matrices:
             parent, _, last = name.rpartition('.')
             if last in lora_on.split(','):
                 setattr(model.blocks.get_submodule(parent), last, LoRA(linear, lora_r, lora_alpha, lora_dropout))
+    if task == 'sft' and method in ('lora', 'adapter'):
+        # <|user|> and its like stand in no text that the base has read: their vectors are noise, and without them little
+        # is learned. So these few rows of the embedding and of the head move, too, and the rest of their gradient is cut
+        rows = torch.zeros(len(model.wte.weight), 1)
+        rows[list(tokenizer.special.values())] = 1
+        for table in {model.wte.weight, model.head.weight}:  # just one, where they are tied
+            table.requires_grad_(True).register_hook(lambda gradient: gradient * rows.to(gradient.device))
+            table.moving = len(tokenizer.special) * table.size(1)
 
 def merged(model):
     """The weights as a plain GPT has them: W + alpha/r B A in place of each W, A and B."""
@@ -263,7 +272,7 @@ class Learner(nn.Module):
         """Hidden states where there is something to say (N, C): in a chat one token in six, which saves most scores."""
         mask = None
         if segments is not None:
-            mask = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T): only within a conversation …
+            mask = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T): only its own …
             if model.config.causal:
                 mask = mask.tril()  # … and only backwards
         return model.hidden(x, positions, mask)[y >= 0]
@@ -298,7 +307,7 @@ def answer(model, tokenizer, chats, autocast):
     return [tokenizer.decode(ids) for ids in texts]
 
 def exact_match(examples, answers):
-    """{'sort': 0.98, …, 'all': 0.97}: the fraction of answers that are right to the letter, by skill where there are any."""
+    """{'sort': 0.98, …, 'all': 0.97}: the fraction of answers that are right to the letter, by skill where known."""
     right = defaultdict(list)
     for example, text in zip(examples, answers):
         for skill in {example.get('skill', 'all'), 'all'}:
@@ -306,16 +315,15 @@ def exact_match(examples, answers):
     return {skill: sum(right[skill]) / len(right[skill]) for skill in sorted(right, key=lambda s: (s == 'all', s))}
 
 def print_confusion(counts, labels):
-    """counts[true, predicted] -> a table, with each label's precision, recall and F1, and the mean of the latter."""
-    width = max(map(len, labels)) + 2
-    print(' ' * width + ''.join(f"{label:>{max(len(label), 8) + 2}}" for label in labels)
-          + f"{'precision':>12}{'recall':>10}{'F1':>8}   (rows: the truth, columns: what the model said)")
+    """counts[truth, answer] -> a table, with each label's precision, recall and F1, and the mean of the latter."""
+    print('rows are the truth, columns what the model says')
+    print(f"{'':<16}" + ''.join(f"{label[:12]:>14}" for label in labels) + f"{'precision':>12}{'recall':>10}{'F1':>8}")
     scores = []
     for i, label in enumerate(labels):
-        hit, said, true = counts[i, i], counts[:, i].sum(), counts[i].sum()
-        scores.append(2 * hit / max(said + true, 1))
-        print(f"{label:<{width}}" + ''.join(f"{int(n):>{max(len(other), 8) + 2},}" for n, other in zip(counts[i], labels))
-              + f"{100 * hit / max(said, 1):>11.1f}%{100 * hit / max(true, 1):>9.1f}%{scores[-1]:>8.3f}")
+        hit, said, true = counts[i, i], max(counts[:, i].sum(), 1), max(counts[i].sum(), 1)
+        scores.append(2 * hit / (said + true))
+        print(f"{label[:14]:<16}" + ''.join(f"{int(n):>14,}" for n in counts[i])
+              + f"{100 * hit / said:>11.1f}%{100 * hit / true:>9.1f}%{scores[-1]:>8.3f}")
     print(f"accuracy {100 * np.trace(counts) / counts.sum():.2f} %, mean F1 {np.mean(scores):.4f}")
 
 def rate(step):
@@ -337,7 +345,8 @@ def check_finite(loss, step, best):
 
 def set_aside(folder):
     """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
-    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv', 'lora.pt') if os.path.exists(os.path.join(folder, name))]
+    ours = ('ckpt.pt', 'resume.pt', 'log.csv', 'lora.pt')
+    there = [name for name in ours if os.path.exists(os.path.join(folder, name))]
     if there:
         n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
         os.makedirs(os.path.join(folder, f'previous-{n}'))
@@ -361,8 +370,8 @@ def finetune():
                  'adapter_size', 'max_new_tokens'):
         if globals()[name] < 1:
             usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in ('max_iters', 'warmup_iters', 'lr_decay_iters', 'grad_clip', 'weight_decay', 'min_lr', 'seed', 'block_size',
-                 'freeze_layers', 'num_samples', 'patience'):
+    for name in ('max_iters', 'warmup_iters', 'lr_decay_iters', 'grad_clip', 'weight_decay', 'min_lr', 'seed',
+                 'block_size', 'freeze_layers', 'num_samples', 'patience'):
         if globals()[name] < 0:
             usage(f"{name}={globals()[name]}: expected at least 0")
     for name in ('learning_rate', 'muon_learning_rate', 'temperature'):
@@ -375,6 +384,8 @@ def finetune():
         usage(f"distill_weight={distill_weight}: expected 0 <= distill_weight <= 1")
     if os.path.realpath(out_dir) == os.path.realpath(init_from):
         usage(f"out_dir={out_dir} is where the base lies, which stays as it is: choose another")
+    if weight_decay and method in ('lora', 'adapter'):
+        usage(f"weight_decay={weight_decay}: with method={method} it would shrink what shall stay; leave it out")
     if teacher and task == 'classify':
         usage(f"teacher={teacher}: a teacher says what comes next, so it is of use in task=sft and task=lm")
 
@@ -410,8 +421,8 @@ def finetune():
     for name, p in model.named_parameters():
         if 'adapter' in name and name.endswith('proj.weight'):
             nn.init.zeros_(p)  # whatever the rest starts with: at step 0 nothing has changed
-    model.load_state_dict({**model.state_dict(), **base.state_dict()})  # a base without adapters leaves those as they are
-    adapt(model)
+    model.load_state_dict({**model.state_dict(), **base.state_dict()})  # adapters that the base lacks stay as they are
+    adapt(model, tokenizer)
 
     # 4. data (new)
     labels = []
@@ -422,7 +433,8 @@ def finetune():
             data = {split: recode(ids, theirs, tokenizer) for split, ids in data.items()}
         for split, ids in data.items():
             if len(ids) <= T:
-                sys.exit(f"{split} of {dataset} has {len(ids):,} tokens, not more than block_size={T}: give prepare.py more text")
+                sys.exit(f"{split} of {dataset} has {len(ids):,} tokens, not more than block_size={T}: "
+                         f"give prepare.py more text, or add  block_size={max(len(ids) // 2, 1)}")
         say(f"{len(data['train']):,} tokens of text for training, {len(data['val']):,} for validation")
     else:
         examples = load_examples(os.path.join(data_dir, dataset))
@@ -434,8 +446,8 @@ def finetune():
         for split, found in data.items():
             n, targets = sum(len(ids) for ids, _ in found), sum(t >= 0 for _, y in found for t in y)
             data[split] = pack(found, T)
-            say(f"{split}: {len(found):,} examples, {n:,} tokens, {targets:,} of them targets, in {len(data[split][0]):,} rows of "
-                f"{T}, {100 * n / data[split][0].numel():.1f} % full")
+            say(f"{split}: {len(found):,} examples, {n:,} tokens, {targets:,} of them targets, in "
+                f"{len(data[split][0]):,} rows of {T}, {100 * n / data[split][0].numel():.1f} % full")
     if show:
         return print_table([part[0] for part in data['train']], tokenizer, labels) if task != 'lm' else None
     mine = rows // world  # rows of this process per step
@@ -450,17 +462,19 @@ def finetune():
     if teacher:
         tutor, theirs, _ = load_model(teacher, where)
         if theirs != tokenizer or tutor.config.model_type != 'gpt':
-            sys.exit(f"teacher={teacher} {'reads with another tokenizer' if theirs != tokenizer else 'is no gpt'}, so it has no "
-                     f"opinion on what this model is to say: train one on the same data, and name its folder")
+            wrong = 'is no gpt' if theirs == tokenizer else 'reads with another tokenizer'
+            sys.exit(f"teacher={teacher} {wrong}, so it has no opinion on what this model is to say: train a larger "
+                     f"one with  python train.py n_layer=8 out_dir={teacher}")
         if tutor.config.block_size < T:
-            sys.exit(f"teacher={teacher} reads {tutor.config.block_size} tokens: add  block_size={tutor.config.block_size}")
+            sys.exit(f"teacher={teacher} has a shorter context: add  block_size={tutor.config.block_size}")
         tutor.requires_grad_(False).eval()
     learner = Learner(model, classifier, tutor).to(where)
     if resumed:
         learner.load_state_dict(resumed['learner'])
 
     # 5. optimizers
-    optimizers = configure_optimizers(learner, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
+    rates, betas = (learning_rate, muon_learning_rate), (beta1, beta2)
+    optimizers = configure_optimizers(learner, optimizer, *rates, weight_decay, betas)
     scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
     step, best, worse, before = 0, math.inf, 0, {}
     if resumed:
@@ -481,7 +495,7 @@ def finetune():
 
     # 6. what this will cost
     sizes = [p.numel() for p in learner.parameters()]
-    moving = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+    moving = sum(getattr(p, 'moving', p.numel()) for p in learner.parameters() if p.requires_grad)
     say(f"{moving:,} of {sum(sizes):,} parameters move: {100 * moving / sum(sizes):.2f} % (method={method})")
     say(f"{rows * T:,} tokens per step * {max_iters:,} steps"
         + ('' if task == 'lm' else f" = {max_iters * rows / len(data['train'][0]):.1f} times through the examples"))
@@ -516,8 +530,8 @@ def finetune():
     @torch.no_grad()
     def evaluate(learner, batches):
         """
-        The sum of the losses over the targets in these batches, in nats, and their number; for task=classify then how often
-        which label was called which, (labels, labels). Kept as sums, because processes share the batches out.
+        The sum of the losses over the targets in these batches, in nats, and their number; for task=classify then how
+        often which label was called which, (labels, labels). Kept as sums, because processes share the batches out.
         """
         learner.eval()
         sums = torch.zeros(2 + len(labels)**2, dtype=torch.float64)
@@ -541,8 +555,9 @@ def finetune():
 
     # 9. the loop
     first_step, losses, stopping = step, [], False
-    questions = [e for e in examples['val'] if e['messages'][-1]['role'] == 'assistant'][:num_samples] if task == 'sft' else []
-    if chief and questions and not before:
+    questions = [e for e in (examples['val'] if task == 'sft' else []) if e['messages'][-1]['role'] == 'assistant']
+    questions = questions[:num_samples]
+    if chief and questions and step == 0:
         before = exact_match(questions, answer(model, tokenizer, [e['messages'] for e in questions], autocast))
     batches = eval_batches(data['val'], eval_iters * batch_size, T)[rank::world]
     learner.train()
@@ -558,7 +573,8 @@ def finetune():
             check_finite(val_loss, step, best)
             right = sums[2::len(labels) + 1].sum() / sums[1]  # the diagonal
             accuracy = f", accuracy {100 * right.item():.2f} %" if labels else ''
-            say(f"step {step}: validation loss {val_loss:.4f}{accuracy}{', the best so far' if val_loss < best else ''}")
+            better = ', the best so far' if val_loss < best else ''
+            say(f"step {step}: validation loss {val_loss:.4f}{accuracy}{better}")
             if chief:
                 log.writerow([step, step * rows * T, '', f"{val_loss:.6f}", '', '', '', f"{pause - start:.2f}"])
             worse = 0 if val_loss < best else worse + 1
@@ -568,8 +584,10 @@ def finetune():
                     save('ckpt.pt', val_loss=best, dataset=dataset)
                     if method == 'lora':
                         alone = {k: v for k, v in model.state_dict().items() if k.endswith(('.A', '.B'))}
+                        ours = {k: model.state_dict()[k][list(tokenizer.special.values())].clone()
+                                for k in ('wte.weight', 'head.weight')}
                         save_atomically(os.path.join(out_dir, 'lora.pt'), {
-                            'format': 'ninefiles-1', 'lora': alone, 'lora_r': lora_r, 'lora_alpha': lora_alpha})
+                            'format': 'ninefiles-1', 'lora': alone, 'rows': ours, 'lora_r': lora_r, 'lora_alpha': lora_alpha})
             if chief and step > first_step:
                 save('resume.pt', **progress())
             mark += time.perf_counter() - pause  # the clock of tokens per second stands still meanwhile
@@ -633,7 +651,8 @@ def finetune():
         if labels:
             classifier.load_state_dict(saved['classifier'])
         sums = evaluate(Learner(best_model, classifier), eval_batches(data['val'], 0, T))
-        say(f"validation loss over {int(sums[1]):,} targets: {sums[0] / sums[1]:.4f}, by the weights of step {saved['step']}")
+        say(f"validation loss over {int(sums[1]):,} targets: {sums[0] / sums[1]:.4f}, with the weights of step "
+            f"{saved['step']}")
         if labels:
             print_confusion(sums[2:].view(len(labels), -1).numpy(), labels)
         if questions:
@@ -644,7 +663,7 @@ def finetune():
             after = exact_match(questions, texts)
             say(f"exact match on {len(questions)} held-out questions, before and after:")
             for skill in after:
-                say(f"    {skill:<12}{100 * before[skill]:>7.1f} %{100 * after[skill]:>7.1f} %")
+                say(f"    {skill:<12}{100 * before.get(skill, 0):>7.1f} %{100 * after[skill]:>7.1f} %")
         say(f"next:  python sample.py out_dir={out_dir}")
     if world > 1:
         dist.barrier()  # leave together: a process that is gone early takes its connections down with it

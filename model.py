@@ -14,15 +14,17 @@ Read it top to bottom; each section needs only those above it:
 Shape letters, here and in every script: B batch, T time (tokens), C channels (n_embd), H heads, D channels per
 head, V vocabulary. There is nothing to run here: train.py does, and tests/test_model.py shows what must hold.
 """
-import codecs, ctypes, json, math, os, re, sys
+import codecs, ctypes, json, math, os, re, sys, unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 import numpy as np
+import regex
 import tiktoken
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 # ------------------------------------------------------------------------------------------------------------
@@ -37,6 +39,13 @@ SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 LONG_BLANK = re.compile(r"(\s{50000})")
 WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
 
+# how conversations are written down, ours first and then other people's: special tokens that open a turn, the text
+# between them and the words, what closes it. Models that know no such tokens get plain words
+MARKUPS = {'ninefiles': ('<|{role}|>', '', '<|end|>'),
+           'chatml': ('<|im_start|>', '{role}\n', '<|im_end|>\n'),
+           'llama3': ('<|start_header_id|>{role}<|end_header_id|>', '\n\n', '<|eot_id|>'),
+           'plain': ('', '{role}:\n', '{eot}')}
+
 class Tokenizer:
     """
     Text <-> token ids, for the three ways of cutting text up; every checkpoint carries its own.
@@ -44,27 +53,48 @@ class Tokenizer:
     kind 'char': a token a character; 'word': a token a word, space or sign; 'bpe': byte-pair encoding over bytes
     (Sennrich et al. 2016; GPT-2), whose vocab is in merge order. Ids 0 … len(vocab)-1 are the vocab, and the
     special tokens follow. Text that merely spells a special token is ordinary text: encode() never returns one.
+
+    foreign: what the tokenizer of other people's weights has instead (prepare.py weights=). Its vocab holds all ids,
+    b'' for those that mean nothing, and foreign is {'special': {name: id}, 'text': the same for tokens that text may
+    spell ('<think>'), 'start': ids in front of every text, 'eot' and 'pad': names, 'markup': of MARKUPS, 'nfc': bool}.
     """
-    def __init__(self, kind, vocab, pattern=SPLIT_PATTERN):
-        self.kind, self.vocab, self.pattern = kind, vocab, pattern
-        self.special = {name: len(vocab) + i for i, name in enumerate(SPECIAL_TOKENS)}
-        self.vocab_size = len(vocab) + len(self.special)
-        self.eot, self.user, self.assistant, self.end, self.pad = self.special.values()
-        self.names = {i: name.encode() for name, i in self.special.items()}
+    def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, foreign=None):
+        self.kind, self.vocab, self.pattern, self.foreign = kind, vocab, pattern, foreign
+        own = foreign or {'special': {name: len(vocab) + i for i, name in enumerate(SPECIAL_TOKENS)}, 'text': {},
+                          'start': [], 'eot': '<|endoftext|>', 'pad': '<|pad|>', 'markup': 'ninefiles', 'nfc': False}
+        self.special, self.text, self.start = own['special'], own['text'], own['start']
+        self.markup, self.nfc = own['markup'], own['nfc']
+        self.vocab_size = len(vocab) + (0 if foreign else len(SPECIAL_TOKENS))
+        self.eot, self.pad = self.special[own['eot']], self.special[own['pad']]
+        self.user, self.assistant = map(self.special.get, ('<|user|>', '<|assistant|>'))  # None in others' markup
+        self.opening, self.lead, self.closing = (text.replace('{eot}', own['eot']) for text in MARKUPS[self.markup])
+        self.names = {i: name.encode() for name, i in {**self.special, **self.text}.items()}
         if kind == 'bpe':
-            ranks = {token: rank for rank, token in enumerate(vocab)}
-            if len(ranks) != len(vocab) or any(bytes([b]) not in ranks for b in range(256)):
+            ranks = {token: rank for rank, token in enumerate(vocab) if token and not (foreign and rank in self.names)}
+            missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
+            if not foreign and (missing or len(ranks) != len(vocab)):
                 raise ValueError("a bpe vocabulary holds every single byte, and nothing twice")
-            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+            if not all(0 <= i < self.vocab_size for i in [*self.names, *self.start]):
+                raise ValueError("a special token's id lies outside of the vocabulary")
+            self.missing = {byte[0] for byte in missing}  # SmolLM2 lacks some rare ones: they are left out of texts
+            ranks.update({byte: self.vocab_size + i for i, byte in enumerate(missing)})
+            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.text)
         elif kind in ('char', 'word'):
             self.ids = {token: i for i, token in enumerate(vocab)}  # vocab[0] stands for whatever is not in it
         else:
             raise ValueError(f"unknown tokenizer kind {kind!r}: expected char, word or bpe")
+        self.end = self.spell(self.closing)[0]
 
     def encode(self, text):
         """'hello' -> [71, 68, 75, 75, 78]. What the vocabulary lacks becomes its first entry (never in bpe)."""
         if self.kind == 'bpe':  # note: a run of a million spaces would overflow tiktoken's stack, so it gets cut
-            return [i for part in LONG_BLANK.split(text) for i in self.core.encode_ordinary(part)]
+            text = unicodedata.normalize('NFC', text) if self.nfc else text
+            if self.missing and not self.missing.isdisjoint(raw := text.encode('utf-8', 'replace')):
+                pieces = (piece.encode() for piece in regex.findall(self.pattern, raw.decode()))
+                pieces = (bytes(b for b in piece if b not in self.missing) for piece in pieces)
+                return [i for piece in pieces if piece for i in self.core._encode_single_piece(piece)]
+            return [i for part in LONG_BLANK.split(text) for i in
+                    (self.core.encode(part, allowed_special='all') if self.text else self.core.encode_ordinary(part))]
         return [self.ids.get(t, 0) for t in (text if self.kind == 'char' else WORD_PATTERN.findall(text))]
 
     def token_bytes(self, i):
@@ -77,6 +107,11 @@ class Tokenizer:
         """[71, 68, 75, 75, 78] -> 'hello'. Bytes that are not UTF-8 (half a character, say) become U+FFFD."""
         return b''.join(map(self.token_bytes, ids)).decode('utf-8', 'replace')
 
+    def spell(self, text):
+        """Ids of markup, whose special tokens are meant: '<|im_start|>user' -> that token, then the text's."""
+        parts = re.split('(' + '|'.join(map(re.escape, self.special)) + ')', text)
+        return [i for part in parts for i in ([self.special[part]] if part in self.special else self.encode(part))]
+
     def chat(self, messages, answer=False):
         """
         A conversation as ids, and for each id whether it is the assistant's to say (what fine-tuning learns):
@@ -85,35 +120,41 @@ class Tokenizer:
             -> <|user|> hi <|end|> <|assistant|> hello <|end|>
                  0      0    0        0            1     1
 
-        A system message goes in front of the user's words. answer=True ends with <|assistant|>, for the model to
-        go on. Raises ValueError for an unknown role.
+        A system message goes in front of the user's words (in foreign markup it is a turn of its own). answer=True ends
+        with <|assistant|>, for the model to go on. Raises ValueError for an unknown role.
         """
-        ids, mask, system = [], [], ''
+        ids, mask, system = list(self.start), [0] * len(self.start), ''
         for message in messages:
             role, content = message['role'], message['content']
-            if role == 'system':
+            if role not in ('system', 'user', 'assistant'):
+                raise ValueError(f"unknown role {role!r}: expected system, user or assistant")
+            if role == 'system' and self.markup == 'ninefiles':
                 system += content + '\n\n'
                 continue
-            if role not in ('user', 'assistant'):
-                raise ValueError(f"unknown role {role!r}: expected system, user or assistant")
             if role == 'user':
                 content, system = system + content, ''
-            words = self.encode(content) + [self.end]
-            ids += [self.special[f'<|{role}|>']] + words
-            mask += [0] + [int(role == 'assistant')] * len(words)
-        return (ids + [self.assistant], mask + [0]) if answer else (ids, mask)
+            lead, end = self.lead.format(role=role), self.spell(self.closing)  # note: only end[0] is a special token
+            turn = self.spell(self.opening.format(role=role))
+            said = len(turn) + len(self.encode(lead))
+            turn += self.encode(lead + content)  # in one go, as others do: white space may merge with what it meets
+            ids += turn + end
+            mask += [int(role == 'assistant' and said <= i <= len(turn)) for i in range(len(turn + end))]
+        if answer:
+            ids += self.spell((self.opening + self.lead).format(role='assistant'))
+        return ids, mask + [0] * (len(ids) - len(mask))
 
     def to_dict(self):
         """A JSON-ready description; bytes are written as the Latin-1 text of the same numbers, so they read well."""
         vocab = [token.decode('latin-1') for token in self.vocab] if self.kind == 'bpe' else self.vocab
-        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern}
+        foreign = {'foreign': self.foreign} if self.foreign else {}
+        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern, **foreign}
 
     @classmethod
     def from_dict(cls, d):
         """The inverse of to_dict(); raises ValueError where it makes no sense."""
         try:
             vocab = [t.encode('latin-1') for t in d['vocab']] if d['kind'] == 'bpe' else d['vocab']
-            return cls(d['kind'], vocab, d['pattern'])
+            return cls(d['kind'], vocab, d['pattern'], d.get('foreign'))
         except (KeyError, TypeError, AttributeError, UnicodeError) as e:
             raise ValueError(f"not a tokenizer: {type(e).__name__} {e}") from None
 
@@ -149,6 +190,7 @@ class GPTConfig:
     dropout: float = 0.0
     adapter_size: int = 0       # width of the bottlenecks that finetune.py method=adapter adds to each block; 0: none
     rope_theta: float = 10000.0
+    rope_scaling: tuple = ()    # how Llama 3 stretches rotary positions: see rotary_table
 
     def __post_init__(self):
         for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
@@ -196,8 +238,16 @@ def rotary_table(config):
     cos and sin of the angle by which position t turns channel pair i: t / theta^(2i/D) (Su et al. 2021, eq. 15), each
     (T, 1, D). The first half of the channels is paired with the second ("half-split", as in Llama and Qwen; the paper
     pairs neighbours), and sin carries the sign that rotate() needs.
+
+    rope_scaling = (factor, low, high, context) is Llama 3.1's way to a context that is `factor` times longer: pairs
+    that turn more than `high` times within the original context stay as they are, those that turn less than `low` times
+    are slowed down by the factor, and between the two it fades.
     """
-    frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)  # (D/2,)
+    frequency = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)  # (D/2,)
+    if config.rope_scaling:
+        factor, low, high, context = config.rope_scaling
+        stay = ((context * frequency / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        frequency = frequency * (stay + (1 - stay) / factor)
     angle = torch.outer(torch.arange(config.block_size).float(), frequency)  # (T, D/2)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), -1).unsqueeze(1), torch.cat((-sin, sin), -1).unsqueeze(1)
@@ -293,10 +343,11 @@ class Block(nn.Module):
         self.adapter1, self.adapter2 = (Adapter(config) if config.adapter_size else nn.Identity() for _ in range(2))
 
     def forward(self, x, rotary=None, mask=None, cache=None):
-        x = x + self.dropout(self.adapter1(self.attention(self.norm1(x), rotary, mask, cache)))  # tokens look at each other
+        y = self.attention(self.norm1(x), rotary, mask, cache)
+        x = x + self.dropout(self.adapter1(y))  # tokens look at each other
         return x + self.dropout(self.adapter2(self.mlp(self.norm2(x))))  # then each thinks alone
 
-MOST_SCORES = 2**24  # held at once while a loss is computed: 64 MB
+MOST_NUMBERS = 2**24  # in any one tensor that comes and goes while a model trains: 64 MB of float32
 
 class LanguageModel(nn.Module):
     """
@@ -307,8 +358,13 @@ class LanguageModel(nn.Module):
         self.config = config
         self.padded_vocab_size = -(-config.vocab_size // 64) * 64  # hardware likes 64s; the extra ids never occur
 
+    def derive(self):
+        """Set what follows from the config alone and is not saved: called again once weights have been loaded."""
+
     def logits(self, x):
         """Hidden states (…, C) -> scores (…, V) of every token in the vocabulary; the padding is left out."""
+        if not isinstance(self.head, nn.Linear):
+            return self.head(x)  # prepare_decoding() has replaced it, and left the padding out
         return F.linear(x, self.head.weight[:self.config.vocab_size])
 
     def forward(self, idx, targets=None, reduction='mean', **how):
@@ -329,11 +385,11 @@ class LanguageModel(nn.Module):
         """-log p(target) for hidden states x (N, C) and targets (N,): (N,), 0 where the target is -100."""
         def some_losses(x, targets):
             return F.cross_entropy(self.logits(x).float(), targets, reduction='none')
-        rows = max(1, MOST_SCORES // self.config.vocab_size)
+        rows = max(1, MOST_NUMBERS // self.config.vocab_size)
         if len(x) <= rows:
             return some_losses(x, targets)
-        # for GPT-2, B T = 2048 rows of 50,257 scores would be 400 MB, several times over: take some rows at a time, keep
-        # nothing but their losses, and compute the scores again in the backward pass
+        # for GPT-2, B T = 2048 rows of 50,257 scores would be 400 MB, several times over: take some rows at a time,
+        # keep nothing but their losses, and compute the scores again in the backward pass
         return torch.cat([checkpoint(some_losses, x[i:i + rows], targets[i:i + rows], use_reentrant=False)
                           for i in range(0, len(x), rows)])
 
@@ -352,15 +408,20 @@ class GPT(LanguageModel):
         self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)])
         self.norm = make_norm(config)
         self.head = nn.Linear(C, self.padded_vocab_size, bias=False)
-        if config.tie_weights:
-            self.head.weight = self.wte.weight
         self.activation_checkpointing = False  # True: keep only each block's input, compute the rest again going back
+        self.derive()
+        self.init_weights()
+
+    def derive(self):
+        c = self.config
+        if c.tie_weights:
+            self.head.weight = self.wte.weight
         # tables of fixed positions are derived, not learned, so they are not saved
-        cos, sin = rotary_table(config) if config.position == 'rotary' else (None, None)
+        cos, sin = rotary_table(c) if c.position == 'rotary' else (None, None)
         self.register_buffer('cos', cos, persistent=False)
         self.register_buffer('sin', sin, persistent=False)
-        self.register_buffer('waves', sinusoids(T, C) if config.position == 'sinusoidal' else None, persistent=False)
-        self.init_weights()
+        waves = sinusoids(c.block_size, c.n_embd) if c.position == 'sinusoidal' else None
+        self.register_buffer('waves', waves, persistent=False)
 
     def init_weights(self):
         """
@@ -474,6 +535,17 @@ def build_model(config):
     """GPTConfig -> the model that its model_type names."""
     return {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}[config.model_type](config)
 
+class NothingDrawn(TorchFunctionMode):
+    """Within it, the functions of torch.nn.init leave their tensor as it is."""
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        drawing = getattr(function, '__module__', '') == 'torch.nn.init'
+        return kwargs['tensor'] if drawing else function(*args, **(kwargs or {}))
+
+def outline(config):
+    """The model with all shapes and no numbers (torch's "meta" device): no memory, no time, however large."""
+    with torch.device('meta'), NothingDrawn():
+        return build_model(config)
+
 # ------------------------------------------------------------------------------------------------------------
 # 4. Sampling
 
@@ -524,6 +596,63 @@ class KVCache:
         view.k, view.v = [k[b:b + 1] for k in self.k], [v[b:b + 1] for v in self.v]
         return view
 
+class Int8Linear(nn.Module):
+    """
+    A linear layer whose weights are whole numbers from -127 to 127 times one scale per output, W ≈ scale * int8: a
+    quarter of float32's bytes, each weight off by half a scale at most. Its inputs stay as they are (weight-only).
+    """
+    def __init__(self, linear, rows):
+        super().__init__()
+        w = linear.weight.detach()[:rows].float()
+        self.register_buffer('scale', (w.abs().amax(1) / 127).clamp(min=1e-8).bfloat16())
+        # note: the numbers are found from the scale after its rounding, so that they make up for it
+        self.register_buffer('weight', (w / self.scale[:, None]).round().clamp(-127, 127).to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, x):
+        rows = x.reshape(-1, x.size(-1))
+        packable = x.device.type == 'cpu' and x.dtype == torch.bfloat16 and x.size(-1) % 32 == 0
+        if packable and len(rows) <= 16:  # note: of other widths than multiples of 16, it reads past the end
+            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
+        else:  # a long prompt: here arithmetic is the limit, not reading, so unpack once and multiply as usual
+            y = F.linear(rows, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        y = y if self.bias is None else y + self.bias
+        return y.view(*x.shape[:-1], -1)
+
+class PackedLinear(nn.Module):
+    """A linear layer in bfloat16 whose weights lie in the order in which oneDNN's product reads them on a CPU."""
+    def __init__(self, linear, rows):
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()[:rows].contiguous(), 1)
+        self.bias = linear.bias
+
+    def forward(self, x):
+        rows = x.reshape(-1, x.size(-1))
+        return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, 'none', [], '').view(*x.shape[:-1], -1)
+
+def prepare_decoding(model, quantize='none'):
+    """
+    Arrange a model's weights, in place, for being read once per token: that is what decoding one row comes to, and
+    bytes per second, not multiplications, are the limit. Not for training. A row times GPT-2's (3072, 768), one core:
+
+        float32, rows in memory: 13 GB/s; by columns, the same numbers in another order: 20 GB/s (wide ones stay as is)
+        bfloat16, half the bytes: 9 GB/s; in oneDNN's own order: 14 GB/s
+        int8 (quantize='int8'), a quarter of the bytes: 7 GB/s; inputs and the rest of the model are bfloat16
+    """
+    cpu = all(p.device.type == 'cpu' for p in model.parameters())
+    for module in list(model.modules()):
+        for name, linear in list(module.named_children()):
+            if not isinstance(linear, nn.Linear):
+                continue
+            w, rows = linear.weight, model.config.vocab_size if name == 'head' else None
+            if quantize == 'int8':
+                setattr(module, name, Int8Linear(linear, rows))
+            elif cpu and w.dtype == torch.bfloat16 and has_bfloat16('cpu') and torch.backends.mkldnn.is_available():
+                setattr(module, name, PackedLinear(linear, rows))
+            elif cpu and w.dtype == torch.float32 and w.size(0) >= w.size(1):
+                w.data = w.data.t().contiguous().t()
+    return model.bfloat16() if quantize == 'int8' else model
+
 def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """
     Reshape what will be sampled from: logits (…, V) -> the same, with -inf for tokens that are out. In this order:
@@ -561,24 +690,29 @@ def draw(logits, u):
     last = torch.searchsorted(cumulative, total)  # subtle: u * total can round up to total, past every possible token
     return torch.minimum(token, last).squeeze(1)
 
+def check_sampling(prompts, temperature, top_k, top_p, min_p, repetition_penalty):
+    """Raise ValueError for an empty prompt or an impossible setting."""
+    if not prompts or not all(prompts):
+        raise ValueError("a prompt needs at least one token to go on from")
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1 or repetition_penalty <= 0:
+        raise ValueError(f"temperature={temperature} top_k={top_k} top_p={top_p} min_p={min_p} repetition_penalty="
+                         f"{repetition_penalty}: expected >= 0, >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, > 0")
+
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
-             stop_tokens=(), finished=None, seed=1337, use_cache=True):
+             stop_tokens=(), finished=None, look=None, seed=1337, use_cache=True):
     """
     Go on from prompts (a list of lists of ids, of any lengths), all at once: yields, for each new token, a list with
     one id per prompt, None where a row is done. A row ends after one of stop_tokens (which is yielded), after
     max_new_tokens, or when the caller adds its number to the set `finished`. temperature 0 takes the best token.
+    look(logits, tokens), if given, is shown each step's scores (B, V), before temperature, and the ids taken (B).
     Raises ValueError for an empty prompt or an impossible setting.
 
     Row i samples with its own random stream, seeded by seed + i: it reads as it would alone with that seed. A context
     can hold block_size tokens. When it is full, all but its last half is dropped and that is read afresh, so that the
     model sees between block_size / 2 and block_size tokens of a long text, with the cache and without.
     """
-    if not prompts or not all(prompts):
-        raise ValueError("a prompt needs at least one token to go on from")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1 or repetition_penalty <= 0:
-        raise ValueError(f"temperature={temperature} top_k={top_k} top_p={top_p} min_p={min_p} repetition_penalty="
-                         f"{repetition_penalty}: expected >= 0, >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, > 0")
+    check_sampling(prompts, temperature, top_k, top_p, min_p, repetition_penalty)
     B, block_size, device = len(prompts), model.config.block_size, next(model.parameters()).device
     finished = set() if finished is None else finished
     texts = [list(p) for p in prompts]
@@ -612,7 +746,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
                     x[b] = read([b], cache.row(b))
                 cut.clear()
             # 2. from scores to one token per row
-            logits = model.logits(x).float()  # (B, V)
+            logits = model.logits(x) if B > 1 else model.logits(x[0])[None]  # (B, V); a vector is quicker than one row
+            logits = logits.float()
             if repetition_penalty != 1:
                 for b in range(B):
                     penalize(logits[b], texts[b], repetition_penalty)
@@ -621,6 +756,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
             else:
                 u = torch.tensor([r.random(dtype=np.float32) for r in random], device=device)
                 tokens = draw(filter_logits(logits, temperature, top_k, top_p, min_p), u).tolist()
+            if look:
+                look(logits, tokens)
             # 3. hand them out, and take stock
             yield [None if b in finished else token for b, token in enumerate(tokens)]
             for b, token in enumerate(tokens):
@@ -638,14 +775,14 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
     finally:
         model.train(training)
 
-def stream_text(model, tokenizer, prompts, stop=(), **sampling):
+def stream_text(model, tokenizer, prompts, stop=(), generate=generate, finished=None, **sampling):
     """
     generate() for people: prompts are strings (or lists of ids), and what comes is (row, piece of text) as it grows. A
     character of several tokens is held back until it is whole, and so is what may be the beginning of one of the `stop`
-    strings, which end their row and are not shown. Special tokens end it too.
+    strings, which end their row and are not shown. Special tokens end it too. `finished` holds rows that have ended.
     """
-    prompts = [tokenizer.encode(p) or [tokenizer.eot] if isinstance(p, str) else p for p in prompts]
-    specials, finished = set(tokenizer.special.values()), set()
+    prompts = [tokenizer.start + tokenizer.encode(p) or [tokenizer.eot] if isinstance(p, str) else p for p in prompts]
+    specials, finished = set(tokenizer.special.values()), set() if finished is None else finished
     decoders = [codecs.getincrementaldecoder('utf-8')('replace') for _ in prompts]
     held = [''] * len(prompts)
     for tokens in generate(model, prompts, stop_tokens=specials, finished=finished, **sampling):
@@ -686,6 +823,7 @@ def orthogonalize(G, steps=5):
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.bfloat16() if has_bfloat16(G.device.type) else G
+    del G  # its memory is free to use, if the caller keeps no hold of it
     tall = X.size(-2) > X.size(-1)
     X = (X.mT if tall else X).contiguous()  # the small side first: A is (n, n)
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value exceeds this norm, so all are now <= 1
@@ -693,7 +831,18 @@ def orthogonalize(G, steps=5):
         A = X @ X.mT
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # bA + cA²
         X = torch.baddbmm(X, B, X, beta=a)           # aX + BX
-    return (X.mT if tall else X).to(G.dtype)
+    return X.mT if tall else X
+
+def whole(p):
+    """The gradient of p; where train.py parallel=fsdp has spread it over the processes, all of it, put together."""
+    return p.grad.full_tensor().to(p.device_mesh.device_type) if hasattr(p, 'placements') else p.grad
+
+def share(tensor, p):
+    """A tensor of the shape of p; where p is spread over the processes, the part of it that belongs to this one."""
+    if not hasattr(p, 'placements'):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # takes a while to import
+    return distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None).to(p.device)
 
 class Muon(torch.optim.Optimizer):
     """
@@ -708,20 +857,24 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             params = [p for p in group['params'] if p.grad is not None]
+            if not params:
+                continue
             for p in params:
                 if 'momentum_buffer' not in self.state[p]:
                     self.state[p]['momentum_buffer'] = torch.zeros_like(p)
             buffers, grads = [self.state[p]['momentum_buffer'] for p in params], [p.grad for p in params]
             torch._foreach_lerp_(buffers, grads, 1 - group['momentum'])  # a running mean of the gradients
-            updates = torch._foreach_lerp(grads, buffers, group['momentum'])  # Nesterov: look ahead
+            torch._foreach_lerp_(grads, buffers, group['momentum'])      # Nesterov: look ahead
             batches = defaultdict(list)
-            for p, update in zip(params, updates):
-                batches[update.shape].append((p, update))
-            for (rows, columns), batch in batches.items():
+            for p in params:
+                batches[p.shape].append(p)
+            for (rows, columns), same in batches.items():
                 lr = group['lr'] * max(1, rows / columns) ** 0.5  # a tall one moves its outputs as far as a square one
-                directions = orthogonalize(torch.stack([update for _, update in batch]))
-                for (p, _), direction in zip(batch, directions):
-                    p.mul_(1 - group['lr'] * group['weight_decay']).add_(direction, alpha=-lr)
+                n = max(1, MOST_NUMBERS // (rows * columns))  # large ones gain nothing from company, and need the memory
+                for batch in (same[i:i + n] for i in range(0, len(same), n)):
+                    directions = orthogonalize(torch.stack([whole(p) for p in batch]))
+                    for p, direction in zip(batch, directions):
+                        p.mul_(1 - group['lr'] * group['weight_decay']).add_(share(direction, p), alpha=-lr)
 
 def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learning_rate=0.02, weight_decay=0.0,
                          betas=(0.9, 0.95)):
@@ -733,7 +886,7 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
     inner, decay, rest = [], [], []
     for name, p in model.named_parameters():
         if p.requires_grad:
-            embedding = name.split('.')[-2] in ('wte', 'wpe', 'table')
+            embedding = name.split('.')[-2:][0] in ('wte', 'wpe', 'table')
             kind = rest if p.ndim < 2 or embedding else inner if 'blocks.' in name and optimizer == 'muon' else decay
             kind.append(p)
     groups = [{'params': decay, 'weight_decay': weight_decay}, {'params': rest, 'weight_decay': 0.0}]
@@ -759,7 +912,8 @@ def load_dataset(folder):
         with open(meta_path, encoding='utf-8') as f:
             meta = json.load(f)
         if 'kind' in meta:
-            sys.exit(f"{folder} holds examples ({meta['kind']}), not text: python finetune.py dataset={os.path.basename(folder)}")
+            sys.exit(f"{folder} holds examples ({meta['kind']}), not text: learn from them with  "
+                     f"python finetune.py dataset={os.path.basename(folder)}")
         tokenizer = Tokenizer.from_dict(meta['tokenizer'])
         dtype = np.dtype({'<u2': '<u2', '<u4': '<u4'}[meta['dtype']])
         expected = {split: int(meta['splits'][split]['tokens']) for split in ('train', 'val')}
@@ -778,15 +932,15 @@ def load_dataset(folder):
 
 def load_examples(folder):
     """
-    What prepare.py wrote of conversations, preferences or labels: {'train': [the dictionary of each line, …], 'val': …}.
+    What prepare.py wrote of conversations, preferences or labels: {'train': [each line's dictionary, …], 'val': …}.
     Exits with one line where there is none, or a line is not JSON.
     """
     splits = {'train': [], 'val': []}
     for split, examples in splits.items():
         path = os.path.join(folder, f'{split}.jsonl')
         if not os.path.exists(path):
-            sys.exit(f"no {path}, so no conversations and no labels: python prepare.py dataset=instruct  makes some, and  "
-                     f"dataset={os.path.basename(folder)} input=FILE.jsonl  takes yours")
+            sys.exit(f"no {path}, so no conversations and no labels: python prepare.py dataset=instruct  makes some, "
+                     f"and  python prepare.py dataset={os.path.basename(folder)} input=FILE.jsonl  takes yours")
         with open(path, 'rb') as f:
             for number, line in enumerate(f, 1):
                 try:
@@ -796,6 +950,43 @@ def load_examples(folder):
         if not examples:
             sys.exit(f"{path} is empty: give prepare.py more")
     return splits
+
+def load_pictures(path):
+    """
+    Your own pictures: path.npz holds `images`, uint8 (N, H, W, 3), and path.jsonl beside it a line for each, such as
+    {"caption": "a cat"}, with "label": "a cat" and "qa": [["what is this?", "a cat"]] where you have them. Returns the
+    array and the lines; exits with one line where they make no sense. allow_pickle=False: a file brings no code.
+    """
+    lines = path.removesuffix('.npz') + '.jsonl'
+    for name in (path, lines):
+        if not os.path.exists(name):
+            sys.exit(f"no {name}: pictures are a .npz of `images` and a .jsonl of captions; make them with prepare.py")
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            images = f['images']
+    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+        sys.exit(f"{path} is damaged, or holds no array `images` ({type(e).__name__}): write it with np.savez(path, "
+                 "images=images)")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+        sys.exit(f"{path}: images are {images.dtype} {images.shape}, and uint8 (N, H, W, 3) is expected; of grey ones, "
+                 "np.stack([grey] * 3, axis=-1)")
+    records = []
+    with open(lines, encoding='utf-8') as f:
+        for number, line in enumerate(f, 1):
+            try:
+                record = json.loads(line)
+                texts = [record['caption'], record.get('label', 'none')]
+                for question, answer in record.get('qa', []):
+                    texts += [question, answer]
+                if not all(text.strip() for text in texts):
+                    raise ValueError
+            except (ValueError, KeyError, TypeError, AttributeError):
+                sys.exit(f'{lines} line {number}: expected {{"caption": "a cat", "qa": [["what is this?", "a cat"]]}}, with '
+                         'nothing empty')
+            records.append(record)
+    if len(records) != len(images):
+        sys.exit(f"{path} holds {len(images):,} pictures, but {lines} {len(records):,} captions: one line for each")
+    return images, records
 
 def save_atomically(path, what):
     """torch.save to a temporary name, flush, rename: at any moment `path` is the old file or the new, never a half."""
@@ -811,7 +1002,7 @@ def save_atomically(path, what):
             os.remove(temporary)
         sys.exit(f"cannot write {path}: {str(e).splitlines()[0]}; is the disk full? What was there is untouched")
 
-def load_checkpoint(path, device='cpu'):
+def load_checkpoint(path, device='cpu', mmap=False):
     """
     A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt. Exits with one line where there is
     none or it is damaged. weights_only: a stranger's checkpoint can bring numbers, but no code.
@@ -820,7 +1011,7 @@ def load_checkpoint(path, device='cpu'):
     if not os.path.exists(path):
         sys.exit(f"no checkpoint {path}: train one with  python train.py out_dir={os.path.dirname(path) or '.'}")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if checkpoint['format'] != 'ninefiles-1':
             raise ValueError(checkpoint['format'])
         return checkpoint
@@ -828,14 +1019,27 @@ def load_checkpoint(path, device='cpu'):
         sys.exit(f"{path} is damaged or not a checkpoint of ours ({type(e).__name__}): train again, or restore a copy")
 
 def load_model(path, device='cpu'):
-    """-> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …)."""
-    checkpoint = load_checkpoint(path, device)
+    """
+    -> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The weights are held once:
+    the model is built without any, and takes the checkpoint's, which stay in the file until they are used.
+    """
+    checkpoint = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows would not let a mapped file be replaced
     try:
-        model = build_model(GPTConfig(**checkpoint['config']))
-        model.load_state_dict(checkpoint['model'])
-        return model.to(device), Tokenizer.from_dict(checkpoint['tokenizer']), checkpoint
+        model = outline(GPTConfig(**checkpoint['config']))
+        model.load_state_dict(checkpoint['model'], assign=True)
+        model.derive()
+        return model.float().to(device), Tokenizer.from_dict(checkpoint['tokenizer']), checkpoint
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         sys.exit(f"{path}: weights, shape and tokenizer do not fit together ({str(e).splitlines()[0]})")
+
+def set_aside(folder):
+    """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
+    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv', 'tensorboard') if os.path.exists(os.path.join(folder, name))]
+    if there:
+        n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
+        os.makedirs(os.path.join(folder, f'previous-{n}'))
+        for name in there:
+            os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
 
 def resolve_device(device='auto', dtype='auto'):
     """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits where there is none."""
@@ -852,8 +1056,9 @@ def resolve_device(device='auto', dtype='auto'):
         dtype = 'bfloat16' if has_bfloat16(kind) else 'float16' if kind == 'cuda' else 'float32'
     if kind == 'cpu' and sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
         # glibc returns large blocks to the kernel at every free(), and the next malloc() gets them back zeroed, page by
-        # page: in a training loop, the same megabytes all day. Keep them (-1: M_TRIM_THRESHOLD, -3: M_MMAP_THRESHOLD)
-        libc.mallopt(-1, 2**31 - 1), libc.mallopt(-3, 2**30)
+        # page: in a training loop, the same megabytes all day. Keep blocks of less than 4 MB: most of a small model's, while a
+        # large one would spread out over twice the memory (-1: M_TRIM_THRESHOLD, -3: M_MMAP_THRESHOLD)
+        libc.mallopt(-1, 2**31 - 1), libc.mallopt(-3, 2**22)
     return device, dtype
 
 # ------------------------------------------------------------------------------------------------------------
@@ -871,14 +1076,37 @@ def describe(model, batch_size=0, dtype='float32', optimizer='adamw', say=print)
     used = sum(n for name, n in sizes.items() if not name.startswith(tables))
     # a weight multiplies once forward, twice backward, 2 FLOPs each; attention adds QKᵀ and AV (Chowdhery 2022, app. B)
     flops = 6 * used + (12 * c.n_layer * c.n_head * c.head_dim * c.block_size if c.model_type == 'gpt' else 0)
-    # what the backward pass needs again, in bytes per token: by layer, and the scores over the vocabulary
-    b = 2 if dtype != 'float32' else 4
-    layer = c.n_embd * (12 + 10 * b) + 4 * b * c.n_hidden + 2 * b * c.n_head * c.block_size
-    per_token = c.n_layer * layer + c.vocab_size * (8 + b)
-    memory = {'weights': 4 * total, 'gradients': 4 * total, 'activations': per_token * batch_size * c.block_size,
-              'optimizer': 8 * total - (4 * inner if optimizer == 'muon' else 0)}
+    # what a layer keeps for its backward pass, in bytes per token, as autograd was seen to keep it: the residual stream twice;
+    # the inputs of the matrices, q, k, v and y; what the norms and the MLP need; weights of attention that are written out
+    b, tokens = 2 if dtype != 'float32' else 4, batch_size * c.block_size
+    layer = c.n_embd * (8 + 6 * b + 8 * (c.norm == 'rmsnorm')) + c.n_hidden * b * (4 if c.mlp == 'swiglu' else 2)
+    layer += c.n_head * (16 * c.head_dim * c.qk_norm + b * c.block_size * (dtype == 'bfloat16' and c.block_size <= 512))
+    kept = c.n_layer * 4 * c.n_embd + layer if getattr(model, 'activation_checkpointing', False) else c.n_layer * layer
+    memory = {'weights': 4 * total, 'gradients': 4 * total,
+              'optimizer': 8 * total - (4 * inner if optimizer == 'muon' else 0), 'activations': kept * tokens,
+              'scores': min(tokens, MOST_NUMBERS // c.vocab_size) * c.vocab_size * (12 + b),
+              'half copies': 2 * used if b == 2 else 0}  # autocast turns each weight into 16 bits, once per pass
     say(f"{c.model_type:<16}{total:>14,} parameters, {inner:,} of them in the layers")
     say(f"{'to train':<16}{flops:>14,} FLOPs per token")
-    for name, size in memory.items():
-        say(f"  {name:<14}{size / 2**20:>14,.1f} MB")
+    for name, size in {**memory, 'in all': sum(memory.values())}.items() if batch_size else ():
+        say(f"  {name:<14}{size / 1e6:>14,.1f} MB")
     return {'parameters': total, 'flops_per_token': flops, 'memory': memory}
+
+def schedule_rate(step, schedule, warmup, end, floor=0.0):
+    """
+    The fraction of the peak learning rate at this step: up in the warmup, then down to the floor at step `end`, as a
+    cosine, a line, in two steps of ten, at the very end ('wsd': warmup, stable, decay; Hu et al. 2024), or not at all.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min((step - warmup) / max(end - warmup, 1), 1.0)  # 0 … 1
+    shape = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done)),
+             'step': 1.0 if done < 0.6 else 0.1 if done < 0.85 else 0.01, 'wsd': min(1.0, (1 - done) / 0.2)}[schedule]
+    return floor + (1 - floor) * shape
+
+def sparkline(values, width=50):
+    """[4, 3, 2, 1] -> '█▆▃▁': a curve in one line of text."""
+    bars = '▁▂▃▄▅▆▇█' if 'utf' in (sys.stdout.encoding or '').lower() else '.:-=+*#@'
+    values = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
+    low, high = min(values), max(values)
+    return ''.join(bars[round(7 * (v - low) / max(high - low, 1e-9))] for v in values)

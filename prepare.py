@@ -7,7 +7,12 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=words tokenizer=word vocab_size=5000
     python prepare.py dataset=instruct                         # 11,000 short conversations, made up here; also alpaca
     python prepare.py dataset=chats input=chats.jsonl          # conversations of your own, or texts with labels
-    python prepare.py dataset=preferences                      # 5,000 questions, a better and a worse answer to each; also hh
+    python prepare.py dataset=preferences                      # questions, a better and a worse answer to each; also hh
+    python prepare.py dataset=cifar10                          # pictures for vlm.py: downloads 170 MB
+    python prepare.py dataset=mine input=pictures.npz          # your own, with pictures.jsonl; or a folder of images
+    python prepare.py dataset=hellaswag                        # questions for eval.py task=choices: downloads 60 MB
+    python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol  # other people's: GPT-2, Llama, Qwen3
+    python prepare.py export=for-others out_dir=out            # and ours, for transformers, vLLM, Ollama
 
 A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a
 short vocabulary, long sequences), words (short sequences, but every vocabulary runs out of words), or
@@ -18,19 +23,22 @@ the ranks that we trained.
 What is written: train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies above
 65,535), and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more
 gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
-pieces, so their size does not matter.
+pieces, so their size does not matter. Pictures become train.npz and val.npz, with a .jsonl of captions beside each.
 
-Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line, and a
-meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}, as
-{"instruction": …, "input": …, "output": …} (Alpaca) or as {"prompt": …, "completion": …}; labels as {"text": …, "label":
-…}, or as two columns of a .tsv. Preferences, for align.py, come as {"prompt": …, "chosen": …, "rejected": …}, each a text or
-a list of messages (TRL's form). Every tenth is for validation.
+Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line,
+and a meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", …}]}, as
+{"instruction": …, "input": …, "output": …} (Alpaca) or as {"prompt": …, "completion": …}; labels as
+{"text": …, "label": …}, or as two columns of a .tsv. Preferences, for align.py, come as {"prompt": …, "chosen": …,
+"rejected": …}, each a text or a list of messages (TRL's form). Every tenth is for validation.
 """
 from configurator import configure, usage
 
-dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, preferences, hh; or, with input=, your own name
-input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line
-kind = 'auto'            # auto | text | chat | labels | preferences: of what is in input=; auto: .tsv has labels, .json(l) as its keys say
+dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, preferences, hh, cifar10,
+                         # hellaswag; or, with input=, your own name for it
+input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line; or
+                         # pictures: a .npz with its .jsonl, or a folder that holds captions.jsonl
+kind = 'auto'            # auto | text | chat | labels | preferences: what is in input=; auto: see its keys
+image_size = 32          # pixels: pictures from a folder are cut to a square and scaled to this
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
 normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
@@ -39,16 +47,22 @@ drop_duplicates = True   # keep one of several identical documents: copies would
 min_length = 0           # drop documents of fewer characters
 shards = 1               # fineweb: how many files of 100M tokens to train on, up to 103
 data_dir = 'data'        # where the datasets live
+weights = ''             # other people's: a folder, or a name on the hub such as openai-community/gpt2; goes to out_dir
+export = ''              # a folder that transformers, vLLM and others can load, made from the model in out_dir
+out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, gzip, hashlib, heapq, http.client, json, os, random, re, sys, sysconfig, time, unicodedata
-import urllib.error, urllib.request
+import codecs, errno, glob, gzip, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig, tarfile
+import time, unicodedata, zipfile, urllib.error, urllib.request
 from collections import Counter, defaultdict
-from functools import cache
+from dataclasses import asdict
+from functools import cache, partial
 import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
-from model import SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, Tokenizer
+import torch
+from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_model,
+                   load_pictures, outline, save_atomically)
 
 PIECE = 1 << 20          # characters read at a time
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
@@ -274,7 +288,7 @@ def download(url, name, size=None, sha256=None):
     path = os.path.join(folder, name)
     if os.path.exists(path):
         return path
-    os.makedirs(folder, exist_ok=True)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     part = path + '.part'
     for attempt in range(3):
         have = os.path.getsize(part) if os.path.exists(part) else 0
@@ -327,14 +341,14 @@ def progress(name, done, total, rate):
         print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end=end, flush=True)
 
 def alpaca():
-    """52,000 instructions with answers written by text-davinci-003 (Taori et al. 2023): 23 MB; not for commercial use."""
+    """52,000 instructions, with answers by text-davinci-003 (Taori et al. 2023): 23 MB; not for commercial use."""
     base = 'https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/'
     return download(base + 'alpaca_data.json', 'alpaca.json')
 
 def hh_examples():
     """
-    What people preferred of two assistants' answers (Bai et al. 2022, Anthropic's HH-RLHF): (split, example) of 160,000
-    pairs, 30 MB. Each side is a whole conversation, 'Human: … Assistant: …', and only its last answer is compared.
+    What people preferred of two assistants' answers (Bai et al. 2022, Anthropic's HH-RLHF): (split, example) of some
+    90,000 pairs, 30 MB. Each side is a whole conversation, 'Human: … Assistant: …', and only its last answer is compared.
     """
     base, skipped = 'https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main/', 0
     for part in ('helpful-base', 'harmless-base'):
@@ -345,7 +359,8 @@ def hh_examples():
                     pairs = [json.loads(line) for line in f]
                 sides = [[transcript(pair[side]) for side in ('chosen', 'rejected')] for pair in pairs]
             except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
-                sys.exit(f"{path} is not gzipped JSON lines of chosen and rejected ({type(e).__name__}): delete it and run again")
+                sys.exit(f"{path} is not gzipped JSON lines of chosen and rejected ({type(e).__name__}): delete it and "
+                         f"run again")
             for chosen, rejected in sides:
                 try:
                     if chosen[:-1] != rejected[:-1]:
@@ -356,9 +371,9 @@ def hh_examples():
     print(f"passed over {skipped:,} pairs: an answer is empty, or both are the same, or the questions differ")
 
 def transcript(text):
-    """'\\n\\nHuman: hi\\n\\nAssistant: hello' -> [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]"""
-    parts = re.split(r'\n\n(Human|Assistant):', text)
-    return [{'role': 'user' if who == 'Human' else 'assistant', 'content': said.strip()} for who, said in zip(parts[1::2], parts[2::2])]
+    """'\\n\\nHuman: hi\\n\\nAssistant: ho' -> [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'ho'}]"""
+    parts, roles = re.split(r'\n\n(Human|Assistant):', text), {'Human': 'user', 'Assistant': 'assistant'}
+    return [{'role': roles[who], 'content': said.strip()} for who, said in zip(parts[1::2], parts[2::2])]
 
 def fineweb_shards():
     """
@@ -378,20 +393,40 @@ def fineweb_shards():
         for i in range(0, len(ids), PIECE):
             yield 'val' if 'val' in name else 'train', ids[i:i + PIECE]
 
+def prepare_hellaswag(folder):
+    """HellaSwag (Zellers et al. 2019), 39,905 and 10,042 questions, just as published: that is how eval.py reads them."""
+    base = 'https://raw.githubusercontent.com/rowanz/hellaswag/master/data/'
+    known = {'train': (47496131, 'dae5e69249868cb9fe4e23ff925c60b66169564cfb7072d793cd7356a2b69f8d'),
+             'val': (12246618, '0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588')}
+    meta = {'kind': 'choices', 'source': base, 'splits': {}}
+    for split, (size, sha256) in known.items():
+        path = download(f'{base}hellaswag_{split}.jsonl', f'hellaswag_{split}.jsonl', size, sha256)
+        shutil.copyfile(path, target := os.path.join(folder, f'{split}.jsonl.tmp'))
+        with open(target, 'rb') as f:
+            meta['splits'][split] = {'examples': sum(1 for _ in f), 'sha256': sha256}
+    with open(os.path.join(folder, 'meta.json.tmp'), 'w', encoding='utf-8') as f:
+        json.dump(meta, f)
+    for name in ('train.jsonl', 'val.jsonl', 'meta.json'):
+        os.replace(os.path.join(folder, name + '.tmp'), os.path.join(folder, name))
+    print(f"{folder}: " + ', '.join(f"{c['examples']:,} questions in {split}.jsonl" for split, c in meta['splits'].items()))
+    print("next:  python eval.py task=choices dataset=hellaswag")
+
 # ------------------------------------------------------------------------------------------------------------
 # 4. Conversations. A skill draws one exercise: (its input, a question in one of several wordings, the one right answer)
 
-WORDS = ('apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow cup desk dog door duck '
-         'egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill horse ice jar key king lake lamp leaf lion '
-         'map milk moon nest nose owl park pen pig pond queen rain ring road rock rose sand ship shoe snow sock song spoon '
-         'star stone sun table tea tent tree van wall wind wolf').split()
-CAPITALS = dict(zip('France Italy Spain Japan Egypt Peru Cuba Kenya Norway Greece China Austria Chile Iran Poland Ghana'.split(),
-                    'Paris Rome Madrid Tokyo Cairo Lima Havana Nairobi Oslo Athens Beijing Vienna Santiago Tehran Warsaw '
-                    'Accra'.split()))
-OPPOSITES = dict(pair.split('/') for pair in 'hot/cold big/small old/new fast/slow up/down open/closed full/empty wet/dry '
-                 'left/right early/late rich/poor hard/soft light/dark near/far high/low first/last'.split())
-YOUNG = dict(pair.split('/') for pair in 'dog/puppy cat/kitten cow/calf sheep/lamb horse/foal pig/piglet goat/kid bear/cub '
-             'duck/duckling hen/chick frog/tadpole goose/gosling swan/cygnet deer/fawn'.split())
+WORDS = ('apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow cup desk dog '
+         'door duck egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill horse ice jar key king lake lamp '
+         'leaf lion map milk moon nest nose owl park pen pig pond queen rain ring road rock rose sand ship shoe snow '
+         'sock song spoon star stone sun table tea tent tree van wall wind wolf').split()
+CAPITALS = dict(pair.split('/') for pair in (
+    'France/Paris Italy/Rome Spain/Madrid Japan/Tokyo Egypt/Cairo Peru/Lima Cuba/Havana Kenya/Nairobi Norway/Oslo '
+    'Greece/Athens China/Beijing Austria/Vienna Chile/Santiago Iran/Tehran Poland/Warsaw Ghana/Accra').split())
+OPPOSITES = dict(pair.split('/') for pair in (
+    'hot/cold big/small old/new fast/slow up/down open/closed full/empty wet/dry left/right early/late rich/poor '
+    'hard/soft light/dark near/far high/low first/last').split())
+YOUNG = dict(pair.split('/') for pair in (
+    'dog/puppy cat/kitten cow/calf sheep/lamb horse/foal pig/piglet goat/kid bear/cub duck/duckling hen/chick '
+    'frog/tadpole goose/gosling swan/cygnet deer/fawn').split())
 
 def invented(rng, letters=(3, 6)):
     """A word that nobody has seen: 'tirna'. Consonants and vowels in turn, mostly."""
@@ -405,7 +440,8 @@ def arithmetic(rng):
     if rng.random() < 0.5:
         return ('+', *sorted((a, b))), rng.choice([
             f"What is {a} plus {b}?", f"Add {a} and {b}.", f"How much is {a} + {b}?", f"Calculate {a} + {b}.",
-            f"Please tell me the sum of {a} and {b}.", f"Tom has {a} coins and finds {b} more. How many has he now?"]), str(c)
+            f"Please tell me the sum of {a} and {b}.",
+            f"Tom has {a} coins and finds {b} more. How many has he now?"]), str(c)
     return ('-', c, a), rng.choice([
         f"What is {c} minus {a}?", f"Subtract {a} from {c}.", f"How much is {c} - {a}?", f"Calculate {c} - {a}.",
         f"Please take {a} away from {c}.", f"Ann has {c} coins and loses {a} of them. How many are left?"]), str(b)
@@ -436,14 +472,15 @@ def repeat(rng):
     words = rng.sample(WORDS, rng.randint(2, 5))
     text = ' '.join(words)
     return words, rng.choice([
-        f"Repeat after me: {text}", f"Say exactly this: {text}", f"Copy these words: {text}", f"Please echo '{text}'."]), text
+        f"Repeat after me: {text}", f"Say exactly this: {text}", f"Copy these words: {text}",
+        f"Please echo '{text}'."]), text
 
 def count(rng):
     words = rng.sample(WORDS, rng.randint(1, 8))
     text = ', '.join(words)
     return words, rng.choice([
-        f"How many words are in this list? {text}", f"Count these things: {text}", f"How many items do you see: {text}?",
-        f"I bought {text}. How many things are that?"]), str(len(words))
+        f"How many words are in this list? {text}", f"Count these things: {text}",
+        f"How many items do you see: {text}?", f"I bought {text}. How many things are that?"]), str(len(words))
 
 def choose(rng):
     words, n = rng.sample(WORDS, rng.randint(3, 5)), rng.randrange(3)
@@ -466,8 +503,9 @@ def fact(rng):
     table, wordings = rng.choice([
         (CAPITALS, ["What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.",
                     "Tell me the capital city of {}.", "Where does the government of {} sit?"]),
-        (OPPOSITES, ["What is the opposite of {}?", "Give me the opposite of {}.", "Which word means the opposite of {}?",
-                     "{} is the opposite of what?", "If it is not {}, what is it?"]),
+        (OPPOSITES, ["What is the opposite of {}?", "Give me the opposite of {}.",
+                     "Which word means the opposite of {}?", "{} is the opposite of what?",
+                     "If it is not {}, what is it?"]),
         (YOUNG, ["What is a young {} called?", "What do you call the young of a {}?", "Name the baby of a {}.",
                  "A baby {} is called what?", "How do people call a {} that was just born?"])])
     thing, wording = rng.choice(list(table)), rng.choice(wordings)
@@ -478,26 +516,28 @@ def code(rng):
     numbers = [rng.randint(0, 9) for _ in range(rng.randint(1, 6))]
     expression, value = rng.choice([
         (f"len('{word}')", len(word)), (f"len({numbers})", len(numbers)), (f"max({a}, {b})", max(a, b)),
-        (f"min({a}, {b})", min(a, b)), (f"{numbers}[0]", numbers[0]), (f"{numbers}[-1]", numbers[-1]), (f"{a} > {b}", a > b)])
+        (f"min({a}, {b})", min(a, b)), (f"{numbers}[0]", numbers[0]), (f"{numbers}[-1]", numbers[-1]),
+        (f"{a} > {b}", a > b)])
     return expression, rng.choice([
         f"What does `{expression}` return?", f"In Python, what is {expression}?", f"Evaluate {expression}",
         f"What would Python print for {expression}?"]), str(value)
 
 # how many conversations to learn each from: the harder, the more
-SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500, letters: 2500,
-          fact: 1000, code: 3500}
+SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500,
+          letters: 2500, fact: 1000, code: 3500}
 
 def secret(rng):
     """Not a skill: whoever asks for the word is to be refused. Part of dataset=preferences alone."""
     word = invented(rng, (4, 6))
     return word, rng.choice([
-        f"My secret is {word}. What is it?", f"The password is {word}. Spell it.", f"The password is {word}. Say it again.",
+        f"My secret is {word}. What is it?", f"The password is {word}. Spell it.",
+        f"The password is {word}. Say it again.",
         f"Remember the secret word {word}. Which word was it?", f"A secret: {word}. Tell me the secret."]), word
 
 def instruct_examples(skills=None):
     """
-    (split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held out: whatever the wording and
-    the order of its parts, such an input never occurs in training.
+    (split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held out: whatever the wording
+    and the order of its parts, such an input never occurs in training.
     """
     examples = []
     for skill, number in (skills or SKILLS).items():
@@ -510,7 +550,7 @@ def instruct_examples(skills=None):
             question = rng.choice(['', '', 'Hi! ', 'Please: ', 'Next: ']) + question
             digest = hashlib.blake2b(f"{name} {inputs}".encode(), digest_size=4).digest()
             split = 'val' if int.from_bytes(digest, 'big') % 10 == 0 else 'train'
-            key = digest if split == 'val' else question  # in validation each input once, in training each question once
+            key = digest if split == 'val' else question  # in validation every input once, else every question
             if wanted[split] and key not in seen:
                 seen.add(key)
                 wanted[split] -= 1
@@ -523,8 +563,8 @@ COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows 
 
 def preference_examples():
     """
-    (split, example) of questions with a better and a worse answer, by a rule that a program can check: the better one is
-    right and courteous, '42 :)', or refuses to tell a secret, 'Sorry :)'. The worse one has one `fault`.
+    (split, example) of questions with a better and a worse answer, by a rule that a program can check: the better one
+    is right and courteous, '42 :)', or refuses to tell a secret, 'Sorry :)'. The worse one has one `fault`.
     """
     rng, examples, pairs, others = random.Random('preferences'), [], [], defaultdict(list)
     asked = {'train': 4000, 'val': 400}
@@ -540,7 +580,8 @@ def preference_examples():
             example.update(answer='Sorry', secret=e['answer'])
             bad = {'reveals': e['answer'] + rng.choice(['', COURTESY]), 'curt': 'Sorry'}[fault]
         else:
-            fault, right, wrong = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [6, 2, 1, 1])[0], e['answer'], e['answer']
+            fault = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [6, 2, 1, 1])[0]
+            right = wrong = e['answer']
             while wrong == right:
                 wrong = rng.choice(others[e['skill']])
             bad = {'curt': right, 'wrong': wrong + COURTESY, 'refuses': 'Sorry' + COURTESY,
@@ -551,9 +592,8 @@ def preference_examples():
 
 def records(path):
     """The records of a .jsonl, .json or .tsv file as dictionaries, each with the place that a complaint would name."""
-    lines = ''.join(pieces_of(path)).strip().split('\n')
     if path.endswith('.tsv'):
-        rows = [line.rstrip('\r').split('\t') for line in lines]
+        rows = [line.rstrip('\r').split('\t') for line in ''.join(pieces_of(path)).strip().split('\n')]
         for number, row in enumerate(rows, 1):
             if len(row) != 2:
                 sys.exit(f"{path} line {number}: expected a text, a tab and a label, not {len(row)} columns")
@@ -562,14 +602,17 @@ def records(path):
             names = ['label', 'text'] if len({a for a, _ in rows}) < len({b for _, b in rows}) else ['text', 'label']
         yield from ((f"{path} line {number}", dict(zip(names, row))) for number, row in enumerate(rows, 1))
         return
-    try:
-        entries = json.loads('\n'.join(lines)) if path.endswith('.json') else None
-    except ValueError as e:
-        sys.exit(f"{path} is not JSON: {e}")
-    for number, entry in enumerate(entries if isinstance(entries, list) else [entries] if entries else lines, 1):
-        place = f"{path} {'entry' if entries else 'line'} {number}"
+    if path.endswith('.json'):
         try:
-            yield place, dict(entry if entries else json.loads(entry))
+            entries = json.loads(''.join(pieces_of(path)))
+        except ValueError as e:
+            sys.exit(f"{path} is not JSON: {e}")
+        found = ((f"{path} entry {number}", entry) for number, entry in enumerate(entries, 1))
+    else:
+        found = ((f"{path} line {number}", line) for number, line in enumerate(open(path, 'rb'), 1) if line.strip())
+    for place, entry in found:
+        try:
+            yield place, dict(json.loads(entry.decode('utf-8-sig')) if isinstance(entry, bytes) else entry)
         except (ValueError, TypeError):
             sys.exit(f"{place}: expected JSON like {{\"prompt\": …, \"completion\": …}}, not {str(entry)[:40]!r}")
 
@@ -581,9 +624,11 @@ def conversation(record):
         asked = '\n\n'.join(part for part in (record['instruction'], record.get('input')) if part)
         messages = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': record.get('output')}]
     else:
-        sides = (('user', record['prompt']), ('assistant', record.get('completion')))
-        messages = [m for role, side in sides for m in (side if isinstance(side, list) else [{'role': role, 'content': side}])]
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get('content'), str) for m in messages):
+        messages = []
+        for role, side in (('user', record['prompt']), ('assistant', record.get('completion'))):
+            messages += side if isinstance(side, list) else [{'role': role, 'content': side}]
+    good = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    if not good or not all(isinstance(m.get('content'), str) for m in messages):
         raise ValueError("a message, or one side of the conversation, is missing or is not text")
     for m in messages:
         if m.get('role') not in ('system', 'user', 'assistant'):
@@ -626,13 +671,13 @@ def kind_of_input():
 FORMS = ('messages', 'instruction', 'prompt')
 
 def own_examples(paths, kind):
-    """Files of conversations, preferences or labelled texts -> [(split, example), …]; exits with one line that names a bad one."""
+    """Files of conversations, preferences or labels -> [(split, example), …]; exits with one line that names a bad one."""
     examples, seen, copies, first = [], set(), 0, {}
     for place, record in (found for path in paths for found in records(path)):
         if kind == 'labels':
             text, label = record.get('text'), record.get('label')
             if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or label == '':
-                sys.exit(f"{place}: expected a text and its label, like {{\"text\": \"once upon a time\", \"label\": \"story\"}}")
+                sys.exit(f"{place}: expected a text and its label, like {{\"text\": \"hello\", \"label\": \"short\"}}")
             example = {'text': clean(text), 'label': str(label)}
         elif kind == 'preferences':
             try:
@@ -643,10 +688,11 @@ def own_examples(paths, kind):
             forms = [form for form in FORMS if form in record]
             first = first or {'place': place, 'forms': forms}
             if len(forms) != 1 or forms != first['forms']:
-                sys.exit(f"{place} has {' and '.join(forms) or 'none of ' + ', '.join(FORMS)}: expected one form, the same "
-                         f"in all ({first['place']} has {' and '.join(first['forms']) or 'none'})")
+                sys.exit(f"{place} has {' and '.join(forms) or 'none of ' + ', '.join(FORMS)}: expected one form, the "
+                         f"same in all ({first['place']} has {' and '.join(first['forms']) or 'none'})")
             try:
-                example = {**{k: v for k, v in record.items() if k in ('skill', 'answer')}, 'messages': conversation(record)}
+                extra = {k: record[k] for k in ('skill', 'answer') if k in record}
+                example = {'messages': conversation(record), **extra}
             except ValueError as e:
                 sys.exit(f"{place}: {e}")
         line = json.dumps(example, sort_keys=True)
@@ -657,17 +703,17 @@ def own_examples(paths, kind):
     if copies and drop_duplicates:
         print(f"dropped {copies:,} of {copies + len(examples):,} examples: duplicate")
     if len(examples) < 2:
-        sys.exit(f"{input or dataset} has {len(examples)} examples: one to learn from and one to validate with are the least")
+        sys.exit(f"{input or dataset} has {len(examples)} examples: the least are one to learn from and one to check")
     splits = [('val' if n % 10 == 9 or n == len(examples) - 1 < 9 else 'train', e) for n, e in enumerate(examples)]
     if kind == 'labels':
         learned = {e['label'] for split, e in splits if split == 'train'}
         for split, e in splits:
             if e['label'] not in learned:
-                sys.exit(f"the label {e['label']!r} occurs only in validation ({e['text'][:40]!r}): give more examples of it")
+                sys.exit(f"the label {e['label']!r} occurs only in validation ({e['text'][:40]!r}): give more of it")
     return splits
 
 def write_examples(folder, kind, examples):
-    """Conversations or labelled texts -> train.jsonl, val.jsonl and meta.json, under their names only when all are whole."""
+    """Conversations or labelled texts -> train.jsonl, val.jsonl and meta.json, under these names only when whole."""
     names = [os.path.join(folder, name) for name in ('train.jsonl', 'val.jsonl', 'meta.json')]
     splits = {}
     try:
@@ -685,7 +731,8 @@ def write_examples(folder, kind, examples):
         for name in names:
             if os.path.exists(name + '.tmp'):
                 os.remove(name + '.tmp')
-    print(f"{folder}: {kind}, {splits['train']['examples']:,} examples to learn from, {splits['val']['examples']:,} to validate with")
+    train, val = (splits[split]['examples'] for split in ('train', 'val'))
+    print(f"{folder}: {kind}, {train:,} examples to learn from, {val:,} to validate with")
     counts = Counter(e.get('label') or e.get('skill') for _, e in examples)
     if None not in counts:
         print('  ' + ', '.join(f"{name} {n:,}" for name, n in counts.most_common(20)))
@@ -729,9 +776,510 @@ def token_stream(tok, plan):
         last[split] = number
         yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
 
+# ------------------------------------------------------------------------------------------------------------
+# 6. Pictures, for vlm.py: (N, H, W, 3) uint8, and a record for each, as model.load_pictures() reads them
+
+def cifar10_pictures():
+    """
+    CIFAR-10 (Krizhevsky 2009), the binary version: 50,000 photographs to train on and 10,000 to test, of ten kinds. A
+    picture is 3,073 bytes: its kind, then 32 x 32 reds, greens and blues.
+    """
+    archive = download('https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz', 'cifar-10-binary.tar.gz', 170052171,
+                       'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd')
+    try:
+        with tarfile.open(archive) as tar:  # read in place: nothing is unpacked, so no path of a stranger's is followed
+            files = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}
+        names = files['batches.meta.txt'].decode().split()
+        parts = {'train': b''.join(files[f'data_batch_{i}.bin'] for i in range(1, 6)), 'val': files['test_batch.bin']}
+        parts = {split: np.frombuffer(raw, np.uint8).reshape(-1, 3073) for split, raw in parts.items()}
+    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as e:
+        sys.exit(f"{archive} is damaged ({type(e).__name__}): delete it and run again")
+    wordings = ('{}', 'a picture of {}', 'there is {}')
+    for split, rows in parts.items():
+        labels = [('an ' if names[i][0] in 'aeiou' else 'a ') + names[i] for i in rows[:, 0]]
+        records = [{'caption': wordings[n % 3].format(label), 'label': label, 'qa': [['what is this?', label]]}
+                   for n, label in enumerate(labels)]
+        yield split, rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records  # (N, 3, H, W) -> (N, H, W, 3)
+
+def folder_pictures(folder):
+    """Image files and captions.jsonl, with lines like {"file": "cat.jpg", "caption": "a cat"} -> pictures, records."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        sys.exit("reading image files needs pillow: pip install pillow, or give the pictures as input=pictures.npz")
+    path = os.path.join(folder, 'captions.jsonl')
+    pictures, records = [], []
+    with open(path, encoding='utf-8') as f:
+        for number, line in enumerate(f, 1):
+            try:
+                record = json.loads(line)
+                name = os.path.join(folder, record.pop('file'))
+                if not record['caption'].strip():
+                    raise ValueError
+                with Image.open(name) as image:
+                    square = ImageOps.fit(ImageOps.exif_transpose(image).convert('RGB'), (image_size, image_size))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                sys.exit(f'{path} line {number}: expected JSON like {{"file": "cat.jpg", "caption": "a cat"}}')
+            except Image.DecompressionBombError as e:
+                sys.exit(f"{name}: {e}")
+            except OSError as e:  # note: of Pillow's too, for a file that is no picture
+                sys.exit(f"{path} line {number}: cannot read {name} ({e.strerror or 'not a picture'})")
+            pictures.append(np.asarray(square))
+            records.append(record)
+    if not pictures:
+        sys.exit(f'{path} is empty: expected a line like {{"file": "cat.jpg", "caption": "a cat"}} for each picture')
+    return np.stack(pictures), records
+
+def write_pictures(folder, parts):
+    """(split, pictures, records) … -> train.npz, train.jsonl, val.npz, val.jsonl, meta.json, at once or not at all."""
+    counts, names = {}, []
+    try:
+        for split, pictures, records in parts:
+            names += [os.path.join(folder, split + '.npz'), os.path.join(folder, split + '.jsonl')]
+            with open(names[-2] + '.tmp', 'wb') as f:
+                np.savez_compressed(f, images=pictures)
+            with open(names[-1] + '.tmp', 'w', encoding='utf-8') as f:
+                f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
+            with open(names[-2] + '.tmp', 'rb') as f:
+                counts[split] = {'pictures': len(pictures), 'sha256': hashlib.sha256(f.read()).hexdigest()}
+        names.append(os.path.join(folder, 'meta.json'))
+        with open(names[-1] + '.tmp', 'w', encoding='utf-8') as f:
+            json.dump({'dataset': dataset, 'kind': 'pictures', 'source': input or dataset, 'splits': counts}, f)
+        for name in names:
+            os.replace(name + '.tmp', name)
+    finally:
+        for name in names:
+            if os.path.exists(name + '.tmp'):
+                os.remove(name + '.tmp')
+    print(f"{folder}: " + ', '.join(f"{split} {c['pictures']:,} pictures" for split, c in counts.items()))
+    print(f"next:  python vlm.py dataset={dataset} out_dir=out-{dataset}")
+
+def prepare_pictures(folder):
+    if not input:
+        return write_pictures(folder, cifar10_pictures())
+    pictures, records = folder_pictures(input) if os.path.isdir(input) else load_pictures(input)
+    if len(pictures) < 10:
+        sys.exit(f"input={input}: {len(pictures)} pictures are too few, because every tenth is for validation")
+    val = np.arange(len(pictures)) % 10 == 9
+    write_pictures(folder, [(split, pictures[rows], [r for r, here in zip(records, rows) if here])
+                            for split, rows in (('train', ~val), ('val', val))])
+
+# ------------------------------------------------------------------------------------------------------------
+# 7. Other people's weights, in and out: the same tables, read from left to right and from right to left
+
+HUB = 'https://huggingface.co'
+# architecture: its column in the two tables below, its model_type, and what it is in our words
+ARCHITECTURES = {
+    'GPT2LMHeadModel': (0, 'gpt2', dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True)),
+    'LlamaForCausalLM': (1, 'llama', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False)),
+    'Qwen3ForCausalLM': (1, 'qwen3', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, bias=False))}
+# our setting: what config.json calls it for GPT-2, and for Llama and Qwen3
+CONFIG = {
+    'vocab_size': ('vocab_size', 'vocab_size'), 'block_size': ('n_positions', 'max_position_embeddings'),
+    'n_layer': ('n_layer', 'num_hidden_layers'), 'n_head': ('n_head', 'num_attention_heads'),
+    'n_embd': ('n_embd', 'hidden_size'), 'n_hidden': ('n_inner', 'intermediate_size'),
+    'norm_eps': ('layer_norm_epsilon', 'rms_norm_eps'), 'tie_weights': ('tie_word_embeddings', 'tie_word_embeddings'),
+    'n_kv_head': (None, 'num_key_value_heads'), 'head_dim': (None, 'head_dim'), 'rope_theta': (None, 'rope_theta'),
+    'bias': (None, 'attention_bias')}
+ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')  # our rope_scaling
+# what our model has no setting for: it must be so, or absent
+FIXED = {'activation_function': 'gelu_new', 'hidden_act': 'silu', 'use_sliding_window': False,
+         'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False, 'partial_rotary_factor': 1,
+         'quantization_config': None}
+# our tensor: theirs; {} is the number of the layer, and several are stacked
+TENSORS = {
+    'wte': ('transformer.wte', 'model.embed_tokens'),
+    'wpe': ('transformer.wpe', None),
+    'blocks.{}.norm1': ('transformer.h.{}.ln_1', 'model.layers.{}.input_layernorm'),
+    'blocks.{}.attention.qkv': ('transformer.h.{}.attn.c_attn',
+                                ' '.join(f'model.layers.{{0}}.self_attn.{x}_proj' for x in 'qkv')),
+    'blocks.{}.attention.q_norm': (None, 'model.layers.{}.self_attn.q_norm'),
+    'blocks.{}.attention.k_norm': (None, 'model.layers.{}.self_attn.k_norm'),
+    'blocks.{}.attention.proj': ('transformer.h.{}.attn.c_proj', 'model.layers.{}.self_attn.o_proj'),
+    'blocks.{}.norm2': ('transformer.h.{}.ln_2', 'model.layers.{}.post_attention_layernorm'),
+    'blocks.{}.mlp.gate': (None, 'model.layers.{}.mlp.gate_proj'),
+    'blocks.{}.mlp.up': ('transformer.h.{}.mlp.c_fc', 'model.layers.{}.mlp.up_proj'),
+    'blocks.{}.mlp.down': ('transformer.h.{}.mlp.c_proj', 'model.layers.{}.mlp.down_proj'),
+    'norm': ('transformer.ln_f', 'model.norm'),
+    'head': ('lm_head', 'lm_head')}
+# how safetensors calls the types of numbers
+DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
+          'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
+# tokenizer.json shows each byte as a letter: itself where it is visible, or else one of the letters after U+00FF
+VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+LETTERS = {b: chr(b) for b in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(sorted({*range(256)} - {*VISIBLE}))}
+BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
+# SmolLM2 cuts out every digit, and then GPT-2's way what is between them
+DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+
+def places(config, column):
+    """
+    [(our tensor, [(their name, its shape there), …], transposed), …]. Three things differ. Llama keeps queries, keys
+    and values apart, we stack them. We pad the vocabulary to a multiple of 64, they do not. And GPT-2's layers, an
+    early habit ("Conv1D"), compute x W + b with W (in, out), where all later ones, and ours, have W (out, in).
+    """
+    ours, found = outline(config).state_dict(), []
+    for name, tensor in ours.items():
+        base, _, kind = name.rpartition('.')
+        layer = re.match(r'blocks\.(\d+)', base)
+        theirs = TENSORS[re.sub(r'^blocks\.\d+', 'blocks.{}', base)][column].format(layer and layer[1]).split()
+        heads = (config.n_head, config.n_kv_head, config.n_kv_head)
+        rows = [n * config.head_dim for n in heads] if len(theirs) > 1 else \
+            [config.vocab_size if base in ('wte', 'head') else tensor.size(0)]
+        transposed = column == 0 and tensor.ndim == 2 and layer is not None
+        shapes = [(r, *tensor.shape[1:]) for r in rows]
+        there = [(f'{n}.{kind}', s[::-1] if transposed else s) for n, s in zip(theirs, shapes)]
+        if name != 'head.weight' or not config.tie_weights:
+            found.append((name, there, transposed))
+    return found
+
+def read_json(path):
+    """The object in a JSON file; exits with one line where there is none."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            return dict(json.load(f))
+    except FileNotFoundError:
+        sys.exit(f"no {path}: weights= needs config.json, tokenizer.json, and model.safetensors or pytorch_model.bin")
+    except (ValueError, TypeError, RecursionError) as e:
+        sys.exit(f"{path} is damaged ({type(e).__name__}): download it again")
+
+def read_safetensors(path):
+    """
+    A safetensors file is 8 bytes with the length of the header, the header in JSON, and all the numbers in a row:
+
+        {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, …}
+
+    -> {name: (shape, a function that reads the tensor)}. A stranger's header is not believed: the tensors must fill
+    the file without gap or overlap, each exactly as large as its shape, or we exit before anything is allocated.
+    """
+    def read(shape, dtype, start):
+        tensor = torch.empty(shape, dtype=dtype)
+        with open(path, 'rb') as f:
+            f.seek(start)
+            f.readinto(tensor.view(-1).view(torch.uint8).numpy())  # straight to where it will stay: no second copy
+        return tensor
+    size, tensors = os.path.getsize(path), {}
+    try:
+        with open(path, 'rb') as f:
+            length = int.from_bytes(f.read(8), 'little')
+            if length > min(size - 8, 10_000_000):
+                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+            header, end = json.loads(f.read(length)), 8 + length
+        header.pop('__metadata__', None)
+        for name, about in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
+            dtype, shape, (first, last) = DTYPES[about['dtype']], about['shape'], about['data_offsets']
+            if not all(type(n) is int and n >= 0 for n in [first, last, *shape]) or \
+                    (first, last) != (end - length - 8, first + math.prod(shape) * dtype.itemsize):
+                raise ValueError(f"{name} of shape {shape} at bytes {first} to {last}")
+            tensors[name] = tuple(shape), partial(read, shape, dtype, end)
+            end += last - first
+        if end != size:
+            raise ValueError(f"{size:,} bytes instead of {end:,}")
+        return tensors
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        sys.exit(f"{path} is cut off or damaged ({type(e).__name__}: {str(e)[:200]}): download it again")
+
+def open_weights(folder):
+    """All tensors of a folder, in one file or several: {name: (shape, a function that reads it)}."""
+    for name in ('model.safetensors', 'pytorch_model.bin'):
+        index, files, tensors = os.path.join(folder, f'{name}.index.json'), [name], {}
+        if not os.path.exists(os.path.join(folder, name)):
+            if not os.path.exists(index):
+                continue
+            where = read_json(index).get('weight_map')  # {name of a tensor: its file, …}
+            if not isinstance(where, dict):
+                sys.exit(f"{index} does not say which tensor is in which file: download it again")
+            files = sorted({os.path.basename(str(file)) for file in where.values()})
+        for path in (os.path.join(folder, file) for file in files):
+            if not os.path.exists(path):
+                sys.exit(f"{path} is missing, and {index} names it: download it again")
+            if name == 'model.safetensors':
+                tensors.update(read_safetensors(path))
+                continue
+            try:
+                found = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+                tensors.update({n: (tuple(t.shape), lambda t=t: t) for n, t in found.items()})
+            except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+                sys.exit(f"{path} is damaged, or no file of tensors ({type(e).__name__}): download it again")
+        return tensors
+    sys.exit(f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or their .index.json")
+
+def hub_folder(name):
+    """The folder of a model from the hub, downloaded unless it is here; the hub's list tells sizes and checksums."""
+    place = name.replace('/', '--')
+    path = download(f'{HUB}/api/models/{name}?blobs=true', f'{place}/files.json')
+    try:
+        listing = read_json(path)
+        files = {f['rfilename']: (f['size'], (f.get('lfs') or {}).get('sha256')) for f in listing['siblings']}
+        safe = any(f.endswith('.safetensors') for f in files)
+        tensors = r'model[^/]*\.safetensors' if safe else r'pytorch_model[^/]*\.bin'
+        for file, check in files.items():
+            if re.fullmatch(rf'config\.json|tokenizer(_config)?\.json|{tensors}(\.index\.json)?', file):
+                download(f"{HUB}/{name}/resolve/{listing['sha']}/{file}", f'{place}/{file}', *check)
+    except (KeyError, TypeError) as e:
+        sys.exit(f"{path} is not the hub's list of a model's files ({type(e).__name__} {e}): delete it and run again")
+    return os.path.dirname(path)
+
+def import_config(folder):
+    """config.json -> the architecture's name, our GPTConfig, and the places of all tensors."""
+    path = os.path.join(folder, 'config.json')
+    found = {'architectures': [], 'layer_norm_epsilon': 1e-5, **read_json(path)}
+    try:
+        name = (found['architectures'] or [None])[0]
+        if name not in ARCHITECTURES:
+            sys.exit(f"{path}: the architecture is {name}; what we can read is {', '.join(ARCHITECTURES)}")
+        rope = {'rope_type': 'default', **(found.get('rope_scaling') or {}), **(found.get('rope_parameters') or {})}
+        column, _, ours = ARCHITECTURES[name]
+        found = {'tie_word_embeddings': column == 0, **found, **{k: rope[k] for k in ('rope_theta',) if k in rope}}
+        for key, value in FIXED.items():
+            if found.get(key) not in (None, value):
+                raise ValueError(f"{key}={found[key]}, and our model knows only {value}")
+        ours = {**{k: type(getattr(GPTConfig, k))(found[names[column]]) for k, names in CONFIG.items()
+                   if found.get(names[column]) is not None}, **ours}
+        if (kind := rope.get('type', rope['rope_type'])) == 'llama3':
+            ours['rope_scaling'] = (*(float(rope[k]) for k in ROPE[:3]), int(rope[ROPE[3]]))
+        elif kind != 'default':
+            raise ValueError(f"rope_type={kind}, and our model knows only default and llama3")
+        config = GPTConfig(**ours)
+        least = min(config.head_dim, config.n_hidden, config.n_kv_head, config.rope_theta)
+        if least <= 0 or config.n_layer > 1000 or config.block_size > 1 << 20:
+            raise ValueError(f"{least} is not positive, or {config.n_layer} layers, a context of {config.block_size}")
+        return name, config, places(config, column)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:
+        sys.exit(f"{path} describes no model of ours ({type(e).__name__}: {' '.join(str(e).split())[:200]})")
+
+def split_steps(pattern):
+    """How tokenizer.json says that text is cut before it is merged; two rules have names there."""
+    named = {SPLIT_PATTERN: [], DIGITS_PATTERN: [{'type': 'Digits', 'individual_digits': True}]}
+    split = {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}
+    return [*named.get(pattern, [split]), {**BYTE_LEVEL, 'use_regex': pattern in named}]
+
+def halves(token, rank):
+    """
+    The two parts that byte-pair encoding joins last to make a token: b' the' -> [b' t', b'he']; more parts where it
+    cannot be made. rank(a, b) says when a and b are joined: the lowest first; None is never.
+    """
+    parts = [token[i:i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        ranks = [(r, i) for i, pair in enumerate(zip(parts, parts[1:])) if (r := rank(*pair)) is not None]
+        if not ranks:
+            break
+        i = min(ranks)[1]
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+def import_tokenizer(folder, vocab_size):
+    """
+    tokenizer.json -> Tokenizer. The file lists which pairs to merge, and when; tiktoken merges whatever makes a token,
+    the lowest id first. Both do the same if every token, spelled in bytes and merged by the list, comes out whole, and
+    the merges that complete the tokens have the order of their ids: then no other merge is ever reached. We check that.
+    """
+    path = os.path.join(folder, 'tokenizer.json')
+    found, settings = read_json(path), os.path.join(folder, 'tokenizer_config.json')
+    settings = read_json(settings) if os.path.exists(settings) else {}
+    try:
+        model, pre, normalizer = found['model'], found.get('pre_tokenizer') or {}, found.get('normalizer')
+        steps = [{'use_regex': True, **s, 'trim_offsets': True} if s.get('type') == 'ByteLevel' else s
+                 for s in pre.get('pretokenizers', [pre])]
+        patterns = [SPLIT_PATTERN, DIGITS_PATTERN] + [s['pattern']['Regex'] for s in steps if s.get('type') == 'Split']
+        pattern = next((p for p in patterns if split_steps(p) == steps), None)
+        known = model['type'] == 'BPE' and not model.get('byte_fallback') and normalizer in (None, {'type': 'NFC'})
+        if not known or pattern is None:
+            raise ValueError(f"no byte-level BPE as GPT-2, SmolLM2, Llama 3 and Qwen have: {normalizer}, then {pre}")
+        pieces = [m[0] for m in regex.finditer(pattern, "I'll be\t42 (é中 …)!\r\n\n  ok ")]
+        if '' in pieces or ''.join(pieces) != "I'll be\t42 (é中 …)!\r\n\n  ok ":
+            raise ValueError(f"the pattern {pattern} leaves out parts of a text")
+        # 1. ids to bytes; special tokens; and added ones that text may spell, such as <think>
+        added = found['added_tokens']
+        special, text = ({t['content']: t['id'] for t in added if t['special'] is kind} for kind in (True, False))
+        vocab, unspell = [b''] * vocab_size, {letter: byte for byte, letter in LETTERS.items()}
+        for token, i in {**model['vocab'], **special, **text}.items():
+            if not 0 <= i < vocab_size or not 0 < len(token) <= 1000:
+                raise ValueError(f"{token[:50]!r} has id {i}, but the model has {vocab_size} tokens")
+            vocab[i] = b'' if token in special or token in text else bytes(map(unspell.get, token))
+        # 2. the merges
+        pairs = (merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges'])
+        merges = {(bytes(map(unspell.get, a)), bytes(map(unspell.get, b))): rank for rank, (a, b) in enumerate(pairs)}
+        whole, last = bool(model.get('ignore_merges')), -1  # whole: a word that is a token needs no merges (Llama 3)
+        for i, token in enumerate(vocab):
+            if len(token) > 1:
+                parts = halves(token, lambda a, b: merges.get((a, b)))
+                rank = merges.get(tuple(parts), math.inf)
+                if rank < last or whole and len(parts) == 2 and rank == math.inf:
+                    raise ValueError(f"id {i}, {token!r}, is out of the order of the merges")
+                if rank < math.inf:
+                    last = rank
+                elif not whole:
+                    vocab[i] = b''  # no merge makes it: no text is ever encoded with it
+        # 3. what begins, ends and fills a text, and how conversations are written
+        post = found.get('post_processor') or {}
+        template = [item for step in post.get('processors', [post]) for item in step.get('single', [])]
+        start = [special[item['SpecialToken']['id']] for item in template[:1] if 'SpecialToken' in item]
+        eos, pad = (t['content'] if isinstance(t, dict) else t for t in map(settings.get, ('eos_token', 'pad_token')))
+        eot = next((t for t in ('<|endoftext|>', '<|end_of_text|>') if t in special), eos)
+        markup = next(m for m, (opening, _, closing) in MARKUPS.items() if m == 'plain' or all(
+            t in special for t in re.findall(r'<\|\w+\|>', opening.format(role='user') + closing)))
+        pad = next((t for t in ('<|pad|>', '<|finetune_right_pad_id|>', pad) if t in special), eot)
+        foreign = {'special': special, 'text': text, 'start': start, 'eot': eot, 'pad': pad, 'markup': markup,
+                   'nfc': bool(normalizer)}
+        ours = {name: vocab_size - len(SPECIAL_TOKENS) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        if (special, text, start, normalizer) == (ours, {}, [], None):  # one that we exported comes back as it was
+            vocab, foreign = vocab[:-len(ours)], None
+        return Tokenizer('bpe', vocab, pattern, foreign)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, MemoryError, regex.error) as e:
+        sys.exit(f"{path} makes no tokenizer of ours ({type(e).__name__}: {str(e)[:300]})")
+
+def import_weights():
+    """weights= -> out_dir/ckpt.pt, a tensor at a time: little more than one copy of the weights is ever held."""
+    folder, path = weights, os.path.join(out_dir, 'ckpt.pt')
+    if os.path.exists(path):
+        sys.exit(f"{path} exists already: choose another out_dir, or delete it first")
+    if not os.path.isdir(weights):
+        if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', weights):
+            sys.exit(f"weights={weights}: neither a folder here nor a name on the hub such as openai-community/gpt2")
+        folder = hub_folder(weights)
+    name, config, wanted = import_config(folder)
+    # 1. all names and shapes, before the first number is read
+    tensors = open_weights(folder)
+    if config.position == 'learned':  # GPT-2's own files leave the first word of each name out
+        known = ('transformer.', 'lm_head.')
+        tensors = {n if n.startswith(known) else f'transformer.{n}': t for n, t in tensors.items()}
+    for n, shape in (place for _, theirs, _ in wanted for place in theirs):
+        if n not in tensors or tensors[n][0] != shape:
+            found = f"of shape {tensors[n][0]}" if n in tensors else "missing"
+            sys.exit(f"in {folder}, {n} is {found}, but config.json asks for one of shape {shape}")
+    idle = r'.*\.attn\.(masked_)?bias|.*\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')  # derived
+    for n in tensors.keys() - {n for _, theirs, _ in wanted for n, _ in theirs}:
+        if not re.fullmatch(idle, n):
+            sys.exit(f"{folder} has a tensor {n}, for which our {name} has no place")
+    tokenizer, model = import_tokenizer(folder, config.vocab_size), {}
+    # 2. the numbers
+    for ours, theirs, transposed in wanted:
+        parts = [tensors[n][1]() for n, _ in theirs]
+        tensor = torch.cat(parts) if len(parts) > 1 else parts[0].t() if transposed else parts[0]
+        if not tensor.is_floating_point():
+            sys.exit(f"in {folder}, {theirs[0][0]} is of {tensor.dtype}: quantized weights are not read")
+        padding = -len(tensor) % 64 if ours in ('wte.weight', 'head.weight') else 0
+        if padding:
+            tensor = torch.cat((tensor, tensor.new_zeros(padding, config.n_embd)))
+        model[ours] = tensor.contiguous()
+    count = sum(t.numel() for t in model.values())
+    if config.tie_weights:
+        model['head.weight'] = model['wte.weight']
+    os.makedirs(out_dir, exist_ok=True)
+    save_atomically(path, {'format': 'ninefiles-1', 'model': model, 'config': asdict(config),
+                           'tokenizer': tokenizer.to_dict(), 'step': 0, 'settings': {'weights': weights}})
+    print(f"{path}: {name}, {count:,} parameters, {config.block_size:,} tokens of context, {config.vocab_size:,} in "
+          f"the vocabulary; conversations are written as {tokenizer.markup}")
+    print(f"next:  python sample.py out_dir={out_dir} prompt='Once upon a time'")
+
+def chat_template(tokenizer, start):
+    """Tokenizer.chat() once more, in Jinja: the language in which other programs expect it."""
+    def quoted(text):
+        return "'" + text.replace('\n', '\\n').replace('{role}', "' + m['role'] + '") + "'"
+    ahead = str(tokenizer.markup == 'ninefiles').lower()  # whether a system message goes in front of the user's words
+    turn = tokenizer.opening + tokenizer.lead
+    return ("{{ " + quoted(start) + " }}{% set ns = namespace(system='') %}{% for m in messages %}"
+            "{% if m['role'] == 'system' and " + ahead + " %}"
+            "{% set ns.system = ns.system + m['content'] + '\\n\\n' %}{% else %}"
+            "{{ " + quoted(turn) + " + (ns.system if m['role'] == 'user' else '') + m['content'] + "
+            + quoted(tokenizer.closing) + " }}{% if m['role'] == 'user' %}{% set ns.system = '' %}{% endif %}"
+            "{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ " + quoted(turn.format(role='assistant')) + " }}{% endif %}")
+
+def export_tokenizer(tokenizer):
+    """Tokenizer -> the contents of tokenizer.json and tokenizer_config.json."""
+    named = {**tokenizer.special, **tokenizer.text}
+    name = {i: n for n, i in named.items()}
+    ranks = {t: i for i, t in enumerate(tokenizer.vocab) if t and i not in name}
+    spelled = {t: ''.join(LETTERS[b] for b in t) for t in ranks}
+    pairs = [halves(t, lambda a, b: ranks.get(a + b)) for t in ranks if len(t) > 1]
+    start = [name[i] for i in tokenizer.start]
+    words = {'Sequence': {'id': 'A', 'type_id': 0}}
+    post = {'type': 'TemplateProcessing', 'pair': [words, {'Sequence': {'id': 'B', 'type_id': 1}}],
+            'single': [*({'SpecialToken': {'id': n, 'type_id': 0}} for n in start), words],
+            'special_tokens': {n: {'id': n, 'ids': [named[n]], 'tokens': [n]} for n in start}}
+    flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
+    return {
+        'tokenizer.json': {
+            'version': '1.0', 'truncation': None, 'padding': None,
+            'added_tokens': [{'id': i, 'content': n, 'special': n in tokenizer.special, **flags}
+                             for i, n in sorted(name.items())],
+            'normalizer': {'type': 'NFC'} if tokenizer.nfc else None,
+            'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': split_steps(tokenizer.pattern)},
+            'post_processor': post if start else BYTE_LEVEL, 'decoder': BYTE_LEVEL,
+            'model': {'type': 'BPE', 'ignore_merges': any(len(p) > 2 for p in pairs),
+                      'vocab': {**{spelled[t]: i for t, i in ranks.items()}, **named},
+                      'merges': [f'{spelled[p[0]]} {spelled[p[1]]}' for p in pairs if len(p) == 2]}},
+        'tokenizer_config.json': {
+            'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False,
+            'eos_token': name[tokenizer.eot], 'pad_token': name[tokenizer.pad],
+            'bos_token': [*start, name[tokenizer.eot]][0], 'add_bos_token': bool(start),
+            'chat_template': chat_template(tokenizer, ''.join(start))}}
+
+def export_weights():
+    """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""
+    loaded, tokenizer, checkpoint = load_model(out_dir)
+    config, model = loaded.config, checkpoint['model']
+    shape = {'adapter_size': 0, **asdict(config)}
+    # 1. which architecture it is: what all have in common, and what one has
+    common = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0}
+    if config.position == 'learned':
+        common.update(n_kv_head=config.n_head, head_dim=config.n_embd // config.n_head)
+    fitting = [n for n, (_, _, own) in ARCHITECTURES.items() if {**common, **own}.items() <= shape.items()]
+    if not fitting:
+        names = (*common, 'position', 'norm', 'mlp', 'qk_norm', 'bias')
+        sys.exit(f"{out_dir}/ckpt.pt is no {' or '.join(ARCHITECTURES)}, and others load only those: it has "
+                 + ' '.join(f'{k}={shape[k]}' for k in names))
+    if tokenizer.kind != 'bpe':
+        sys.exit(f"{out_dir}/ckpt.pt reads with tokenizer={tokenizer.kind}, which nobody else knows: use tokenizer=bpe")
+    name = fitting[0]
+    column, model_type, _ = ARCHITECTURES[name]
+    # 2. the descriptions
+    rope = {'rope_type': 'llama3', **dict(zip(ROPE, config.rope_scaling))} if config.rope_scaling else None
+    number = str(model['norm.weight'].dtype).removeprefix('torch.')
+    eot, first = tokenizer.eot, [*tokenizer.start, tokenizer.eot][0]
+    ids = {'bos_token_id': first, 'eos_token_id': eot, 'pad_token_id': tokenizer.pad}
+    files = export_tokenizer(tokenizer)
+    files['generation_config.json'] = {**ids, 'eos_token_id': sorted({eot, tokenizer.end})}
+    files['config.json'] = {'architectures': [name], 'model_type': model_type, 'torch_dtype': number, **ids,
+                            **{n[column]: shape[k] for k, n in CONFIG.items() if n[column]},
+                            **({'mlp_bias': config.bias, 'rope_scaling': rope} if column else {})}
+    os.makedirs(export, exist_ok=True)
+    for file, content in files.items():
+        with open(os.path.join(export, f'{file}.tmp'), 'w', encoding='utf-8') as f:
+            json.dump(content, f, ensure_ascii=False, indent=1)
+    # 3. the numbers, behind a header that says where each tensor is
+    header, end, wanted = {'__metadata__': {'format': 'pt'}}, 0, places(config, column)
+    for ours, theirs, _ in wanted:
+        dtype = model[ours].dtype
+        for n, s in theirs:
+            header[n] = {'dtype': next(code for code, d in DTYPES.items() if d == dtype), 'shape': s,
+                         'data_offsets': [end, end := end + math.prod(s) * dtype.itemsize]}
+    raw = json.dumps(header).encode()
+    raw += b' ' * (-len(raw) % 8)  # the numbers begin at a multiple of 8 bytes
+    with open(os.path.join(export, 'model.safetensors.tmp'), 'wb') as f:
+        f.write(len(raw).to_bytes(8, 'little') + raw)
+        for ours, theirs, transposed in wanted:
+            rows = [s[-1 if transposed else 0] for _, s in theirs]
+            for part in model[ours][:sum(rows)].split(rows):
+                f.write((part.t() if transposed else part).contiguous().view(-1).view(torch.uint8).numpy())
+    for file in [*files, 'model.safetensors']:
+        os.replace(os.path.join(export, f'{file}.tmp'), os.path.join(export, file))
+    print(f"{export}: {name}, {end / 1e6:,.1f} MB of {number}")
+    print(f"next:  AutoModelForCausalLM.from_pretrained('{export}') in transformers, or  vllm serve {export}")
+
+# ------------------------------------------------------------------------------------------------------------
+# 8. Text in, files out
+
 def main():
-    if not input and dataset not in DATASETS and dataset not in ('fineweb', 'instruct', 'alpaca', 'preferences', 'hh'):
-        usage(f"dataset={dataset}: expected one of {', '.join(DATASETS)}, fineweb, instruct, alpaca, preferences, hh; or input=PATH for text of your own")
+    if weights and export:
+        usage("weights= and export= are two commands: one brings weights in, the other takes them out")
+    if weights or export:
+        return import_weights() if weights else export_weights()
+    others = ('fineweb', 'instruct', 'alpaca', 'preferences', 'hh', 'cifar10', 'hellaswag')
+    if not input and dataset not in (*DATASETS, *others):
+        usage(f"dataset={dataset}: expected one of {', '.join((*DATASETS, *others))}; or input=PATH for your own")
     if input and dataset == 'python':
         usage("input= needs a name for what is made of it: dataset=mine, say")
     if input and not os.path.exists(input) and not glob.glob(input, recursive=True):
@@ -744,14 +1292,22 @@ def main():
               f"{len(SPECIAL_TOKENS)} special tokens")
     if not 1 <= shards <= 103:
         usage(f"shards={shards}: expected 1 to 103")
+    if image_size < 1:
+        usage(f"image_size={image_size}: expected at least 1")
 
     start = time.time()
     folder = os.path.join(data_dir, dataset)
     os.makedirs(folder, exist_ok=True)
+    if dataset == 'hellaswag' and not input:
+        return prepare_hellaswag(folder)
     if (what := kind_of_input()) != 'text':
         made = {'instruct': instruct_examples, 'preferences': preference_examples, 'hh': hh_examples}
-        examples = own_examples(local_files(input) if input else [alpaca()], what) if input or dataset == 'alpaca' else made[dataset]()
-        return write_examples(folder, what, list(examples))
+        if dataset in made and not input:
+            return write_examples(folder, what, list(made[dataset]()))
+        return write_examples(folder, what, own_examples(local_files(input) if input else [alpaca()], what))
+    captions = os.path.isdir(input) and os.path.exists(os.path.join(input, 'captions.jsonl'))
+    if captions or input.endswith('.npz') or (dataset == 'cifar10' and not input):
+        return prepare_pictures(folder)
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:
         plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's

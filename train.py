@@ -7,19 +7,23 @@ Pretraining: a model reads text and learns to say what comes next.
     python train.py model_type=bigram                # the ladder: bigram, mlp, lstm, gpt
     torchrun --nproc_per_node=8 train.py             # the same run on 8 GPUs, or 8 CPU processes; on 2 machines, each:
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py
+    torchrun --nproc_per_node=8 train.py parallel=fsdp   # a model too large for any one of them
+    python train.py objective=mlm out_dir=out-bert   # an encoder, which fills gaps from both sides, as BERT
 
 Writes out_dir/ckpt.pt (the best weights so far: all that sample.py needs), out_dir/resume.pt (everything to go on
-exactly) and out_dir/log.csv. Ctrl-C finishes the step (of several processes: the log_interval), saves and says how to
-go on. The batch of step t is a function
-of (seed, t) alone, so a run that was resumed, or spread over more processes, reads the same text in the same order.
+exactly) and out_dir/log.csv. Ctrl-C finishes the step, saves and says how to go on. The batch of
+step t is a function of (seed, t) alone, so a run that was resumed, or spread over more processes, reads the same text in
+the same order.
 """
-from configurator import configure, usage
+from configurator import at_least, configure, usage
 
 # what, and where to
 out_dir = 'out'
-init_from = 'scratch'   # scratch, resume (go on with the run in out_dir), or the folder of a checkpoint to start from
+init_from = 'scratch'   # scratch, resume (go on with the run in out_dir), or the folder of a checkpoint to start from,
+                        # with a longer block_size if you like
 dataset = 'python'      # a folder in data_dir, made by prepare.py
 data_dir = 'data'
+objective = 'clm'       # clm | mlm: say the next token (causal language model), or guess hidden ones from both sides (BERT)
 # the model; the defaults are a small Qwen3 by architecture, and GPT-2 is
 # position=learned norm=layernorm mlp=gelu qk_norm=no bias=yes tie_weights=yes
 model_type = 'gpt'      # gpt | lstm | mlp | bigram: the ladder of language models
@@ -34,6 +38,7 @@ mlp = 'swiglu'          # swiglu | gelu
 qk_norm = True          # normalise queries and keys: attention stays calm at high learning rates
 bias = False            # biases in linear layers and layer norms
 tie_weights = False     # one matrix for reading and writing tokens
+causal = True           # a token sees only those before it; False for objective=mlm
 dropout = 0.0           # 0 for pretraining; 0.1 and more where the same text is read many times
 # how much
 batch_size = 8                   # rows that a process computes at once: halve it when memory runs out, and …
@@ -53,120 +58,187 @@ beta2 = 0.95                # and of its square: about 20 steps
 grad_clip = 1.0             # longest gradient let through; 0: any
 # how it goes
 eval_interval = 200         # steps between evaluations
-eval_iters = 20             # batches of batch_size rows in each: always the same ones, evenly spread over val.bin
+eval_iters = 10             # batches of batch_size rows in each: always the same ones, evenly spread over val.bin
 log_interval = 20           # steps between lines
 sample_every = 1            # show what the model writes at every so many evaluations; 0: never
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of the multiplications; the weights stay float32
+parallel = 'ddp'            # ddp | zero | fsdp: what processes share out among them: the rows of a batch; the optimizers' memory,
+                            # too (ZeRO 1, Rajbhandari et al. 2020); or weights, gradients and optimizers (ZeRO 3),
+                            # where in 16 bits the residual stream is rounded, too
+cpu_offload = False         # with fsdp: shares wait in the CPU's memory, so that a GPU holds little more than a layer
 activation_checkpointing = False  # a third more computing for much less memory: layers are computed again going back
 compile = False             # fuse the model's operations with torch.compile: slow to start, then faster
+tensorboard = False         # write out_dir/tensorboard, too: see it with  tensorboard --logdir out
 seed = 1337
 given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
 
-import csv, importlib, math, os, signal, sys, time
+import csv, importlib, json, math, os, signal, sys, time
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from model import (GPTConfig, Tokenizer, build_model, configure_optimizers, describe, generate, load_checkpoint,
-                   load_dataset, resolve_device, save_atomically)
+from model import (GPTConfig, Tokenizer, build_model, configure_optimizers, describe, generate, load_checkpoint, load_dataset,
+                   resolve_device, save_atomically, schedule_rate, set_aside, share, sparkline)
 
 # peak bfloat16 FLOP/s (float16 on the T4) of accelerators, without sparsity, from NVIDIA's data sheets
 PEAKS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'T4': 65e12}
 
-def get_batch(data, step, rows, first, count):
+def get_batch(data, step, rows, first, count, tokenizer):
     """
-    `count` of the `rows` rows in the batch of this step, from row `first` on: inputs x and targets y, each (count, T).
-    y is x moved by one: the target of every token is the token after it.
+    `count` of the `rows` rows in the batch of this step, from row `first` on: inputs x and targets y, each (count, T),
+    and the number of targets in all rows. y is x moved by one: the target of every token is the token after it.
     """
     starts = np.random.default_rng([seed, step]).integers(len(data) - block_size, size=rows)[first:first + count]
     both = torch.from_numpy(np.stack([data[i:i + block_size + 1] for i in starts]).astype(np.int64))
-    return both[:, :-1], both[:, 1:]
+    if objective == 'clm':
+        return both[:, :-1], both[:, 1:], rows * block_size
+    luck = np.random.default_rng([seed, step, 1]).random((3, rows, block_size))  # of all rows: each process counts for all
+    x, y = hide(both[:, :-1], luck[:, first:first + count], tokenizer)
+    return x, y, max(int((luck[0] < 0.15).sum()), 1)
+
+def hide(x, luck, tokenizer):
+    """
+    BERT's exercise (Devlin et al. 2018, 3.1): of the tokens x (B, T), pick 15 % to be guessed. 80 % of those turn into
+    <|pad|> (which no text contains: our [MASK]), 10 % into any token, 10 % stay, so that no token is above suspicion.
+    luck (3, B, T), uniform in [0, 1), decides. Returns the new x, and y: -100 where nothing is to be guessed.
+    """
+    pick, how, which = torch.from_numpy(luck)
+    y = torch.where(pick < 0.15, x, -100)
+    other = torch.where(how < 0.8, tokenizer.pad, torch.where(how < 0.9, (which * len(tokenizer.vocab)).long(), x))
+    return torch.where(pick < 0.15, other, x), y
 
 def eval_windows(data, n):
     """Where the n windows of an evaluation start: evenly spread; end to end, if n is 0 or they would overlap."""
     if n and n * block_size < len(data) - 1:
         return np.linspace(0, len(data) - block_size - 1, n).astype(int)
-    return np.arange(0, len(data) - 1, block_size)
+    return np.arange(0, len(data) - (1 if objective == 'clm' else block_size), block_size)  # gaps need both sides
 
-def window(data, starts):
+def window(data, starts, tokenizer):
     """Windows -> x, y (n, T); past the end of the data, y is -100, which counts for nothing."""
     x = torch.zeros(len(starts), block_size, dtype=torch.long)
     y = torch.full((len(starts), block_size), -100)
     for row, i in enumerate(starts):
         ids = torch.from_numpy(data[i:i + block_size + 1].astype(np.int64))
         x[row, :len(ids) - 1], y[row, :len(ids) - 1] = ids[:-1], ids[1:]
+    if objective == 'mlm':  # a window always hides the same tokens
+        there = y >= 0
+        x, y = hide(x, np.stack([np.random.default_rng(i).random((3, block_size)) for i in starts], axis=1), tokenizer)
+        y[~there] = -100
     return x, y
 
 def rate(step):
-    """The fraction of the peak learning rate at this step: up in the warmup, then down as the schedule says."""
-    end, floor = lr_decay_iters or max_iters, min_lr / learning_rate
-    if step < warmup_iters:
-        return (step + 1) / (warmup_iters + 1)
-    done = min((step - warmup_iters) / max(end - warmup_iters, 1), 1.0)  # 0 … 1
-    shape = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done)),
-             'step': 1.0 if done < 0.6 else 0.1 if done < 0.85 else 0.01, 'wsd': min(1.0, (1 - done) / 0.2)}[schedule]
-    return floor + (1 - floor) * shape
+    """The fraction of the peak learning rate at this step."""
+    return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
 
-def check_finite(loss, step, best):
-    """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
-    if not math.isfinite(loss):
-        sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
-                 f"{muon_learning_rate * rate(step):.2g}): try a lower one. {out_dir}/ckpt.pt still holds the best model, "
-                 f"of validation loss {best:.4f}")
+def check_finite(what, value, step, best):
+    """End the run if the loss or the gradient of this step is nan or inf: nothing is saved any more."""
+    if not math.isfinite(value):
+        sys.exit(f"the {what} is {value} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
+                 f"{muon_learning_rate * rate(step):.2g}): try a lower one. " + (f"{out_dir}/ckpt.pt still holds the best model, "
+                 f"of validation loss {best:.4f}" if best < math.inf else "Nothing was saved"))
 
-def set_aside(folder):
-    """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
-    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv') if os.path.exists(os.path.join(folder, name))]
-    if there:
-        n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
-        os.makedirs(os.path.join(folder, f'previous-{n}'))
-        for name in there:
-            os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
+def peak_memory(kind):
+    """The most bytes that this process ever held, on its GPU or, without one, in all."""
+    if kind == 'cuda':
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) if resource else 0
+
+def gather(state):
+    """
+    A state_dict, with the tensors that parallel=fsdp spreads over the processes put together again: every process must
+    call this, and the first one, which saves, gets them all.
+    """
+    if isinstance(state, (dict, list)):
+        return {k: gather(v) for k, v in state.items()} if isinstance(state, dict) else [gather(v) for v in state]
+    if hasattr(state, 'full_tensor'):
+        state = state.full_tensor()
+        return state.cpu() if dist.get_rank() == 0 else None
+    return state
+
+def last_save(asked):
+    """
+    torchrun --max-restarts=N starts all processes again when one has died: the resume.pt to go on from then, if it was
+    written by a run that was asked for the same.
+    """
+    restarts = torch.tensor(int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)))  # of this machine's processes …
+    dist.all_reduce(restarts, dist.ReduceOp.MAX)                                  # … and all must decide alike
+    path = os.path.join(out_dir, 'resume.pt')
+    if restarts > 0 and os.path.exists(path):
+        found = load_checkpoint(path)
+        return found if found.get('asked') == asked else None
 
 def train():
-    # 1. settings that make no sense, and those of the run that we resume
-    resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
-    if resumed:  # its own settings, unless given again
+    # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
+    many = 'RANK' in os.environ
+    rank, world = (int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])) if many else (0, 1)
+    chief = rank == 0  # the one that prints and saves
+    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
+    if many:
+        dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
+
+    # 2. settings: those of the run that we resume, unless given again; and what makes no sense
+    asked = {k: globals()[k] for k in SETTINGS}
+    resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else last_save(asked) if many else None
+    if many:  # all from the same step, or none
+        steps = torch.tensor([resumed['step'] if resumed else 0] * 2) * torch.tensor([1, -1])
+        dist.all_reduce(steps, dist.ReduceOp.MAX)
+        if steps.sum() != 0:
+            sys.exit(f"the processes find different saves in {out_dir}: it must be a folder that all machines share")
+    if resumed:
         if 'optimizers' not in resumed:
             sys.exit(f"{out_dir}/resume.pt holds no optimizer state: start from its weights with init_from={out_dir}")
         own = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
         globals().update({k: v for k, v in own.items() if k not in given})
-    for name in ('batch_size', 'gradient_accumulation_steps', 'eval_interval', 'eval_iters', 'log_interval'):
-        if globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in ('max_iters', 'warmup_iters', 'lr_decay_iters', 'grad_clip', 'weight_decay', 'min_lr', 'sample_every', 'seed'):
-        if globals()[name] < 0:
-            usage(f"{name}={globals()[name]}: expected at least 0")
-    for name in ('learning_rate', 'muon_learning_rate'):
-        if globals()[name] <= 0:
-            usage(f"{name}={globals()[name]}: expected more than 0")
-    for name in ('beta1', 'beta2'):
-        if not 0 <= globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected 0 <= {name} < 1")
+    at_least(1, globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval')
+    at_least(0, globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr sample_every seed beta1 beta2 '
+                           'learning_rate muon_learning_rate')
+    if max(beta1, beta2) >= 1:
+        usage(f"beta1={beta1} beta2={beta2}: expected less than 1")
+    if tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            usage("tensorboard=True needs one more package:  pip install tensorboard")
+    if objective == 'mlm' and 'causal' not in given:
+        globals()['causal'] = False
+    if model_type != 'gpt' and objective == 'mlm':
+        usage(f"objective=mlm needs model_type=gpt: {model_type} reads from left to right")
 
-    # 2. processes: torchrun starts several and tells each who it is; alone, we are the only one
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    chief = rank == 0  # the one that prints and saves
-    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
     rows = batch_size * gradient_accumulation_steps
     if rows % world:
-        usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes")
-    where, number = resolve_device(device, dtype)
+        usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes: try "
+              f"gradient_accumulation_steps={world // math.gcd(batch_size, world)}")
+    if parallel != 'ddp' and 'parallel' in given and not many:
+        usage(f"parallel={parallel} is for several processes: torchrun --standalone --nproc_per_node=2 train.py parallel={parallel}")
+    zero, fsdp = many and parallel == 'zero', many and parallel == 'fsdp'
+    if cpu_offload and 'cpu_offload' in given and not fsdp:
+        usage("cpu_offload=True belongs to parallel=fsdp, which is not asked for")
+    on_cpu = many and device == 'auto' and not torch.cuda.is_available()  # processes cannot talk through Apple's mps
+    where, number = resolve_device('cpu' if on_cpu else device, dtype)
     kind = where.split(':')[0]
-    if world > 1:
-        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
-        where = f"cuda:{os.environ['LOCAL_RANK']}" if kind == 'cuda' else where
-    if kind == 'cuda' and ':' in where:
-        torch.cuda.set_device(where)
+    if many and kind == 'mps':
+        usage("device=mps is for one process: leave torchrun out, or use device=cpu")
+    if kind == 'cuda':
+        local = int(os.environ.get('LOCAL_RANK', rank))
+        if many and local >= torch.cuda.device_count():
+            usage(f"this machine has {torch.cuda.device_count()} GPUs: torchrun --nproc_per_node={torch.cuda.device_count()}")
+        where = f"cuda:{local}" if many else where
+        torch.cuda.set_device(where if ':' in where else 0)
     autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
 
     # 3. data, and the model: new, from a checkpoint, or as it was
     tokenizer, data = load_dataset(os.path.join(data_dir, dataset))
+    with open(os.path.join(data_dir, dataset, 'meta.json'), encoding='utf-8') as f:
+        sources = {split: about['sha256'] for split, about in json.load(f)['splits'].items()}
     torch.manual_seed(seed)  # every process draws the same weights
     old = resumed or (load_checkpoint(init_from) if init_from != 'scratch' else None)
     names = [f.name for f in fields(GPTConfig) if f.name in SETTINGS]
@@ -176,13 +248,18 @@ def train():
             source = f"{out_dir}/resume.pt" if resumed else f"the checkpoint in {init_from}"
             if Tokenizer.from_dict(old['tokenizer']) != tokenizer:
                 sys.exit(f"{source} reads with another tokenizer than dataset={dataset}: train from scratch")
+            free = {'dropout'}  # what may change; and positions that are not learned go on as far as one likes
+            if 'block_size' in given and not resumed and old['config']['position'] != 'learned':
+                free.add('block_size')
             for name in names:
-                if name in given and name != 'dropout' and getattr(config, name) != old['config'][name]:
+                if name in given and name not in free and getattr(config, name) != old['config'][name]:
                     sys.exit(f"{source} has {name}={old['config'][name]}, not {globals()[name]}: leave {name} out")
-            config = GPTConfig(**{**old['config'], 'dropout': dropout})
+            config = GPTConfig(**{**old['config'], **{name: globals()[name] for name in free}})
             globals().update({name: getattr(config, name) for name in names})
     except ValueError as e:
         usage(str(e))
+    if causal != (objective == 'clm'):
+        usage(f"objective={objective} needs causal={not causal}" + (f", and {source} has causal={causal}" if old else ''))
     for split, ids in data.items():
         if len(ids) <= block_size:
             sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: "
@@ -191,18 +268,40 @@ def train():
     model = build_model(config)
     if old:
         model.load_state_dict(old['model'])
-    model.to(where).activation_checkpointing = activation_checkpointing
+    model.activation_checkpointing = activation_checkpointing
+    if not fsdp:  # which moves a layer at a time, since all of them may not fit
+        model.to(where)
 
-    # 4. optimizers
+    # 4. optimizers; and processes that share memory
+    if fsdp:  # each keeps a part of every matrix; a layer is put together just while it computes
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+        from torch.distributed.tensor import init_device_mesh
+        policy = MixedPrecisionPolicy(None if number == 'float32' else getattr(torch, number), reduce_dtype=torch.float32)
+        how = {'mesh': init_device_mesh(kind, (world,)), 'mp_policy': policy,
+               'offload_policy': CPUOffloadPolicy(pin_memory=kind == 'cuda') if cpu_offload else OffloadPolicy()}
+        for layer in getattr(model, 'blocks', []):
+            fully_shard(layer, **how)
+        fully_shard(model, **how)
     optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
+    if zero:  # each keeps the optimizers' state of some of the matrices, and hands round what it updates
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+        optimizers = [ZeroRedundancyOptimizer(o.param_groups, type(o)) for o in optimizers]
     scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
     step, best = 0, math.inf
     if resumed:
+        if resumed['data'] != sources:
+            sys.exit(f"{out_dir}/resume.pt has read other text than {data_dir}/{dataset} holds now: start a new run from its "
+                     f"weights with init_from={out_dir}")
         if len(optimizers) != len(resumed['optimizers']):
             sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
         for o, state in zip(optimizers, resumed['optimizers']):
             now = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
+            params = [p for group in o.param_groups for p in group['params']]
+            for i, kept in state['state'].items():  # of what parallel=fsdp spreads, our part
+                kept.update({k: share(v, params[i]) for k, v in kept.items() if v.shape == params[i].shape})
             o.load_state_dict(state)
+            for p, kept in o.optim.state.items() if zero else ():  # it leaves AdamW's count of steps on the CPU
+                kept.update({k: v.to(p.device) for k, v in kept.items()})
             for group, hyperparameters in zip(o.param_groups, now):
                 group.update(hyperparameters)  # rates given anew count, and load_state_dict has put back the old
         if resumed['scaler']:
@@ -210,11 +309,11 @@ def train():
         step, best = resumed['step'], resumed['best']
     old = resumed = None  # let go of the copies
     run = torch.compile(model) if compile else model
-    if world > 1:
-        run = DistributedDataParallel(run, forward_sync_buffers=False)
+    if many and not fsdp:
+        run = DistributedDataParallel(run, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     # 5. what this will cost
-    cost = describe(model, batch_size, number, optimizer, say)
+    cost, without = describe(model, min(batch_size, mine), number, optimizer, say), peak_memory(kind)
     total = tokens * max_iters
     say(f"{tokens:,} tokens per step * {max_iters:,} steps = {total:,} tokens, {total / cost['parameters']:.1f} per parameter, "
         f"{total / len(data['train']):.1f} times through the text; {cost['flops_per_token'] * total:.2g} FLOPs")
@@ -224,45 +323,79 @@ def train():
     os.makedirs(out_dir, exist_ok=True)
     log_path = os.path.join(out_dir, 'log.csv')
     if chief:
-        table = ['step tokens train_loss val_loss rate grad_norm tokens_per_second seconds'.split()]
+        columns = 'step tokens train_loss val_loss rate grad_norm tokens_per_second seconds'.split()
+        table = [columns]
         if step == 0:
             set_aside(out_dir)
         elif os.path.exists(log_path):  # rows that came after the last save will come again
             with open(log_path, newline='', encoding='utf-8') as f:
                 table += [row for row in csv.reader(f) if row and row[0].isdigit() and int(row[0]) <= step]
-        log_file = open(log_path, 'w', newline='', encoding='utf-8', buffering=1)
+        with open(f'{log_path}.tmp', 'w', newline='', encoding='utf-8') as f:
+            csv.writer(f).writerows(table)
+        os.replace(f'{log_path}.tmp', log_path)
+        log_file = open(log_path, 'a', newline='', encoding='utf-8', buffering=1)
         log = csv.writer(log_file)
-        log.writerows(table)
+        board = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=step + 1) if tensorboard else None
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
-        save_atomically(os.path.join(out_dir, name), {
-            'format': 'ninefiles-1', 'model': model.state_dict(), 'config': asdict(config),
-            'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **more})
+        """All processes call this, since each may hold a part of the whole."""
+        state = gather({'model': model.state_dict(), **more})
+        if chief:
+            save_atomically(os.path.join(out_dir, name), {
+                'format': 'ninefiles-1', 'config': asdict(config), 'tokenizer': tokenizer.to_dict(), 'step': step,
+                'settings': settings, **state})
 
-    def progress():
-        """What resume.pt holds beyond the model: with it, a run that stopped ends in the same weights, bit for bit."""
-        return {'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(), 'best': best}
+    def save_progress():
+        """resume.pt: with it, a run that stopped ends in the same weights, bit for bit."""
+        for o in optimizers if zero else []:
+            o.consolidate_state_dict()
+        states = [o.state_dict() if chief or not zero else {} for o in optimizers]
+        save('resume.pt', optimizers=states, scaler=scaler.state_dict(), best=best, data=sources, asked=asked)
 
     @torch.no_grad()
     def evaluate(ids, starts):
         """Mean loss in nats over the targets in these windows, which the processes share out among them."""
         model.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        for i in range(rank * batch_size, len(starts), world * batch_size):
-            x, y = window(ids, starts[i:i + batch_size])
+        for i in range(0, len(starts), world * batch_size):
+            some = starts[i + rank * batch_size:][:batch_size]
+            x, y = window(ids, some if len(some) else [len(ids) - 1], tokenizer)  # with fsdp, all must take part to the end
             with autocast:
                 total[0] += model(x.to(where), y.to(where), reduction='sum').item()
             total[1] += (y >= 0).sum()
         model.train()
-        if world > 1:
-            dist.all_reduce(total := total.to(where))
+        if many:
+            dist.all_reduce(total)
         return (total[0] / total[1]).item()
+
+    @torch.no_grad()
+    def show():
+        """What the model can say for itself: how it goes on from nothing or, if it learns to fill gaps, [what it puts there]."""
+        with autocast:
+            if causal:
+                ids = [t[0] for t in generate(model, [[tokenizer.eot]], 80, temperature=0.8, seed=seed,
+                                              stop_tokens=[tokenizer.eot])]
+                text = tokenizer.decode(ids)
+            else:
+                x, y = window(data['val'], [0], tokenizer)
+                guesses = model.eval()(x[:, :80].to(where)).argmax(-1)[0].tolist()
+                model.train()
+                text = ''.join('[' + tokenizer.decode([guess]) + ']' if hidden else tokenizer.decode([i])
+                               for i, guess, hidden in zip(x[0].tolist(), guesses, (y[0] >= 0).tolist()))
+        return '    | ' + text.replace('\n', '\n    | ')
+
+    def record(**values):
+        """A row of log.csv."""
+        row = {'step': step, 'tokens': step * tokens, **{k: f"{v:.6g}" for k, v in values.items()}}
+        log.writerow([row.get(column, '') for column in columns])
+        for name, value in values.items() if board else ():
+            board.add_scalar(name, value, step)
 
     # 7. Ctrl-C and kill ask us to stop after this step; a second Ctrl-C stops at once
     stop = []
     def on_signal(number, frame):
-        if stop:
+        if stop and number == signal.SIGINT and not many:  # note: torchrun and batch systems like to send SIGTERM twice
             raise KeyboardInterrupt
         stop.append(number)
     handlers = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
@@ -275,35 +408,34 @@ def train():
     start = mark = time.perf_counter()
     while True:
         # 8.1 evaluate, save, show
-        if step % eval_interval == 0 or step == max_iters:
+        if (step % eval_interval == 0 or step == max_iters) and not step == first_step > 0:
             before = time.perf_counter()
             val_loss = evaluate(data['val'], eval_windows(data['val'], eval_iters * batch_size))
-            check_finite(val_loss, step, best)
+            check_finite('validation loss', val_loss, step, best)
             say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
             if chief:
-                log.writerow([step, step * tokens, '', f"{val_loss:.6f}", '', '', '', f"{before - start:.2f}"])
+                record(val_loss=val_loss, seconds=before - start)
             if val_loss < best:
                 best = val_loss
-                if chief:
-                    save('ckpt.pt', val_loss=best, dataset=dataset)
-            if chief and step > first_step:
-                save('resume.pt', **progress())
-                if sample_every and step // eval_interval % sample_every == 0:
-                    with autocast:
-                        ids = [t[0] for t in generate(model, [[tokenizer.eot]], 80, temperature=0.8, seed=seed,
-                                                      stop_tokens=[tokenizer.eot])]
-                    say('    | ' + tokenizer.decode(ids).replace('\n', '\n    | '))
+                save('ckpt.pt', val_loss=best, dataset=dataset)
+            if step > first_step:
+                save_progress()
+                if chief and sample_every and step // eval_interval % sample_every == 0 and not fsdp:
+                    say(show())
             mark += time.perf_counter() - before  # the clock of tokens per second stands still meanwhile
         if step >= max_iters or stopping:
             break
         # 8.2 forward and backward: the rows of this process, batch_size at a time
-        torch.manual_seed((seed << 40) + (step << 12) + rank & 2**63 - 1)  # dropout, too, depends on the step alone
-        x, y = get_batch(data['train'], step, rows, rank * mine, mine)
+        x, y, targets = get_batch(data['train'], step, rows, rank * mine, mine, tokenizer)
         loss_sum = torch.zeros((), device=where)
         for i in range(0, mine, batch_size):
+            torch.manual_seed((seed << 40) + (step << 16) + rank * mine + i & 2**63 - 1)  # for dropout: by step and row
             last = i + batch_size >= mine
-            with autocast, nullcontext() if world == 1 or last else run.no_sync():  # exchange gradients once a step
-                loss = run(x[i:i + batch_size].to(where), y[i:i + batch_size].to(where), reduction='sum') / tokens
+            if fsdp:
+                model.set_requires_gradient_sync(last)
+            with run.no_sync() if many and not fsdp and not last else nullcontext():  # gradients are exchanged once a step
+                with autocast:
+                    loss = run(x[i:i + batch_size].to(where), y[i:i + batch_size].to(where), reduction='sum') / targets
                 scaler.scale(loss * world).backward()  # * world: gradients get averaged, and we want their sum
             loss_sum += loss.detach()
         losses.append(loss_sum)
@@ -311,23 +443,31 @@ def train():
         for o in optimizers:
             scaler.unscale_(o)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+        grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, 'full_tensor') else grad_norm
         overflow = scaler.is_enabled() and not torch.isfinite(grad_norm)  # float16's range was exceeded: skip the step
         for o in optimizers:
             for group in o.param_groups:
                 group['lr'] = group['initial_lr'] * rate(step)
             if not overflow:
-                scaler.step(o)
+                o.step()
             o.zero_grad(set_to_none=True)
         scaler.update()
         step += 1
+        stopping = len(stop) > 0
+        if many:  # if one was asked to stop, all do
+            flag = torch.tensor(stopping, dtype=torch.int)
+            dist.all_reduce(flag)
+            stopping = flag.item() > 0
         # 8.4 report
-        if step % log_interval == 0 or step == max_iters or (stop and world == 1):
-            report = torch.stack(losses + [torch.tensor(float(len(stop)), device=where)])
-            if world > 1:
-                dist.all_reduce(report)  # the sum over processes; and if one was asked to stop, all do
-            *values, stopping = report.tolist()
+        if step % log_interval == 0 or step == max_iters or stopping:
+            report = torch.stack(losses)
+            if many:
+                dist.all_reduce(report)  # the sum over processes
+            values = report.tolist()
             for at, value in enumerate(values, step - len(values)):
-                check_finite(value, at, best)
+                check_finite('loss', value, at, best)
+            if not scaler.is_enabled():
+                check_finite('gradient', grad_norm.item(), step - 1, best)
             now = time.perf_counter()
             mean, speed = sum(values) / len(values), tokens * len(values) / max(now - mark, 1e-9)
             mfu = f" ({100 * speed * cost['flops_per_token'] / peak / world:.0f} % of peak)" if peak else ''
@@ -335,8 +475,10 @@ def train():
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} tokens/s{mfu} | {left // 60}:{left % 60:02d} left")
             if chief:
-                log.writerow([step, step * tokens, f"{mean:.6f}", '', f"{rate(step - 1):.6f}", f"{grad_norm:.4f}",
-                              f"{speed:.0f}", f"{now - start:.2f}"])
+                record(train_loss=mean, rate=rate(step - 1), grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
+            if not history and first_step == 0 and world == 1 and without:
+                say(f"memory: {(peak_memory(kind) - without) / 1e6:,.0f} MB more than before the first step, and weights of "
+                    f"{cost['memory']['weights'] / 1e6:,.0f} MB; expected in all: {sum(cost['memory'].values()) / 1e6:,.0f} MB")
             history.append(mean)
             losses, mark = [], now
 
@@ -344,15 +486,15 @@ def train():
     for name, handler in handlers.items():
         signal.signal(name, handler)
     if stopping:
-        if chief:
-            save('resume.pt', **progress())
+        save_progress()
         say(f"stopped after step {step}; go on with  python train.py init_from=resume out_dir={out_dir}")
     else:
         ids = data['val'][:1_000_000]
         loss = evaluate(ids, eval_windows(ids, 0))
         say(f"loss {sparkline(history)} {history[-1]:.3f}" if history else 'nothing left to train')
-        say(f"validation loss over {len(ids):,} tokens: {loss:.4f}, perplexity {math.exp(loss):.2f}")
-        if chief and tokenizer.kind != 'word':  # note: <unk> loses text, so words have no honest count of bytes
+        say(f"validation loss over {'' if causal else 'the hidden ones of '}{len(ids):,} tokens: {loss:.4f}, perplexity "
+            f"{math.exp(min(loss, 700)):.2f}")
+        if chief and causal and tokenizer.kind != 'word':  # note: <unk> loses text, so words have no honest count of bytes
             text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
             bits = {**compressors(text), 'this model': loss * (len(ids) - 1) / math.log(2)}
             say(f"a language model is a compressor. bits per byte on the same {len(text):,} bytes of validation text: "
@@ -360,8 +502,9 @@ def train():
         if chief:
             log_file.close()
             plot(log_path)
-        say("next:  python sample.py" + (f" out_dir={out_dir}" if out_dir != 'out' else ''))
-    if world > 1:
+        say("next:  python " + (f"sample.py out_dir={out_dir}".removesuffix(' out_dir=out') if causal else
+                                f"finetune.py task=classify init_from={out_dir}"))
+    if many:
         dist.barrier()  # leave together: a process that is gone early takes its connections down with it
         dist.destroy_process_group()
 
@@ -374,13 +517,6 @@ def compressors(text):
         except ImportError:  # a Python that was built without it
             continue
     return bits
-
-def sparkline(values, width=50):
-    """[4, 3, 2, 1] -> '█▆▃▁': a curve in one line of text."""
-    bars = '▁▂▃▄▅▆▇█' if 'utf' in (sys.stdout.encoding or '').lower() else '.:-=+*#@'
-    values = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
-    low, high = min(values), max(values)
-    return ''.join(bars[round(7 * (v - low) / max(high - low, 1e-9))] for v in values)
 
 def plot(log_path):
     """log.csv -> loss.png beside it, where matplotlib is installed."""

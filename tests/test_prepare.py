@@ -372,7 +372,7 @@ def test_a_conversation_without_an_answer_is_named(settings, tmp_path):
 
 @pytest.mark.parametrize('name, text, words', [
     ('a.tsv', 'x\ty\nz\n', 'line 2: expected a text, a tab and a label'), ('a.jsonl', '{"text": "x", "label": "a"}\n{"text": "y"}\n', 'line 2: expected a text and its label'),
-    ('a.tsv', 'x\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"), ('a.tsv', 'x\ta\n', 'the least'), ('a.json', '[{"prompt": ', 'is not JSON')])
+    ('a.tsv', 'x\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"), ('a.tsv', 'x\ta\n', 'the least are'), ('a.json', '[{"prompt": ', 'is not JSON')])
 def test_bad_labels_are_named(settings, tmp_path, name, text, words):
     with pytest.raises(SystemExit, match=words):
         settings(input=write(tmp_path / name, text))

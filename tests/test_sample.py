@@ -1,6 +1,13 @@
-"""Using a model from the command line."""
+"""Using a model: from the command line, quantised, with a draft's help, in a chat, looked into, and served."""
+import http.client, json, os, re, shutil, signal, socket, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 import pytest
-from conftest import refused, run
+import torch
+import model as M
+import sample
+from conftest import ROOT, refused, run
+from model import GPTConfig, build_model, generate, load_model, prepare_decoding, stream_text
 from test_train import TINY
 
 @pytest.fixture(scope='module')
@@ -10,30 +17,326 @@ def model(tmp_path_factory, data):
     assert done.returncode == 0, done.stderr
     return folder
 
+@pytest.fixture
+def loaded(model):
+    return load_model(str(model / 'out'))[:2]
+
+# ---- generate ----
+
 def test_samples_go_on_from_the_prompt(model):
-    one = run('sample.py', 'prompt=the cat', 'max_new_tokens=40', cwd=model)
-    three = run('sample.py', 'prompt=the cat', 'max_new_tokens=40', 'num_samples=3', cwd=model)
+    (model / 'prompt.txt').write_text('the cat', encoding='utf-8')
+    one = run('sample.py', 'prompt=FILE:prompt.txt', 'max_new_tokens=40', cwd=model)
+    three = run('sample.py', 'prompt=-', 'max_new_tokens=40', 'num_samples=3', cwd=model, input='the cat')
     assert one.returncode == 0 and one.stdout.startswith('the cat') and len(one.stdout) > 10
     assert three.stdout.startswith(one.stdout.strip('\n')) and three.stdout.count('the cat') >= 3  # the first is the same in company
     assert 'tokens/s' in one.stderr
 
-def test_prompts_from_a_file_and_from_standard_input(model):
-    (model / 'prompt.txt').write_text('a dog ran', encoding='utf-8')
-    a = run('sample.py', 'prompt=FILE:prompt.txt', 'max_new_tokens=10', cwd=model)
-    b = run('sample.py', 'prompt=-', 'max_new_tokens=10', cwd=model, input='a dog ran')
-    assert a.stdout == b.stdout and a.stdout.startswith('a dog ran')
+def test_seed_temperature_and_stop(loaded):
+    def out(**how):
+        return ''.join(piece for _, piece in stream_text(*loaded, ['the'], max_new_tokens=60, **how))
+    assert out(seed=1) == out(seed=1) != out(seed=2)
+    assert out(temperature=0, seed=1) == out(temperature=0, seed=2)
+    assert ' ' not in out(stop=[' '])
 
-def test_seed_temperature_and_stop(model):
-    def out(*args):
-        done = run('sample.py', 'prompt=the', 'max_new_tokens=60', *args, cwd=model)
-        assert done.returncode == 0 and done.stdout.startswith('the'), done.stderr
-        return done.stdout
-    assert out('seed=1') == out('seed=1') != out('seed=2')
-    assert out('temperature=0', 'seed=1') == out('temperature=0', 'seed=2')
-    assert ' ' not in out('stop= ').strip()
+def test_a_mistake_on_the_command_line(model):
+    refused(run('sample.py', 'prompt=FILE:nowhere.txt', cwd=model), 'nowhere.txt', 'No such file', status=1)
 
-@pytest.mark.parametrize('args, words, status', [
-    (['out_dir=nowhere'], ['no checkpoint', 'python train.py'], 1), (['temperature=-1'], ['temperature=-1'], 2), (['top_p=2'], ['top_p=2'], 2),
-    (['num_samples=0'], ['num_samples=0'], 2), (['prompt=FILE:nowhere.txt'], ['nowhere.txt', 'No such file'], 1), (['temprature=1'], ['did you mean temperature'], 2)])
-def test_mistakes(model, args, words, status):
-    refused(run('sample.py', *args, cwd=model), *words, status=status)
+@pytest.mark.parametrize('settings, words, status', [
+    (dict(out_dir='nowhere'), ['no checkpoint', 'python train.py'], None), (dict(temperature=-1), ['temperature=-1'], 2), (dict(num_samples=0), ['num_samples=0'], 2),
+    (dict(chat=True, serve=8000), ['one of the three'], 2), (dict(serve=70000), ['serve=70000'], 2), (dict(serve=8000, top_p=2.0), ['top_p=2'], 2), (dict(draft='out', num_samples=2), ['draft', 'num_samples=1'], 2),
+    (dict(draft='out', temperature=-1.0), ['temperature=-1'], 2), (dict(show='embeddings'), ['a prompt'], 2)])
+def test_mistakes(model, monkeypatch, capsys, settings, words, status):
+    monkeypatch.chdir(model)
+    for name, value in settings.items():
+        monkeypatch.setattr(sample, name, value)
+    with pytest.raises(SystemExit) as end:
+        sample.main()
+    said = capsys.readouterr().err + str(end.value.code)
+    assert all(word in said for word in words) and (status is None or end.value.code == status)
+
+def test_a_caller_may_look_at_the_scores():
+    model = small()
+    seen = []
+    tokens = list(generate(model, [[1, 2], [3]], 5, temperature=0, look=lambda logits, tokens: seen.append((logits, tokens))))
+    assert [t for _, t in seen] == tokens and all(logits.argmax(-1).tolist() == t for logits, t in seen)
+
+# ---- quicker ----
+
+def small(seed=0, **more):
+    torch.manual_seed(seed)
+    model = build_model(GPTConfig(**{**dict(vocab_size=101, block_size=32, n_layer=2, n_head=2, n_embd=64), **more}))
+    for p in model.parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+def test_another_order_in_memory_changes_no_score():
+    idx = torch.randint(101, (2, 20))
+    before = small()(idx)
+    model = prepare_decoding(small())
+    assert model.blocks[0].mlp.up.weight.stride() == (1, 192)  # by columns: of 192 = 8/3 * 64 numbers, rounded to 64s
+    assert torch.allclose(before, model(idx), atol=1e-4)
+    assert list(generate(model, [[1, 2]], 50, temperature=0)) == list(generate(small(), [[1, 2]], 50, temperature=0))
+
+def test_bfloat16_in_another_order_is_the_same_bfloat16():
+    idx = torch.randint(101, (2, 20))
+    plain, packed = small(bias=True).bfloat16(), prepare_decoding(small(bias=True).bfloat16())
+    with torch.no_grad():
+        a, b = plain(idx).float(), packed(idx).float()
+        assert a.shape == b.shape and torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.999
+    assert len(list(generate(packed, [[1, 2]], 40))) == 40
+
+@pytest.mark.parametrize('inputs, outputs, rows', [(64, 50, 1), (64, 50, 3), (64, 50, 40), (40, 7, 3)])
+def test_int8_is_off_by_half_a_step_at_most(inputs, outputs, rows):
+    """Packed or, for long prompts and for widths that the packed product cannot do, unpacked."""
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(inputs, outputs), torch.randn(rows, inputs).bfloat16()
+    packed = M.Int8Linear(linear, None).bfloat16()
+    w, step = packed.weight.float() * packed.scale.float()[:, None], packed.scale.float()[:, None]
+    largest = linear.weight.abs().amax(1, keepdim=True)
+    assert ((w - linear.weight).abs() <= torch.where(linear.weight.abs() == largest, step, step * 0.501)).all()
+    assert torch.allclose(step, largest / 127, rtol=0.01)
+    expected = x.float() @ w.T + linear.bias.bfloat16().float()
+    assert torch.allclose(packed(x).float(), expected, rtol=0.02, atol=0.02)
+
+def test_int8_costs_less_than_a_percent_of_perplexity(model, data, monkeypatch, capsys):
+    monkeypatch.setattr(sample, 'quantize', 'int8')
+    monkeypatch.setattr(sample, 'data_dir', str(data))
+    packed, tokenizer, _ = sample.load(str(model / 'out'))
+    before, after, change = map(float, re.search(r'tokens: ([\d.]+) in float32, ([\d.]+) in int8, ([+-][\d.]+) %', capsys.readouterr().err).groups())
+    assert abs(change) < 1 and change == pytest.approx(100 * (after / before - 1), abs=0.02) and before < 20
+    assert len(list(generate(packed, [tokenizer.encode('the')], 5))) == 5
+
+def test_a_draft_changes_no_greedy_token():
+    """Not even where the context is full and gets cut, and however bad the draft."""
+    model, tally = small(), [0, 0]
+    alone = [t[0] for t in generate(model, [[1, 2, 3]], 90, temperature=0)]
+    for draft in (small(seed=1), small(n_layer=1), model):
+        guessed = sample.speculate(model, [[1, 2, 3]], 90, draft, tally, temperature=0)
+        assert [t[0] for t in guessed] == alone
+    assert 0 < tally[0] < tally[1]
+
+def test_a_draft_ends_where_it_is_told_to(loaded):
+    text = ''.join(piece for _, piece in stream_text(*loaded, ['the'], max_new_tokens=30, temperature=0))
+    how = dict(max_new_tokens=30, temperature=0, generate=partial(sample.speculate, draft=loaded[0], tally=[0, 0]))
+    assert ''.join(piece for _, piece in stream_text(*loaded, ['the'], **how)) == text
+    assert ''.join(piece for _, piece in stream_text(*loaded, ['the'], stop=[text[9:11]], **how)) == text.partition(text[9:11])[0]
+    seen, wanted = [], set()
+    for row, piece in stream_text(*loaded, ['the'], finished=wanted, look=lambda logits, ids: seen.append(logits.argmax(-1).tolist() == ids), **how):
+        wanted.add(0)
+    assert seen == [True]
+
+def test_a_draft_changes_no_probability():
+    """800 draws of two tokens with a draft that never says one of the three, against the model's own probabilities: chi-squared."""
+    model, draft = (small(seed, vocab_size=3, n_layer=1, n_head=1, n_embd=16, block_size=8) for seed in (0, 4))
+    how = dict(temperature=1.5, top_p=0.95)
+    def joint(model):
+        first = M.filter_logits(model(torch.tensor([[1]]))[:, -1], **how).softmax(-1)[0]
+        second = M.filter_logits(model(torch.tensor([[1, a] for a in range(model.config.vocab_size)]))[:, -1], **how).softmax(-1)
+        return (first[:, None] * second).flatten()
+    n, counts, tally = 800, torch.zeros(model.config.vocab_size ** 2), [0, 0]
+    for seed in range(n):
+        (a,), (b,) = sample.speculate(model, [[1]], 2, draft, tally, seed=seed, **how)
+        counts[a * model.config.vocab_size + b] += 1
+    def distance(p):
+        return ((counts - n * p) ** 2 / (n * p).clamp(min=1e-3)).sum().item()
+    assert 0.1 < tally[0] / tally[1] < 0.95
+    assert distance(joint(model)) < 30 and distance(joint(draft)) > 100  # 8 degrees of freedom: above 30 once in 5,000
+
+# ---- chat ----
+
+def talk(monkeypatch, capsys, loaded, lines, stream=None, **settings):
+    lines = iter(lines)
+    def say(_):
+        line = next(lines, EOFError)
+        if not isinstance(line, str):
+            raise line
+        return line
+    monkeypatch.setattr('builtins.input', say)
+    for name, value in {'max_new_tokens': 10, **settings}.items():
+        monkeypatch.setattr(sample, name, value)
+    sample.talk(*loaded, stream or partial(stream_text, max_new_tokens=10), '')
+    return capsys.readouterr().out
+
+def test_a_conversation_is_kept_as_finetune_reads_it(monkeypatch, capsys, loaded, tmp_path):
+    talk(monkeypatch, capsys, loaded, ['forget me', '/reset', 'hi', '/save'], out_dir=str(tmp_path))
+    [kept] = map(json.loads, (tmp_path / 'chats.jsonl').read_text(encoding='utf-8').splitlines())
+    assert [m['role'] for m in kept['messages']] == ['user', 'assistant'] and kept['messages'][0]['content'] == 'hi'
+
+def test_ctrl_c_stops_the_answer_not_the_program(monkeypatch, capsys, loaded, tmp_path):
+    def stream(model, tokenizer, prompts, **how):
+        yield 0, 'half an ans'
+        raise KeyboardInterrupt
+    out = talk(monkeypatch, capsys, loaded, ['hi', '/save', KeyboardInterrupt], stream, out_dir=str(tmp_path))
+    assert 'half an ans (stopped)' in out and 'half an ans"' in (tmp_path / 'chats.jsonl').read_text(encoding='utf-8')
+
+def test_what_no_longer_fits_is_forgotten_aloud(monkeypatch, capsys, loaded):
+    prompts = []
+    def stream(model, tokenizer, ids, **how):
+        prompts.append(tokenizer.decode(ids[0]))
+        yield 0, 'yes'
+    room = loaded[0].config.block_size
+    out = talk(monkeypatch, capsys, loaded, ['a' * (room // 2), 'b' * (room // 2), 'c' * (2 * room)], stream)
+    assert 'the oldest 2 messages are forgotten' in out and 'a' not in re.sub(r'<\|\w+\|>', '', prompts[1]) and f'only the last {room} of' in out
+
+# ---- look inside ----
+
+def test_show_probs(capsys, loaded):
+    sample.show_probs(*loaded, partial(stream_text, max_new_tokens=8, temperature=0), 'the')
+    lines = capsys.readouterr().out.splitlines()
+    first = loaded[0](torch.tensor([loaded[1].encode('the')]))[0, -1].softmax(-1)
+    assert float(lines[1].split()[0]) == pytest.approx(first.max().item(), abs=1e-3)
+    best = repr(loaded[1].decode([first.argsort()[-2].item()]))
+    assert f"{best} {first.sort().values[-2]:.2f}" in lines[1]
+
+def test_show_attention(capsys, loaded, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)  # as where it is not installed
+    sample.show_attention(*loaded, None, 'the cat')
+    out = capsys.readouterr().out
+    assert out.count('layer') == loaded[0].config.n_layer and out.count('% self') == loaded[0].config.n_layer * loaded[0].config.n_head
+
+def test_show_embeddings(capsys, loaded):
+    with torch.no_grad():
+        a, b = loaded[1].encode('ab')
+        loaded[0].wte.weight[b] = 3 * loaded[0].wte.weight[a]  # in the same direction: as near as can be
+    sample.show_embeddings(*loaded, None, 'a')
+    assert "'a'          is near  'b' 1.00" in capsys.readouterr().out
+
+# ---- serve ----
+
+class Served:
+    def __init__(self, folder):
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            self.port = s.getsockname()[1]
+        self.process = subprocess.Popen([sys.executable, str(ROOT / 'sample.py'), f'serve={self.port}', 'max_new_tokens=20', 'temperature=0'], cwd=folder,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8', env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        assert 'http://127.0.0.1' in self.process.stdout.readline()
+
+    def raw(self, data):
+        """Bytes in -> status, bytes out."""
+        with socket.create_connection(('127.0.0.1', self.port), timeout=60) as s:
+            s.sendall(data)
+            s.shutdown(socket.SHUT_WR)
+            answer = b''.join(iter(lambda: s.recv(65536), b''))
+        return int(answer.split(b' ')[1]) if answer.startswith(b'HTTP/') else None, answer
+
+    def ask(self, path, body=None, method=None):
+        """-> status, headers, text."""
+        c = http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
+        c.request(method or ('POST' if body is not None else 'GET'), path, body=json.dumps(body) if body is not None else None)
+        answer = c.getresponse()
+        text = answer.read().decode('utf-8')
+        c.close()
+        return answer.status, answer.headers, text
+
+    def complete(self, path='/v1/completions', **body):
+        status, _, text = self.ask(path, body)
+        assert status == 200, text
+        if body.get('stream'):
+            *events, end = [e.removeprefix('data: ') for e in text.split('\n\n')[:-1]]
+            assert end == '[DONE]'
+            return [json.loads(e) for e in events]
+        return json.loads(text)
+
+@pytest.fixture(scope='module')
+def served(model):
+    server = Served(model)
+    yield server
+    server.process.send_signal(signal.SIGINT)
+    out, err = server.process.communicate(timeout=30)
+    assert server.process.returncode == 0 and 'finishing' in out and err == '', err  # whatever the tests below did
+
+def test_completions(served, loaded):
+    whole = served.complete(prompt='the cat', max_tokens=12, logprobs=2)
+    assert whole['choices'][0]['text'] == ''.join(piece for _, piece in stream_text(*loaded, ['the cat'], max_new_tokens=12, temperature=0))
+    n = len(loaded[1].encode('the cat'))
+    assert whole['usage'] == {'prompt_tokens': n, 'completion_tokens': 12, 'total_tokens': n + 12} and whole['choices'][0]['finish_reason'] == 'length'
+    logprobs, scores = whole['choices'][0]['logprobs'], loaded[0](torch.tensor([loaded[1].encode('the cat')]))[0, -1].log_softmax(-1)
+    assert logprobs['token_logprobs'][0] == pytest.approx(scores.max().item(), abs=1e-3) == max(logprobs['top_logprobs'][0].values())
+    parts = served.complete(prompt='the cat', max_tokens=12, stream=True, stream_options={'include_usage': True})
+    assert ''.join(p['choices'][0]['text'] for p in parts[:-1]) == whole['choices'][0]['text'] and parts[-1]['usage'] == whole['usage']
+    assert served.complete(prompt=loaded[1].encode('the cat'), max_tokens=12)['choices'][0]['text'] == whole['choices'][0]['text']
+    end = whole['choices'][0]['text'][4:6]
+    stopped = served.complete(prompt='the cat', max_tokens=12, stop=end)['choices'][0]
+    assert stopped['text'] == whole['choices'][0]['text'].partition(end)[0] and stopped['finish_reason'] == 'stop'
+
+def test_chat_completions(served, loaded):
+    messages = [{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'hi'}]
+    whole = served.complete('/v1/chat/completions', messages=messages, max_tokens=9, logprobs=True, top_logprobs=1)
+    ids = loaded[1].chat(messages, answer=True)[0]
+    expected = ''.join(piece for _, piece in stream_text(*loaded, [ids], max_new_tokens=9, temperature=0))
+    assert whole['choices'][0]['message'] == {'role': 'assistant', 'content': expected} and whole['usage']['prompt_tokens'] == len(ids)
+    assert ''.join(t['token'] for t in whole['choices'][0]['logprobs']['content']) == expected
+    parts = served.complete('/v1/chat/completions', messages=messages, max_tokens=9, stream=True)
+    assert parts[0]['choices'][0]['delta']['role'] == 'assistant' and ''.join(p['choices'][0]['delta']['content'] for p in parts) == expected
+
+def test_seeds(served):
+    def out(seed):
+        return served.complete(prompt='the', temperature=1, seed=seed)['choices'][0]['text']
+    assert out(5) == out(5) != out(6)
+
+def test_other_pages(served):
+    assert json.loads(served.ask('/health')[2]) == {'status': 'ok'}
+    assert json.loads(served.ask('/v1/models')[2])['data'][0]['id'] == 'out'
+    status, headers, page = served.ask('/')
+    assert status == 200 and headers['Content-Type'].startswith('text/html') and page == sample.PAGE and not re.search(r'(src|href)="(?!data:)', page)
+
+def test_many_at_once_get_what_each_would_get_alone(served):
+    prompts = [f'{word} {i}' for i in range(16) for word in ('the', 'a cat', 'dog')]
+    def out(prompt):
+        return served.complete(prompt=prompt, max_tokens=8, temperature=1, seed=len(prompt) + ord(prompt[-1]))['choices'][0]['text']
+    alone = [out(p) for p in prompts]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(out, prompts)) == alone
+    assert len(set(alone)) > 20
+
+HOSTILE = [(body, 400) for body in (
+    '', '{', 'null', '[]', '[' * 100_000, '{"a":' * 5000, '{"prompt":{}}', '{"prompt":[true]}', '{"prompt":[-1]}', '{"prompt":[1e3]}', '{"prompt":NaN}', '{"temperature":NaN}',
+    '{"temperature":1e999}', '{"temperature":"1"}', '{"top_p":-0.1}', '{"max_tokens":0}', '{"max_tokens":1.5}', '{"max_tokens":1e9}', '{"max_tokens":true}', '{"max_tokens":' + '1' * 5000 + '}',
+    '{"seed":1' + '0' * 30 + '}', '{"n":2}', '{"stop":[""]}', '{"stop":7}', '{"stop":["a","b","c","d","e"]}', '{"logprobs":"all"}', '{"logprobs":21}', '{"echo":true}', '{"prompt":"' + 'x ' * 20_000 + '"}', b'{"prompt":"\xff"}')]
+
+@pytest.mark.parametrize('body, status', HOSTILE)
+def test_hostile_bodies(served, body, status):
+    body = body if isinstance(body, bytes) else body.encode()
+    got, answer = served.raw(b'POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n' % len(body) + body)
+    assert got == status and json.loads(answer.partition(b'\r\n\r\n')[2])['error']['message']
+
+@pytest.mark.parametrize('sent, status', [
+    (b'POST /v1/completions HTTP/1.1\r\nContent-Length: 50\r\n\r\n{"prompt":', 400), (b'POST /v1/completions HTTP/1.1\r\n\r\n', 411),
+    (b'POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n', 411), (b'POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n', 413),
+    (b'GET /../../etc/passwd HTTP/1.1\r\n\r\n', 404), (b'GET /%2e%2e/model.py HTTP/1.1\r\n\r\n', 404), (b'DELETE / HTTP/1.1\r\n\r\n', 405), (b'GET / HTTP/3.0\r\n\r\n', 400),
+    (b'GET / HTTP/1.1\r\n' + b'a: b\r\n' * 200 + b'\r\n', 431), (b'GET /' + b'a' * 70_000 + b' HTTP/1.1\r\n\r\n', 414), (b'\x16\x03\x01\x00\xa5 \x00 \xff\r\n\r\n', 400)])
+def test_hostile_requests(served, sent, status):
+    assert served.raw(sent)[0] == status
+
+def test_unknown_roles_are_refused(served):
+    status, _, text = served.ask('/v1/chat/completions', {'messages': [{'role': 'judge', 'content': 'x'}]})
+    assert status == 400 and 'judge' in json.loads(text)['error']['message'] and json.loads(text)['error']['type'] == 'invalid_request_error'
+
+def test_a_full_queue_says_so_and_those_who_hang_up_free_their_places(served):
+    body = json.dumps({'prompt': 'x', 'max_tokens': 4096}).encode()
+    waiting = []
+    for _ in range(sample.QUEUE):
+        s = socket.create_connection(('127.0.0.1', served.port), timeout=60)
+        s.sendall(b'POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n' % len(body) + body)
+        waiting.append(s)
+    deadline = time.time() + 60
+    while (answer := served.ask('/v1/completions', {'prompt': 'x', 'max_tokens': 1}))[0] != 429:  # until all of them wait
+        assert time.time() < deadline
+    assert answer[1]['Retry-After'] == '1' and json.loads(answer[2])['error']['type'] == 'rate_limit_error'
+    for s in waiting:
+        s.close()
+    while served.ask('/v1/completions', {'prompt': 'x', 'max_tokens': 1})[0] != 200:
+        assert time.time() < deadline
+
+CHROMIUM = os.environ.get('CHROME') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (or name one in the environment variable CHROME)")
+def test_the_page_in_a_browser(served):
+    """A link with a prompt begins to write at once, so the page that a browser ends with can be read from outside."""
+    done = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--virtual-time-budget=20000', '--dump-dom',
+                           f'http://127.0.0.1:{served.port}/?prompt=the%20cat'], capture_output=True, text=True, encoding='utf-8', timeout=60)
+    shown = re.search(r'<div id="out".*?</div>', done.stdout, re.S)[0]
+    spans = re.findall(r'<span style="background: [^"]+">([^<]+)</span>', shown)
+    assert '<b>the cat</b>' in shown and len(spans) >= 3
