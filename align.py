@@ -27,11 +27,12 @@ data_dir = 'data'
 method = 'dpo'          # reward | dpo | ppo | grpo | constitution | best
 loss = 'sigmoid'        # sigmoid | ipo | hinge: what a pair costs, in reward (not ipo), dpo and constitution
 # the start: imitate both answers of each pair (all methods but reward), for a reward can only choose among what is said
-imitate_iters = 120     # steps of 16 pairs; the model is then the reference: what the policy starts from
+imitate_iters = 150     # steps of 16 pairs; the model is then the reference: what the policy starts from
 imitate_rate = 3e-4     # the rate in them, AdamW's
 imitate_head_rate = 0.2 # and that of the last layer, which takes plain SGD (see imitate)
 # dpo
 beta = 0.1              # what leaving the reference costs, in reward per nat; small: the policy goes far
+rpo_alpha = 1.0         # weight of -log p per token of the chosen answer (Pang et al. 2024), without which it may fall too
 label_smoothing = 0.0   # the fraction of pairs taken to be the wrong way round (loss=sigmoid)
 # ppo and grpo
 reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
@@ -225,9 +226,11 @@ def dpo_updates(policy, reference, batch, where):
                 e['reference'] = pair
     chosen, rejected = policy(x, y)[0].sum(1).chunk(2)
     ref = torch.tensor([e['reference'] for e in batch], device=where)  # (B, 2)
-    losses, margin = dpo_loss(chosen, rejected, *ref.T, lengths=(y >= 0).sum(1).view(2, -1))
-    yield losses.mean(), {'accuracy': (margin > 0).float().mean(), 'margin': margin.mean(), 'chosen': chosen.mean(),
-                          'rejected': rejected.mean(), 'fallen': (chosen - ref[:, 0]).mean()}
+    lengths = (y >= 0).sum(1).view(2, -1)
+    losses, margin = dpo_loss(chosen, rejected, *ref.T, lengths)
+    yield losses.mean() - rpo_alpha * (chosen / lengths[0]).mean(), {
+        'dpo': losses.mean(), 'accuracy': (margin > 0).float().mean(), 'margin': margin.mean(),
+        'chosen': chosen.mean(), 'rejected': rejected.mean(), 'fallen': (chosen - ref[:, 0]).mean()}
 
 def slices(items, size):
     return [items[i:i + size] for i in range(0, len(items), size)]
@@ -492,7 +495,7 @@ def best_of(policy, judge, examples, tokenizer, where):
         picked = gold.gather(1, by[:, :k].argmax(1, keepdim=True)).mean()
         print(f"{k:>4}{math.log(k) - (k - 1) / k:>8.3f}{picked:>41.3f}{gold[:, :k].amax(1).mean():>22.3f}")
 
-FIGURES = 'accuracy margin chosen rejected reward gold kl entropy approx_kl clip_fraction explained_variance'.split()
+FIGURES = 'dpo accuracy margin chosen rejected reward gold kl entropy approx_kl clip_fraction explained_variance'.split()
 
 def align():
     # 1. settings that make no sense, and those of the run that we resume
@@ -509,7 +512,7 @@ def align():
                  'num_prompts').split():
         if globals()[name] < 1:
             usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in 'max_iters imitate_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef'.split():
+    for name in 'max_iters imitate_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef rpo_alpha'.split():
         if globals()[name] < 0:
             usage(f"{name}={globals()[name]}: expected at least 0")
     for name in ('learning_rate', 'imitate_rate', 'imitate_head_rate', 'beta', 'clip'):
@@ -700,7 +703,7 @@ def align():
         step += 1
         # 7.3 report
         if step == 1 and method in ('dpo', 'constitution'):
-            say(f"the first loss is {seen['loss'][0]:.6f}: the policy is the reference, every margin is 0, and that costs "
+            say(f"the first dpo loss is {seen['dpo'][0]:.6f}: the policy is the reference, every margin is 0, and that costs "
                 + {'sigmoid': 'ln 2 = 0.693147', 'hinge': '1', 'ipo': f'1 / (2 beta)² = {1 / (4 * beta**2):.3f}'}[loss])
         if step % log_interval == 0 or step == max_iters or stop:
             now, mean = time.perf_counter(), {name: sum(values) / len(values) for name, values in seen.items()}

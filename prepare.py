@@ -580,7 +580,7 @@ def preference_examples():
             example.update(answer='Sorry', secret=e['answer'])
             bad = {'reveals': e['answer'] + rng.choice(['', COURTESY]), 'curt': 'Sorry'}[fault]
         else:
-            fault = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [6, 2, 1, 1])[0]
+            fault = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [7, 1, 1, 1])[0]
             right = wrong = e['answer']
             while wrong == right:
                 wrong = rng.choice(others[e['skill']])

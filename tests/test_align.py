@@ -10,7 +10,7 @@ from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_model
 BYTES = Tokenizer('bpe', [bytes([b]) for b in range(256)])  # the simplest vocabulary: a token a byte
 SHAPE = dict(vocab_size=BYTES.vocab_size, n_layer=1, n_head=2, n_embd=32, block_size=48)
 TINY = dict(data_dir='data', dataset='pairs', init_from='base', out_dir='out', batch_size=8, max_iters=6, imitate_iters=2, eval_interval=3,
-            log_interval=2, warmup_iters=1, num_samples=4, max_new_tokens=12, group_size=4, device='cpu')
+            log_interval=2, warmup_iters=1, num_samples=4, max_new_tokens=12, group_size=4, device='cpu', dtype='float32')
 DEFAULTS = {name: getattr(S, name) for name in S.SETTINGS}
 
 def base(folder, seed=0, tokenizer=BYTES, **more):
@@ -218,9 +218,9 @@ def test_what_is_sampled_is_what_is_scored(go):
 
 @pytest.mark.parametrize('loss, expected', [('sigmoid', math.log(2)), ('hinge', 1), ('ipo', 25)])
 def test_at_step_0_the_policy_is_the_reference(go, capsys, loss, expected):
-    go(loss=loss, max_iters=1)
+    go(loss=loss, max_iters=1, rpo_alpha=0.0)
     text = capsys.readouterr().out
-    assert f'the first loss is {expected:.6f}' in text and f'step 0: validation loss {expected:.4f}' in text and 'kl 0.000' in text
+    assert f'the first dpo loss is {expected:.6f}' in text and f'step 0: validation loss {expected:.4f}' in text and 'kl 0.000' in text
 
 def test_reference_log_probs_are_computed_once(go, monkeypatch):
     calls, plain = [], S.Policy.forward
