@@ -576,11 +576,11 @@ def align():
         policy.load_state_dict(resumed['policy'])
         columns = resumed['columns']
     elif method != 'reward':
-        columns['before'] = column(policy)
+        columns['before'] = column(policy) if method != 'best' else None
         with autocast:
             imitate(policy, train, where, say)
         reference.load_state_dict(policy.state_dict())
-        if imitate_iters:
+        if imitate_iters and method != 'best':
             columns['imitated'] = column(policy)
     if method == 'best':
         return best_of(reference, judge, questions, tokenizer, where)
