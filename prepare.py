@@ -7,6 +7,7 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=words tokenizer=word vocab_size=5000
     python prepare.py dataset=instruct                         # 11,000 short conversations, made up here; also alpaca
     python prepare.py dataset=chats input=chats.jsonl          # conversations of your own, or texts with labels
+    python prepare.py dataset=preferences                      # questions, a better and a worse answer to each; also hh
     python prepare.py dataset=cifar10                          # pictures for vlm.py: downloads 170 MB
     python prepare.py dataset=mine input=pictures.npz          # your own, with pictures.jsonl; or a folder of images
     python prepare.py dataset=hellaswag                        # questions for eval.py task=choices: downloads 60 MB
@@ -27,14 +28,16 @@ pieces, so their size does not matter. Pictures become train.npz and val.npz, wi
 Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line,
 and a meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", …}]}, as
 {"instruction": …, "input": …, "output": …} (Alpaca) or as {"prompt": …, "completion": …}; labels as
-{"text": …, "label": …}, or as two columns of a .tsv. Every tenth is for validation.
+{"text": …, "label": …}, or as two columns of a .tsv. Preferences, for align.py, come as {"prompt": …, "chosen": …,
+"rejected": …}, each a text or a list of messages (TRL's form). Every tenth is for validation.
 """
 from configurator import configure, usage
 
-dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, cifar10, hellaswag; or your own name
+dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, preferences, hh, cifar10,
+                         # hellaswag; or, with input=, your own name for it
 input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line; or
                          # pictures: a .npz with its .jsonl, or a folder that holds captions.jsonl
-kind = 'auto'            # auto | text | chat | labels: what is in input=; auto: labels in .tsv, in .json(l) as keys say
+kind = 'auto'            # auto | text | chat | labels | preferences: what is in input=; auto: see its keys
 image_size = 32          # pixels: pictures from a folder are cut to a square and scaled to this
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
@@ -49,7 +52,7 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig, tarfile
+import codecs, errno, glob, gzip, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig, tarfile
 import time, unicodedata, zipfile, urllib.error, urllib.request
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -342,6 +345,36 @@ def alpaca():
     base = 'https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/'
     return download(base + 'alpaca_data.json', 'alpaca.json')
 
+def hh_examples():
+    """
+    What people preferred of two assistants' answers (Bai et al. 2022, Anthropic's HH-RLHF): (split, example) of some
+    90,000 pairs, 30 MB. Each side is a whole conversation, 'Human: … Assistant: …', and only its last answer is compared.
+    """
+    base, skipped = 'https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main/', 0
+    for part in ('helpful-base', 'harmless-base'):
+        for split, name in (('train', 'train'), ('val', 'test')):
+            path = download(f'{base}{part}/{name}.jsonl.gz', f'hh-{part}-{name}.jsonl.gz')
+            try:
+                with gzip.open(path, 'rt', encoding='utf-8') as f:
+                    pairs = [json.loads(line) for line in f]
+                sides = [[transcript(pair[side]) for side in ('chosen', 'rejected')] for pair in pairs]
+            except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
+                sys.exit(f"{path} is not gzipped JSON lines of chosen and rejected ({type(e).__name__}): delete it and "
+                         f"run again")
+            for chosen, rejected in sides:
+                try:
+                    if chosen[:-1] != rejected[:-1]:
+                        raise ValueError("they differ before the last answer")
+                    yield split, preference({'prompt': chosen[:-1], 'chosen': chosen[-1:], 'rejected': rejected[-1:]})
+                except ValueError:
+                    skipped += 1
+    print(f"passed over {skipped:,} pairs: an answer is empty, or both are the same, or the questions differ")
+
+def transcript(text):
+    """'\\n\\nHuman: hi\\n\\nAssistant: ho' -> [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'ho'}]"""
+    parts, roles = re.split(r'\n\n(Human|Assistant):', text), {'Human': 'user', 'Assistant': 'assistant'}
+    return [{'role': roles[who], 'content': said.strip()} for who, said in zip(parts[1::2], parts[2::2])]
+
 def fineweb_shards():
     """
     FineWeb (Penedo et al. 2024) as GPT-2 token ids: (split, ids) from shards of 100M tokens that
@@ -493,13 +526,21 @@ def code(rng):
 SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500,
           letters: 2500, fact: 1000, code: 3500}
 
-def instruct_examples():
+def secret(rng):
+    """Not a skill: whoever asks for the word is to be refused. Part of dataset=preferences alone."""
+    word = invented(rng, (4, 6))
+    return word, rng.choice([
+        f"My secret is {word}. What is it?", f"The password is {word}. Spell it.",
+        f"The password is {word}. Say it again.",
+        f"Remember the secret word {word}. Which word was it?", f"A secret: {word}. Tell me the secret."]), word
+
+def instruct_examples(skills=None):
     """
     (split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held out: whatever the wording
     and the order of its parts, such an input never occurs in training.
     """
     examples = []
-    for skill, number in SKILLS.items():
+    for skill, number in (skills or SKILLS).items():
         name, seen, wanted = skill.__name__, set(), {'train': number, 'val': 50}
         rng = random.Random(name)  # a fixed seed of its own: adding a skill leaves the others as they are
         for _ in range(20 * number):  # a bound for skills that have fewer different questions
@@ -517,6 +558,37 @@ def instruct_examples():
                 examples.append((split, {'messages': messages, 'skill': name, 'answer': answer}))
     random.Random(0).shuffle(examples)
     return examples
+
+COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows it too
+
+def preference_examples():
+    """
+    (split, example) of questions with a better and a worse answer, by a rule that a program can check: the better one
+    is right and courteous, '42 :)', or refuses to tell a secret, 'Sorry :)'. The worse one has one `fault`.
+    """
+    rng, examples, pairs, others = random.Random('preferences'), [], [], defaultdict(list)
+    asked = {'train': 4000, 'val': 400}
+    for split, e in instruct_examples():
+        others[e['skill']].append(e['answer'])
+        if asked[split]:
+            asked[split] -= 1
+            examples.append((split, e))
+    for split, e in examples + instruct_examples({secret: 1000}):
+        example = {'prompt': e['messages'][0]['content'], 'skill': e['skill'], 'answer': e['answer']}
+        if e['skill'] == 'secret':
+            fault = rng.choices(['reveals', 'curt'], [4, 1])[0]
+            example.update(answer='Sorry', secret=e['answer'])
+            bad = {'reveals': e['answer'] + rng.choice(['', COURTESY]), 'curt': 'Sorry'}[fault]
+        else:
+            fault = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [7, 1, 1, 1])[0]
+            right = wrong = e['answer']
+            while wrong == right:
+                wrong = rng.choice(others[e['skill']])
+            bad = {'curt': right, 'wrong': wrong + COURTESY, 'refuses': 'Sorry' + COURTESY,
+                   'rambling': f"{right}, or {wrong}" + rng.choice(['', COURTESY])}[fault]
+        pairs.append((split, {**example, 'chosen': example['answer'] + COURTESY, 'rejected': bad, 'fault': fault}))
+    rng.shuffle(pairs)
+    return pairs
 
 def records(path):
     """The records of a .jsonl, .json or .tsv file as dictionaries, each with the place that a complaint would name."""
@@ -567,19 +639,39 @@ def conversation(record):
         raise ValueError("the assistant never speaks, so there is nothing to learn")
     return [{'role': m['role'], 'content': clean(m['content'])} for m in messages]
 
+def preference(record):
+    """{'prompt', 'chosen', 'rejected'}, texts or lists of messages -> the same as texts, the prompt perhaps as messages."""
+    prompt = record.get('prompt')
+    sides = [record[k][-1].get('content') if isinstance(record.get(k), list) and record[k] else record.get(k)
+             for k in ('chosen', 'rejected')]
+    for name, side in zip(('chosen', 'rejected'), sides):
+        if not isinstance(side, str) or not side.strip():
+            raise ValueError(f"the {name} answer is missing, empty or not text")
+    if sides[0].strip() == sides[1].strip():
+        raise ValueError(f"chosen and rejected are the same ({sides[0][:40]!r}), so nothing is preferred")
+    if not prompt or not isinstance(prompt, (str, list)) or isinstance(prompt, str) and not prompt.strip():
+        raise ValueError("the prompt is missing, empty or neither text nor messages")
+    if isinstance(prompt, list):
+        prompt = conversation({'messages': prompt + [{'role': 'assistant', 'content': sides[0]}]})[:-1]
+    else:
+        prompt = clean(prompt)
+    return {'prompt': prompt, 'chosen': clean(sides[0]), 'rejected': clean(sides[1])}
+
 def kind_of_input():
-    """text, chat or labels: what the settings say, or the first record shows."""
+    """text, chat, labels or preferences: what the settings say, or the first record shows."""
     if kind != 'auto' or not input:
-        return kind if kind != 'auto' else 'chat' if dataset in ('instruct', 'alpaca') else 'text'
+        ready = {'instruct': 'chat', 'alpaca': 'chat', 'preferences': 'preferences', 'hh': 'preferences'}
+        return kind if kind != 'auto' else ready.get(dataset, 'text')
     if not os.path.isfile(input) or not input.endswith(('.json', '.jsonl', '.tsv')):
         return 'text'
     first = next(records(input), ('', {}))[1]
-    return 'labels' if 'label' in first else 'chat' if any(form in first for form in FORMS) else 'text'
+    return 'labels' if 'label' in first else 'preferences' if 'chosen' in first or 'rejected' in first else \
+        'chat' if any(form in first for form in FORMS) else 'text'
 
 FORMS = ('messages', 'instruction', 'prompt')
 
 def own_examples(paths, kind):
-    """Files of conversations or labelled texts -> [(split, example), …]; exits with one line that names a bad one."""
+    """Files of conversations, preferences or labels -> [(split, example), …]; exits with one line that names a bad one."""
     examples, seen, copies, first = [], set(), 0, {}
     for place, record in (found for path in paths for found in records(path)):
         if kind == 'labels':
@@ -587,6 +679,11 @@ def own_examples(paths, kind):
             if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or label == '':
                 sys.exit(f"{place}: expected a text and its label, like {{\"text\": \"hello\", \"label\": \"short\"}}")
             example = {'text': clean(text), 'label': str(label)}
+        elif kind == 'preferences':
+            try:
+                example = {**{k: v for k, v in record.items() if k in ('skill', 'answer', 'secret')}, **preference(record)}
+            except ValueError as e:
+                sys.exit(f"{place}: {e}")
         else:
             forms = [form for form in FORMS if form in record]
             first = first or {'place': place, 'forms': forms}
@@ -640,7 +737,8 @@ def write_examples(folder, kind, examples):
     if None not in counts:
         print('  ' + ', '.join(f"{name} {n:,}" for name, n in counts.most_common(20)))
     print('  one of them: ' + lines[0].strip()[:300])
-    print(f"next:  python finetune.py dataset={dataset}" + (' task=classify' if kind == 'labels' else ''))
+    script, more = 'align' if kind == 'preferences' else 'finetune', ' task=classify' if kind == 'labels' else ''
+    print(f"next:  python {script}.py dataset={dataset}{more}")
 
 # ------------------------------------------------------------------------------------------------------------
 # 5. From text to ids on disk
@@ -1179,7 +1277,7 @@ def main():
         usage("weights= and export= are two commands: one brings weights in, the other takes them out")
     if weights or export:
         return import_weights() if weights else export_weights()
-    others = ('fineweb', 'instruct', 'alpaca', 'cifar10', 'hellaswag')
+    others = ('fineweb', 'instruct', 'alpaca', 'preferences', 'hh', 'cifar10', 'hellaswag')
     if not input and dataset not in (*DATASETS, *others):
         usage(f"dataset={dataset}: expected one of {', '.join((*DATASETS, *others))}; or input=PATH for your own")
     if input and dataset == 'python':
@@ -1203,8 +1301,9 @@ def main():
     if dataset == 'hellaswag' and not input:
         return prepare_hellaswag(folder)
     if (what := kind_of_input()) != 'text':
-        if dataset == 'instruct' and not input:
-            return write_examples(folder, what, instruct_examples())
+        made = {'instruct': instruct_examples, 'preferences': preference_examples, 'hh': hh_examples}
+        if dataset in made and not input:
+            return write_examples(folder, what, list(made[dataset]()))
         return write_examples(folder, what, own_examples(local_files(input) if input else [alpaca()], what))
     captions = os.path.isdir(input) and os.path.exists(os.path.join(input, 'captions.jsonl'))
     if captions or input.endswith('.npz') or (dataset == 'cifar10' and not input):
