@@ -180,7 +180,8 @@ def test_a_run_reports_what_it_did(go, capsys):
 
 def test_tensorboard_where_it_is_installed(go, monkeypatch):
     try:
-        import torch.utils.tensorboard
+        from torch.utils.tensorboard import SummaryWriter
+        assert SummaryWriter
         go(tensorboard=True)
         assert os.listdir('out/tensorboard')
     except ImportError:
