@@ -76,7 +76,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 from model import (Tokenizer, configure_optimizers, generate, load_checkpoint, load_examples, load_model,
-                   resolve_device, save_atomically)
+                   resolve_device, save_atomically, schedule_rate, set_aside)
 
 # ------------------------------------------------------------------------------------------------------------
 # 0. What is wanted, and what is learned from
@@ -395,25 +395,14 @@ def constitutional_pairs(policy, examples, tokenizer, judge, where):
 # 5. The run
 
 def rate(step):
-    """The fraction of the peak learning rate at this step: up in the warmup, then down in a straight line."""
-    if step < warmup_iters:
-        return (step + 1) / (warmup_iters + 1)
-    return max(0.0, 1 - (step - warmup_iters) / max((lr_decay_iters or max_iters) - warmup_iters, 1))
+    """The fraction of the peak learning rate at this step: up in the warmup, then down to 0 in a straight line."""
+    return schedule_rate(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
 
 def check_finite(loss, step, best):
     """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
     if not math.isfinite(loss):
         sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g}: "
                  f"try a lower one. {out_dir}/ckpt.pt still holds the best model, of validation loss {best:.4f}")
-
-def set_aside(folder):
-    """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
-    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv') if os.path.exists(os.path.join(folder, name))]
-    if there:
-        n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
-        os.makedirs(os.path.join(folder, f'previous-{n}'))
-        for name in there:
-            os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
 
 def imitate(policy, examples, where, say):
     """

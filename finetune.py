@@ -78,7 +78,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from model import (build_model, configure_optimizers, generate, load_checkpoint, load_dataset, load_examples,
-                   load_model, resolve_device, save_atomically)
+                   load_model, resolve_device, save_atomically, schedule_rate, set_aside)
 
 # ---- what is learned from ----
 
@@ -327,14 +327,8 @@ def print_confusion(counts, labels):
     print(f"accuracy {100 * np.trace(counts) / counts.sum():.2f} %, mean F1 {np.mean(scores):.4f}")
 
 def rate(step):
-    """The fraction of the peak learning rate at this step: up in the warmup, then down as the schedule says."""
-    end, floor = lr_decay_iters or max_iters, min_lr / learning_rate
-    if step < warmup_iters:
-        return (step + 1) / (warmup_iters + 1)
-    done = min((step - warmup_iters) / max(end - warmup_iters, 1), 1.0)  # 0 … 1
-    shape = {'constant': 1.0, 'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done)),
-             'step': 1.0 if done < 0.6 else 0.1 if done < 0.85 else 0.01, 'wsd': min(1.0, (1 - done) / 0.2)}[schedule]
-    return floor + (1 - floor) * shape
+    """The fraction of the peak learning rate at this step."""
+    return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
 
 def check_finite(loss, step, best):
     """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
@@ -342,16 +336,6 @@ def check_finite(loss, step, best):
         sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
                  f"{muon_learning_rate * rate(step):.2g}): try a lower one. {out_dir}/ckpt.pt still holds the best model, "
                  f"of validation loss {best:.4f}")
-
-def set_aside(folder):
-    """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
-    ours = ('ckpt.pt', 'resume.pt', 'log.csv', 'lora.pt')
-    there = [name for name in ours if os.path.exists(os.path.join(folder, name))]
-    if there:
-        n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
-        os.makedirs(os.path.join(folder, f'previous-{n}'))
-        for name in there:
-            os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
 
 # ---- the run ----
 

@@ -1034,7 +1034,8 @@ def load_model(path, device='cpu'):
 
 def set_aside(folder):
     """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
-    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv', 'tensorboard') if os.path.exists(os.path.join(folder, name))]
+    ours = ('ckpt.pt', 'resume.pt', 'log.csv', 'lora.pt', 'tensorboard')
+    there = [name for name in ours if os.path.exists(os.path.join(folder, name))]
     if there:
         n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
         os.makedirs(os.path.join(folder, f'previous-{n}'))

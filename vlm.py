@@ -71,7 +71,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from model import (GPT, GPTConfig, KVCache, Tokenizer, configure_optimizers, load_checkpoint, load_pictures,
-                   make_norm, resolve_device, save_atomically)
+                   make_norm, resolve_device, save_atomically, schedule_rate, set_aside)
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. Scenes: one to three shapes, and all that can be said and asked about them
@@ -437,10 +437,8 @@ def answers(model, tokenizer, pictures, questions):
 # 4. Training: train.py's loop; `diff train.py vlm.py` shows what is new
 
 def rate(step):
-    """The fraction of the peak learning rate at this step: up in the warmup, then down to 0."""
-    if step < warmup_iters:
-        return (step + 1) / (warmup_iters + 1)
-    return 1 - min((step - warmup_iters) / max((lr_decay_iters or max_iters) - warmup_iters, 1), 1.0)
+    """The fraction of the peak learning rate at this step: up in the warmup, then down to 0 in a straight line."""
+    return schedule_rate(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
 
 def check_finite(loss, step, best):
     """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
@@ -448,15 +446,6 @@ def check_finite(loss, step, best):
         sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
                  f"{muon_learning_rate * rate(step):.2g}): try a lower one. {out_dir}/ckpt.pt still holds the best model, "
                  f"of validation loss {best:.4f}")
-
-def set_aside(folder):
-    """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
-    there = [name for name in ('ckpt.pt', 'resume.pt', 'log.csv') if os.path.exists(os.path.join(folder, name))]
-    if there:
-        n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
-        os.makedirs(os.path.join(folder, f'previous-{n}'))
-        for name in there:
-            os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
 
 def weights(model):
     """A model's state in three: 'model' loads as a plain GPT, 'vision' into any model here, 'bridge' is the rest."""
