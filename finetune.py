@@ -282,7 +282,7 @@ class Learner(nn.Module):
         if self.classifier is not None:
             return F.cross_entropy(self.classifier(h).float(), targets, reduction='sum')
         if teacher is None or not self.training:
-            return self.model.losses(h, targets).sum()
+            return self.model.sum_of_losses(h, targets)
         # distillation (Hinton et al. 2015): KL(teacher || student) at a temperature, whose square makes up for the
         # gradients that it shrinks
         with torch.no_grad():

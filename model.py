@@ -349,6 +349,38 @@ class Block(nn.Module):
 
 MOST_NUMBERS = 2**24  # in any one tensor that comes and goes while a model trains: 64 MB of float32
 
+class SumOfLosses(torch.autograd.Function):
+    """
+    sum(-log p(target)) for hidden states x (N, C), the head's weight (V and padding, C) and targets (N,). For GPT-2, 2,048
+    rows of 50,257 scores would be 400 MB, several times over: so `rows` rows at a time, scores are computed, turned into
+    their gradient, which is softmax(scores) and 1 less at the target, and that into those of x and weight. None is kept.
+    """
+    @staticmethod
+    def forward(ctx, x, weight, targets, V, rows):
+        kind, total = x.device.type, 0.0
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        w = weight.to(dtype)  # with its padding: rows of 50,304 scores multiply 1.4 times as quickly as rows of 50,257
+        dx, dw = torch.empty_like(x), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for i in range(0, len(x), rows):
+            h, target = x[i:i + rows].to(dtype), targets[i:i + rows, None]
+            there, target = target >= 0, target.clamp(min=0)
+            scores = (h @ w.T).float()
+            scores[:, V:] = float('-inf')  # the padding never occurs
+            log_sum = scores.logsumexp(-1, keepdim=True)
+            total = total + ((log_sum - scores.gather(1, target)) * there).sum()
+            gradient = scores.sub_(log_sum).exp_().scatter_add_(1, target, torch.full_like(log_sum, -1.0)).mul_(there)
+            gradient = gradient.to(dtype)
+            dx[i:i + rows] = gradient @ w
+            if dw is not None:
+                dw += gradient.T @ h
+        ctx.gradients = dx, dw
+        return total
+
+    @staticmethod
+    def backward(ctx, up):
+        (dx, dw), ctx.gradients = ctx.gradients, None  # in place, and not kept: dw is as large as the head
+        return dx.mul_(up), None if dw is None else dw.mul_(up), None, None, None
+
 class LanguageModel(nn.Module):
     """
     What every rung of the ladder shares: a loss and scores. A subclass has hidden(idx) -> (B, T, C), and a `head`.
@@ -376,22 +408,24 @@ class LanguageModel(nn.Module):
         x = self.hidden(idx, **how)
         if targets is None:
             return self.logits(x)
-        losses = self.losses(x.flatten(0, 1), targets.flatten())
+        x, flat = x.flatten(0, 1), targets.flatten()
         if reduction == 'none':
-            return losses.view_as(targets)
-        return losses.sum() if reduction == 'sum' else losses.sum() / (targets >= 0).sum()
+            return self.losses(x, flat).view_as(targets)
+        total = self.sum_of_losses(x, flat)
+        return total if reduction == 'sum' else total / (targets >= 0).sum()
 
     def losses(self, x, targets):
         """-log p(target) for hidden states x (N, C) and targets (N,): (N,), 0 where the target is -100."""
-        def some_losses(x, targets):
-            return F.cross_entropy(self.logits(x).float(), targets, reduction='none')
         rows = max(1, MOST_NUMBERS // self.config.vocab_size)
-        if len(x) <= rows:
-            return some_losses(x, targets)
-        # for GPT-2, B T = 2048 rows of 50,257 scores would be 400 MB, several times over: take some rows at a time,
-        # keep nothing but their losses, and compute the scores again in the backward pass
-        return torch.cat([checkpoint(some_losses, x[i:i + rows], targets[i:i + rows], use_reentrant=False)
+        return torch.cat([F.cross_entropy(self.logits(x[i:i + rows]).float(), targets[i:i + rows], reduction='none')
                           for i in range(0, len(x), rows)])
+
+    def sum_of_losses(self, x, targets):
+        """The same, summed; without keeping scores where they are many."""
+        V = self.config.vocab_size
+        if len(x) * V <= MOST_NUMBERS or not isinstance(self.head, nn.Linear) or not torch.is_grad_enabled():
+            return self.losses(x, targets).sum()
+        return SumOfLosses.apply(x, self.head.weight, targets, V, MOST_NUMBERS // V)
 
     def log_probs(self, idx, targets, **how):
         """log p(target) at each position, (B, T), 0 where the target is -100: what scoring, DPO, distillation need."""
@@ -1042,8 +1076,11 @@ def set_aside(folder):
         for name in there:
             os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
 
-def resolve_device(device='auto', dtype='auto'):
-    """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits where there is none."""
+def resolve_device(device='auto', dtype='auto', save_memory=False):
+    """
+    ('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits where there is none.
+    save_memory: rather be slow than hold on to memory that is free.
+    """
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     kind = device.split(':')[0]
@@ -1057,9 +1094,10 @@ def resolve_device(device='auto', dtype='auto'):
         dtype = 'bfloat16' if has_bfloat16(kind) else 'float16' if kind == 'cuda' else 'float32'
     if kind == 'cpu' and sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
         # glibc returns large blocks to the kernel at every free(), and the next malloc() gets them back zeroed, page by
-        # page: in a training loop, the same megabytes all day. Keep blocks of less than 4 MB: most of a small model's, while a
-        # large one would spread out over twice the memory (-1: M_TRIM_THRESHOLD, -3: M_MMAP_THRESHOLD)
-        libc.mallopt(-1, 2**31 - 1), libc.mallopt(-3, 2**22)
+        # page: in a training loop, the same megabytes all day. So keep them (-1: M_TRIM_THRESHOLD, -3: M_MMAP_THRESHOLD;
+        # older ones allow 32 MB at most); with save_memory just those below 2 MB, for large ones leave holes behind
+        libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-3, 2**21 if save_memory else 2**30) or libc.mallopt(-3, 2**25)
     return device, dtype
 
 # ------------------------------------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ def train():
     if cpu_offload and 'cpu_offload' in given and not fsdp:
         usage("cpu_offload=True belongs to parallel=fsdp, which is not asked for")
     on_cpu = many and device == 'auto' and not torch.cuda.is_available()  # processes cannot talk through Apple's mps
-    where, number = resolve_device('cpu' if on_cpu else device, dtype)
+    where, number = resolve_device('cpu' if on_cpu else device, dtype, activation_checkpointing)
     kind = where.split(':')[0]
     if many and kind == 'mps':
         usage("device=mps is for one process: leave torchrun out, or use device=cpu")

@@ -167,15 +167,18 @@ def test_loss_is_the_mean_of_minus_log_p(shape):
         assert torch.allclose(model(idx, targets), -p.sum() / 35, atol=1e-5)
         assert torch.allclose(model(idx, targets, reduction='sum'), -p.sum(), atol=1e-3)
 
+@pytest.mark.parametrize('tie_weights', [False, True])
 @pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
-def test_a_loss_taken_in_parts_is_the_same_loss(monkeypatch, reduction):
-    model, idx, targets = make(), torch.randint(101, (2, 20)), torch.randint(101, (2, 20))
+def test_a_loss_taken_in_parts_is_the_same_loss(monkeypatch, reduction, tie_weights):
+    model, idx, targets = make(tie_weights=tie_weights), torch.randint(101, (2, 20)), torch.randint(101, (2, 20))
     targets[0, :5] = -100
     def loss_and_gradients(most):
         monkeypatch.setattr(M, 'MOST_NUMBERS', most)
         model.zero_grad()
         loss = model(idx, targets, reduction=reduction)
-        loss.sum().backward()
+        (3 * loss.sum()).backward()
+        with torch.no_grad():
+            assert torch.allclose(model(idx, targets, reduction=reduction), loss)
         return [loss.detach()] + [p.grad for p in model.parameters()]
     for whole, parts in zip(loss_and_gradients(2**24), loss_and_gradients(7 * 101)):
         assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)
