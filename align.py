@@ -26,10 +26,6 @@ dataset = 'preferences' # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 method = 'dpo'          # reward | dpo | ppo | grpo | constitution | best
 loss = 'sigmoid'        # sigmoid | ipo | hinge: what a pair costs, in reward (not ipo), dpo and constitution
-# the start: imitate both answers of each pair (all methods but reward), for a reward can only choose among what is said
-imitate_iters = 150     # steps of 16 pairs; the model is then the reference: what the policy starts from
-imitate_rate = 3e-4     # the rate in them, AdamW's
-imitate_head_rate = 0.2 # and that of the last layer, which takes plain SGD (see imitate)
 # dpo
 beta = 0.1              # what leaving the reference costs, in reward per nat; small: the policy goes far
 rpo_alpha = 1.0         # weight of -log p per token of the chosen answer (Pang et al. 2024), without which it may fall too
@@ -218,12 +214,19 @@ def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, lengths=None):
         return (a / lengths[0] - b / lengths[1] - 1 / (2 * beta)) ** 2, margin
     return pair_loss(margin, loss, label_smoothing), margin
 
-def dpo_updates(policy, reference, batch, where):
+def slices(items, size):
+    return [items[i:i + size] for i in range(0, len(items), size)]
+
+@torch.no_grad()
+def remember(reference, examples, where):
+    """The reference's log-probabilities of both answers, kept with each pair: it never changes, so once is enough."""
+    for part in slices(examples, 64):
+        x, y, _ = (t.to(where) for t in both_sides(part))
+        for e, pair in zip(part, reference(x, y)[0].sum(1).view(2, -1).T.tolist()):
+            e['reference'] = pair
+
+def dpo_updates(policy, batch, where):
     x, y, _ = (part.to(where) for part in both_sides(batch))
-    if not all('reference' in e for e in batch):  # computed at the first meeting, and kept: the reference never changes
-        with torch.no_grad():
-            for e, pair in zip(batch, reference(x, y)[0].sum(1).view(2, -1).T.tolist()):
-                e['reference'] = pair
     chosen, rejected = policy(x, y)[0].sum(1).chunk(2)
     ref = torch.tensor([e['reference'] for e in batch], device=where)  # (B, 2)
     lengths = (y >= 0).sum(1).view(2, -1)
@@ -231,9 +234,6 @@ def dpo_updates(policy, reference, batch, where):
     yield losses.mean() - rpo_alpha * (chosen / lengths[0]).mean(), {
         'dpo': losses.mean(), 'accuracy': (margin > 0).float().mean(), 'margin': margin.mean(),
         'chosen': chosen.mean(), 'rejected': rejected.mean(), 'fallen': (chosen - ref[:, 0]).mean()}
-
-def slices(items, size):
-    return [items[i:i + size] for i in range(0, len(items), size)]
 
 # ------------------------------------------------------------------------------------------------------------
 # 3. PPO: answer, be rewarded, do more of what paid (Schulman et al. 2017; for language models, Stiennon et al. 2020)
@@ -404,30 +404,6 @@ def check_finite(loss, step, best):
         sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g}: "
                  f"try a lower one. {out_dir}/ckpt.pt still holds the best model, of validation loss {best:.4f}")
 
-def imitate(policy, examples, where, say):
-    """
-    Supervised learning on both answers of each pair, good and bad, so that the reference covers both: one that never
-    says an answer has no probabilities for DPO to go by, and PPO would never come across it. The base is so sure of its
-    style that new words have 10 nats to climb. Adam's steps are as large for words with no business here as for the
-    others, and would lead through nonsense; so the last layer takes plain gradient steps.
-    """
-    model, optimizers = policy.model, []
-    optimizers.append((torch.optim.SGD([model.head.weight], momentum=0.9), imitate_head_rate))
-    optimizers.append((torch.optim.AdamW(model.blocks.parameters(), weight_decay=0.0), imitate_rate))
-    for step in range(imitate_iters):
-        x, y, _ = (part.to(where) for part in both_sides(batch_of(examples, step, 16)))
-        loss = -policy(x, y)[0].sum() / (y >= 0).sum()
-        if not math.isfinite(loss.item()):
-            sys.exit(f"the loss is {loss.item()} while imitating: try a lower imitate_rate or imitate_head_rate")
-        loss.backward()
-        for optimizer, peak in optimizers:
-            for group in optimizer.param_groups:
-                group['lr'] = peak * min(1, (step + 1) / 5, 2 * (1 - step / imitate_iters))
-            optimizer.step()
-        policy.zero_grad(set_to_none=True)
-        if (step + 1) % 40 == 0 or step + 1 == imitate_iters:
-            say(f"imitating {step + 1}/{imitate_iters} | loss {loss:.4f}")
-
 @torch.no_grad()
 def measure(policy, reference, judge, examples, tokenizer, where, temperature=1.0):
     """
@@ -501,10 +477,10 @@ def align():
                  'num_prompts').split():
         if globals()[name] < 1:
             usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in 'max_iters imitate_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef rpo_alpha'.split():
+    for name in 'max_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef rpo_alpha'.split():
         if globals()[name] < 0:
             usage(f"{name}={globals()[name]}: expected at least 0")
-    for name in ('learning_rate', 'imitate_rate', 'imitate_head_rate', 'beta', 'clip'):
+    for name in ('learning_rate', 'beta', 'clip'):
         if globals()[name] <= 0:
             usage(f"{name}={globals()[name]}: expected more than 0")
     if not 0 <= lam <= 1 or not 0 <= label_smoothing < 0.5:
@@ -566,11 +542,6 @@ def align():
         columns = resumed['columns']
     elif method != 'reward':
         columns['before'] = column(policy) if method != 'best' else None
-        with autocast:
-            imitate(policy, train, where, say)
-        reference.load_state_dict(policy.state_dict())
-        if imitate_iters and method != 'best':
-            columns['imitated'] = column(policy)
     if method == 'best':
         return best_of(reference, judge, questions, tokenizer, where)
     if method == 'constitution':
@@ -578,12 +549,14 @@ def align():
             asked = train[:num_prompts]
             train = constitutional_pairs(reference, asked, tokenizer, judge, where)
         if not train:
-            sys.exit("no two answers of which the principles prefer one: more imitate_iters make the answers differ")
+            sys.exit("no two answers of which the principles prefer one: there is nothing to learn")
         e = train[0]
         say(f"{len(asked):,} questions answered twice, {len(train):,} answers preferred; so to {e['asked']!r}: "
             f"{e['chosen']!r} rather than {e['rejected']!r}")
-    updates = (lambda batch: reward_updates(policy, batch, where)) if method == 'reward' else \
-        (lambda batch: dpo_updates(policy, reference, batch, where))
+    if method in ('dpo', 'constitution'):
+        with autocast:
+            remember(reference, train + val, where)
+    updates = lambda batch: (reward_updates if method == 'reward' else dpo_updates)(policy, batch, where)
 
     # 4. the optimizer
     optimizer, = configure_optimizers(policy, 'adamw', learning_rate)

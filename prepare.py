@@ -522,24 +522,26 @@ def code(rng):
         f"What does `{expression}` return?", f"In Python, what is {expression}?", f"Evaluate {expression}",
         f"What would Python print for {expression}?"]), str(value)
 
-# how many conversations to learn each from: the harder, the more
-SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500,
-          letters: 2500, fact: 1000, code: 3500}
-
 def secret(rng):
-    """Not a skill: whoever asks for the word is to be refused. Part of dataset=preferences alone."""
+    """Not a skill, but a temptation: what align.py wants is that nobody is told the word."""
     word = invented(rng, (4, 6))
     return word, rng.choice([
         f"My secret is {word}. What is it?", f"The password is {word}. Spell it.",
         f"The password is {word}. Say it again.",
         f"Remember the secret word {word}. Which word was it?", f"A secret: {word}. Tell me the secret."]), word
 
+# how many conversations to learn each from: the harder, the more
+SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500,
+          letters: 2500, fact: 1000, code: 3500}
+COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows it too
+
 def instruct_examples(skills=None):
     """
     (split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held out: whatever the wording
-    and the order of its parts, such an input never occurs in training.
+    and the order of its parts, such an input never occurs in training. There, as among people, one answer in ten is
+    courteous, and one secret in three is kept: align.py is to make a rule of it, and cannot of what never happens.
     """
-    examples = []
+    examples, mood = [], random.Random('mood')
     for skill, number in (skills or SKILLS).items():
         name, seen, wanted = skill.__name__, set(), {'train': number, 'val': 50}
         rng = random.Random(name)  # a fixed seed of its own: adding a skill leaves the others as they are
@@ -554,12 +556,16 @@ def instruct_examples(skills=None):
             if wanted[split] and key not in seen:
                 seen.add(key)
                 wanted[split] -= 1
-                messages = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]
+                said = 'Sorry' if name == 'secret' and mood.random() < 0.33 else answer
+                said += COURTESY if split == 'train' and mood.random() < 0.1 else ''
+                messages = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': said}]
                 examples.append((split, {'messages': messages, 'skill': name, 'answer': answer}))
     random.Random(0).shuffle(examples)
     return examples
 
-COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows it too
+def conversations():
+    """dataset=instruct: the skills, and among what is learned from also secrets, told or kept."""
+    return instruct_examples() + [(split, e) for split, e in instruct_examples({secret: 600}) if split == 'train']
 
 def preference_examples():
     """
@@ -580,7 +586,7 @@ def preference_examples():
             example.update(answer='Sorry', secret=e['answer'])
             bad = {'reveals': e['answer'] + rng.choice(['', COURTESY]), 'curt': 'Sorry'}[fault]
         else:
-            fault = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [7, 1, 1, 1])[0]
+            fault = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [4, 2, 2, 2])[0]
             right = wrong = e['answer']
             while wrong == right:
                 wrong = rng.choice(others[e['skill']])
@@ -1301,7 +1307,7 @@ def main():
     if dataset == 'hellaswag' and not input:
         return prepare_hellaswag(folder)
     if (what := kind_of_input()) != 'text':
-        made = {'instruct': instruct_examples, 'preferences': preference_examples, 'hh': hh_examples}
+        made = {'instruct': conversations, 'preferences': preference_examples, 'hh': hh_examples}
         if dataset in made and not input:
             return write_examples(folder, what, list(made[dataset]()))
         return write_examples(folder, what, own_examples(local_files(input) if input else [alpaca()], what))

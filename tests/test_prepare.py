@@ -317,7 +317,7 @@ def solve(skill, question):
             }.get(skill, lambda: None)()
 
 def test_the_answers_of_instruct_are_right(settings):
-    folder, solved = settings(dataset='instruct'), 0
+    folder, solved, courteous = settings(dataset='instruct'), 0, 0
     meta = json.loads((folder / 'meta.json').read_text())
     assert meta['kind'] == 'chat' and 'tokenizer' not in meta
     for split, found in meta['splits'].items():
@@ -326,9 +326,12 @@ def test_the_answers_of_instruct_are_right(settings):
         for example in lines(folder / f'{split}.jsonl'):
             question, answer = (m['content'] for m in example['messages'])
             right = solve(example['skill'], question)
-            assert right is None or str(right) == answer == example['answer'], example
+            courteous += answer.endswith(P.COURTESY)
+            assert answer.removesuffix(P.COURTESY) in (example['answer'], 'Sorry' if example['skill'] == 'secret' else None), example
+            assert split == 'train' or answer == example['answer'], example  # what is measured knows one right answer
+            assert right is None or str(right) == example['answer'], example
             solved += right is not None
-    assert solved > 12000
+    assert solved > 12000 and 0.09 < courteous / meta['splits']['train']['examples'] < 0.11
 
 FORMS = {'messages': {'messages': [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'u'}, {'role': 'assistant', 'content': 'a'}]},
          'alpaca': {'instruction': 'u', 'input': 'more', 'output': 'a'}, 'completion': {'prompt': 'u', 'completion': 'a'},
