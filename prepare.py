@@ -586,7 +586,7 @@ def preference_examples():
             example.update(answer='Sorry', secret=e['answer'])
             bad = {'reveals': e['answer'] + rng.choice(['', COURTESY]), 'curt': 'Sorry'}[fault]
         else:
-            fault = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [4, 2, 2, 2])[0]
+            fault = rng.choices(['curt', 'wrong', 'rambling', 'refuses'], [5, 1, 2, 2])[0]
             right = wrong = e['answer']
             while wrong == right:
                 wrong = rng.choice(others[e['skill']])

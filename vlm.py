@@ -27,15 +27,17 @@ init_from = 'scratch'   # scratch, resume (go on with the run in out_dir), or th
 dataset = 'shapes'      # shapes (drawn as it trains), or a folder of pictures in data_dir, made by prepare.py
 data_dir = 'data'
 templates = '{}|a picture of {}|there is {}'  # prompts that classify by caption, where pictures have labels
-# the model: two towers of this shape
+# the model: two towers, or one and a language model
 image_size = 32         # pixels; smaller pictures get a black margin
 patch_size = 8          # 32 * 32 pixels in patches of 8 * 8 are 16 tokens of 192 numbers
-n_layer = 2
+n_layer = 2             # of each tower
+text_layers = 3         # of the language model that looks (caption, vqa): to find, to compare, to say
 n_head = 2
 n_embd = 128
-block_size = 64         # longest text, in tokens
+block_size = 96         # longest text, in tokens
 fusion = 'early'        # early | intermediate | late: tokens before the text, cross-attention, or added at the end
 freeze = False          # caption, vqa: leave the vision tower as it came
+questions = 5           # vqa: asked about each scene in training, one after the other: looking costs more than asking
 # how much
 batch_size = 128        # pictures a step, over all processes. clip: 128 captions to choose from, so no accumulation
 max_iters = 1000
@@ -149,6 +151,9 @@ def relations(a, b):
     found = ['left of' if a[3] < b[3] else 'right of'] if abs(a[3] - b[3]) > 8 else []
     return found + (['above' if a[4] < b[4] else 'below'] if abs(a[4] - b[4]) > 8 else [])
 
+def place(thing):
+    return f"{'top' if thing[4] < 16 else 'bottom'} {'left' if thing[3] < 16 else 'right'}"
+
 def caption(scene, way):
     """
     A scene in words, in one of the WAYS: 'a small red circle left of a blue square', 'there is a big blue square right
@@ -160,8 +165,7 @@ def caption(scene, way):
     names = [f"a {size} {colour} {shape}" if all_sizes or i == 0 < len(scene) - 1 else f"a {colour} {shape}"
              for i, (size, colour, shape, *_) in enumerate(scene)]
     if len(scene) == 1:
-        place = f" at the {'top' if scene[0][4] < 16 else 'bottom'} {'left' if scene[0][3] < 16 else 'right'}"
-        return opening + names[0] + place * choice
+        return opening + names[0] + f" at the {place(scene[0])}" * choice
     between = relations(*scene[:2])
     third = f" and {names[2]}" if len(names) == 3 else ''
     return f"{opening}{names[0]} {between[choice % len(between)]} {names[1]}{third}"
@@ -175,7 +179,7 @@ def ask(scene, u):
     def pick(things, u):
         return things[int(u * len(things))]
     size, colour, shape, *_ = thing = pick(scene, u[0])
-    kind = pick(['colour', 'shape', 'count', 'presence'] + ['place'] * (len(scene) > 1), u[1])
+    kind = pick(['colour', 'shape', 'count', 'presence', 'place'] + ['relation'] * (len(scene) > 1), u[1])
     if kind == 'colour':
         return f"what colour is the {shape}?", colour
     if kind == 'shape':
@@ -184,7 +188,9 @@ def ask(scene, u):
         which = pick(['', 'small ', 'big '], u[2])
         number = sum(other[0] in (which or other[0]) for other in scene)
         return f"how many {which}shapes are there?", ('none', 'one', 'two', 'three')[number]
-    if kind == 'place':
+    if kind == 'place':  # note: without these, relations stayed guesses: one has to learn where things are and who was named
+        return f"where is the {shape}?", place(thing)  # first, and neither is of any use alone
+    if kind == 'relation':
         other = pick([o for o in scene if o is not thing], u[2])
         relation = pick(relations(thing, other), u[3])
         choice = 'left or right of' if relation in ('left of', 'right of') else 'above or below'
@@ -236,7 +242,11 @@ def examples(split, numbers):
 def get_batch(step, first, count):
     """`count` of this step's batch_size training examples, from row `first` on: a function of (seed, step) alone."""
     if dataset == 'shapes':
-        return examples('train', range(step * batch_size + first, step * batch_size + first + count))[:2]
+        pictures, pairs, scenes = examples('train', range(step * batch_size + first, step * batch_size + first + count))
+        if task == 'vqa':
+            u = np.random.default_rng([seed, step]).random((batch_size, questions, 4))[first:first + count]
+            pairs = [[ask(scene, row) for row in rows] for scene, rows in zip(scenes, u)]
+        return pictures, pairs
     rng = np.random.default_rng([seed, step])
     pictures, pairs, _ = examples('train', rng.permutation(len(own('train')[0]))[:batch_size][first:first + count])
     moves = rng.integers(-shift, shift + 1, size=(batch_size, 2))[first:first + count]
@@ -258,12 +268,14 @@ def make_tokenizer():
 
 def collate(tokenizer, pictures, pairs):
     """
-    For the model: pictures as they are; ids (B, T), padded; targets (B, T), which count in the answer alone:
+    For the model: pictures as they are; ids (B, T), padded; targets (B, T), which count in the answers alone. pairs holds
+    a (question, answer) for each picture, or a list of several:
 
         what colour is the circle? red -> <|user|> what colour is the circle? <|end|> <|assistant|>  red   <|end|>
                                targets       -100 …                             -100     red       <|end|>
     """
-    rows = [tokenizer.chat([{'role': 'user', 'content': q}, {'role': 'assistant', 'content': a}]) for q, a in pairs]
+    rows = [tokenizer.chat([{'role': role, 'content': text} for two in (pair if isinstance(pair, list) else [pair])
+                            for role, text in zip(('user', 'assistant'), two)]) for pair in pairs]
     longest = max(len(ids) for ids, _ in rows)
     if longest > block_size:
         sys.exit(f"a text of {longest} tokens is longer than block_size={block_size}: give block_size={longest}")
@@ -300,9 +312,9 @@ def patches(pictures):
     x = torch.cat((2 * light, (x - light)[..., [0, 2]] / 4), dim=-1)  # (B, S, S, 3): light, red - light, blue - light
     return x.view(B, S // p, p, S // p, p, 3).transpose(2, 3).reshape(B, -1, 3 * p * p)
 
-def text_tower(vocab_size):
+def text_tower(vocab_size, layers):
     room = (image_size // patch_size) ** 2 + block_size  # a caption may follow the picture's tokens
-    return GPT(GPTConfig(vocab_size=vocab_size, block_size=room, n_layer=n_layer, n_head=n_head, n_embd=n_embd))
+    return GPT(GPTConfig(vocab_size=vocab_size, block_size=room, n_layer=layers, n_head=n_head, n_embd=n_embd))
 
 class Gather(torch.autograd.Function):
     """
@@ -338,7 +350,7 @@ class CLIP(nn.Module):
     def __init__(self, tokenizer):
         super().__init__()
         self.pad = tokenizer.pad
-        self.vision, self.text = vision_tower(), text_tower(tokenizer.vocab_size)
+        self.vision, self.text = vision_tower(), text_tower(tokenizer.vocab_size, n_layer)
         self.text.head.requires_grad_(False)  # this one only reads
         self.image_out, self.text_out = nn.Linear(n_embd, n_embd, bias=False), nn.Linear(n_embd, n_embd, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # a learned temperature of 0.07 to start with
@@ -380,9 +392,11 @@ class Reader(nn.Module):
     """
     def __init__(self, tokenizer):
         super().__init__()
-        self.vision, self.text = vision_tower(), text_tower(tokenizer.vocab_size)
+        self.vision, self.text = vision_tower(), text_tower(tokenizer.vocab_size, text_layers)
         self.project = nn.Linear(n_embd, n_embd, bias=False)  # from what the tower says to what the text understands
-        layers = n_layer if fusion == 'intermediate' else 0
+        # … and where each patch stands: CLIP, which compares whole pictures, had no need to remember it
+        self.places = nn.Parameter(0.5 * torch.randn((image_size // patch_size) ** 2, n_embd))
+        layers = text_layers if fusion == 'intermediate' else 0
         self.cross_blocks = nn.ModuleList([CrossAttention(self.text.config) for _ in range(layers)])
         if freeze:
             self.vision.requires_grad_(False)
@@ -393,7 +407,7 @@ class Reader(nn.Module):
 
     def hidden(self, idx, seen, cache=None):
         """ids (B, T) and what is seen (B, N, C) -> (B, T, C); with a KVCache, as in GPT.hidden()."""
-        text, x, seen = self.text, self.text.wte(idx), self.project(seen)
+        text, x, seen = self.text, self.text.wte(idx), self.project(seen) + self.places
         if fusion == 'early' and (cache is None or max(cache.lengths) == 0):
             x = torch.cat((seen.to(x.dtype), x), dim=1)  # (B, N + T, C)
         positions, mask = torch.arange(x.size(1), device=x.device), None
@@ -467,7 +481,7 @@ def train():
             sys.exit(f"{out_dir}/resume.pt holds no optimizer state: start from its weights with init_from={out_dir}")
         before = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
         globals().update({k: v for k, v in before.items() if k not in given})
-    for name in ('image_size', 'patch_size', 'batch_size', 'eval_interval', 'eval_iters', 'log_interval'):
+    for name in ('image_size', 'patch_size', 'batch_size', 'text_layers', 'questions', 'eval_interval', 'eval_iters', 'log_interval'):
         if globals()[name] < 1:
             usage(f"{name}={globals()[name]}: expected at least 1")
     for name in ('max_iters', 'warmup_iters', 'lr_decay_iters', 'grad_clip', 'shift', 'num_samples', 'seed'):
@@ -503,7 +517,7 @@ def train():
         if 'vision' not in old:
             sys.exit(f"{source} is a text model, with another tokenizer than dataset={dataset}: start from one that "
                      "vlm.py made, or from scratch")
-        for name in ['image_size', 'patch_size', 'n_layer', 'n_head', 'n_embd'] + ['block_size', 'fusion'] * bool(same):
+        for name in ['image_size', 'patch_size', 'n_layer', 'n_head', 'n_embd'] + ['block_size', 'fusion', 'text_layers'] * bool(same):
             if name in given and globals()[name] != old['settings'][name]:
                 sys.exit(f"{source} has {name}={old['settings'][name]}, not {globals()[name]}: leave {name} out")
             globals()[name] = old['settings'][name]

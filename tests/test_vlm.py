@@ -88,7 +88,7 @@ def test_questions_by_hand():
         ('what colour is the circle?', 'red'), ('what colour is the square?', 'blue'), ('what shape is red?', 'circle'),
         ('what shape is blue?', 'square'), ('how many shapes are there?', 'two'), ('how many small shapes are there?', 'one'),
         ('how many big shapes are there?', 'one'), ('is the circle left or right of the square?', 'left'),
-        ('is the square left or right of the circle?', 'right')}
+        ('is the square left or right of the circle?', 'right'), ('where is the circle?', V.place(SCENE[0])), ('where is the square?', V.place(SCENE[1]))}
     assert {a for a in asked if a[0].startswith('is there')} == {  # the mixed ones, but a blue circle and a red square
         ('is there a red circle?', 'yes'), ('is there a blue square?', 'yes'), ('is there a red square?', 'no'), ('is there a blue circle?', 'no')}
 
@@ -105,6 +105,8 @@ def test_targets_count_in_the_answer_alone():
     _, idx, targets = V.collate(tokenizer, np.zeros(0), [('what shape is red?', 'circle'), ('', 'a red circle')])
     for row, answer in zip(targets, ('circle', 'a red circle')):
         assert tokenizer.decode(row[row >= 0].tolist()) == answer + '<|end|>'
+    _, _, several = V.collate(tokenizer, np.zeros(0), [[('what shape is red?', 'circle'), ('how many shapes are there?', 'one')]])
+    assert tokenizer.decode(several[several >= 0].tolist()) == 'circle<|end|>one<|end|>'
     last = (targets[0] >= 0).nonzero()[-1].item()
     assert idx[0, last + 1] == tokenizer.end and (idx[0, last + 2:] == tokenizer.pad).all()
 

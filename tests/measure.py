@@ -1,0 +1,93 @@
+"""
+Measures everything in the README's results table again: the course, command by command, in a folder of its own.
+
+    python tests/measure.py                            # all of it, into tests/results.json: over an hour on two cores
+    python tests/measure.py lessons=1,3,5 folder=mine  # some lessons, in a folder that is kept: what has run there once
+                                                       # is not run again (5 and 6 need 3, and 6 needs 5)
+
+tests/test_readme.py holds the README's table against tests/results.json, number by number.
+"""
+import json, os, platform, re, shlex, subprocess, sys, tempfile, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / 'tests' / 'results.json'
+
+BITS = {'bits per byte': r'this model ([\d.]+)'}
+TUNED = {'exact match': r' all .* ([\d.]+) %', 'moving': r'parameters move: ([\d.]+) %'}
+ALIGNED = {'gold before': r'rule, likeliest +([\d.]+)', 'gold': r'rule, likeliest .* ([\d.]+)', 'gold, sampled': r'rule, sampled .* ([\d.]+)',
+           'exact before': r'match, likeliest +([\d.]+)', 'exact': r'match, likeliest .* ([\d.]+)', 'KL': r'reference, sampled .* ([\d.]+)'}
+CLIP = {'recall@1': r'new scenes: picture to caption.*?([\d.]+)%', 'recall@1, new combinations': r'new combinations: picture to caption.*?([\d.]+)%',
+        'zero-shot': r'new scenes: 24 classes.* ([\d.]+)% +[\d.]+%', 'zero-shot, new combinations': r'new combinations: 24 classes.* ([\d.]+)% +[\d.]+%'}
+WORDS = ('exact', 'colour', 'shape', 'both', 'size', 'relation')
+CAPTIONS = {f'{what}, {split}': rf'new {split} ' + r' +[\d.]+%' * n + r' +([\d.]+)%' for split in ('scenes', 'combinations') for n, what in enumerate(WORDS)}
+QUESTIONS = {'all': r'new scenes +([\d.]+)%', 'blank': r'new scenes, blank +([\d.]+)%', 'commonest': r'new scenes, commonest answer +([\d.]+)%',
+             'new combinations': r'new combinations +([\d.]+)%'}
+
+# lesson, command, and what to find in its output: of several matches the last counts. seed=… runs it with three seeds, and
+# what is found becomes mean ± standard deviation
+COURSE = [
+    (1, 'python prepare.py', {}),
+    (2, 'python train.py max_iters=400 out_dir=out-bigram model_type=bigram learning_rate=0.1', BITS),
+    (2, 'python train.py max_iters=400 out_dir=out-mlp model_type=mlp learning_rate=0.005', BITS),
+    (2, 'python train.py max_iters=400 out_dir=out-lstm model_type=lstm', BITS),
+    (2, 'python train.py max_iters=400 out_dir=out-gpt', BITS),
+    (3, 'python train.py', {**BITS, 'gzip -9': r'gzip -9 ([\d.]+)', 'xz': r'xz ([\d.]+)'}),
+    (4, 'python sample.py', {}),
+    (5, 'python prepare.py dataset=instruct', {}),
+    (5, 'python finetune.py', {'before': r' all +([\d.]+) %', **TUNED}),
+    (5, 'python finetune.py method=lora out_dir=out-lora optimizer=adamw learning_rate=0.01', TUNED),
+    (5, 'python finetune.py method=adapter out_dir=out-adapter optimizer=adamw learning_rate=0.01', TUNED),
+    (5, 'python finetune.py method=freeze out_dir=out-freeze', TUNED),
+    (6, 'python prepare.py dataset=preferences', {}),
+]
+
+def run(command, folder, log):
+    """Run a command of the course in this folder -> its output and how many seconds it took; both are kept in the log."""
+    if not log.exists():
+        words = shlex.split(command)
+        words = [sys.executable, str(ROOT / words[1]), *words[2:]]
+        start = time.perf_counter()
+        done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8',
+                              env={**os.environ, 'PYTHONIOENCODING': 'utf-8'})
+        if done.returncode:
+            sys.exit(f"{command} failed:\n{done.stdout}")
+        log.write_text(f"{time.perf_counter() - start:.1f}\n{done.stdout}", encoding='utf-8')
+    seconds, _, output = log.read_text(encoding='utf-8').partition('\n')
+    return output, float(seconds)
+
+def spread(values):
+    """['0.95', '0.97', '0.96'] -> '0.960 ± 0.010': with the sample standard deviation, to one more digit."""
+    numbers = [float(v) for v in values]
+    mean = sum(numbers) / len(numbers)
+    deviation = (sum((n - mean) ** 2 for n in numbers) / (len(numbers) - 1)) ** 0.5
+    return f"{mean:.3f} ± {deviation:.3f}"
+
+def main():
+    given = dict(word.split('=', 1) for word in sys.argv[1:])
+    folder = Path(given.get('folder') or tempfile.mkdtemp(prefix='measured-')).resolve()
+    (folder / 'logs').mkdir(parents=True, exist_ok=True)
+    lessons = given.get('lessons', '1,2,3,4,5,6,7,8').split(',')
+    old = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.exists() else {'runs': []}
+    results = {r['command']: r for r in old['runs']}
+    for lesson, command, wanted in COURSE:
+        if str(lesson) not in lessons:
+            continue
+        found, seconds = [], []
+        for seed in (1337, 1, 2) if 'seed=…' in command else (None,):
+            this = command.replace('seed=…', f'seed={seed}')
+            print(f"{time.strftime('%H:%M:%S')}  {this}", flush=True)
+            output, took = run(this, folder, folder / 'logs' / f"{re.sub(r'[^a-z0-9=.-]+', '_', this[7:])}.txt")
+            seconds.append(took)
+            found.append({name: re.findall(pattern, output)[-1] for name, pattern in wanted.items()})
+        values = found[0] if len(found) == 1 else {name: spread([f[name] for f in found]) for name in found[0]}
+        results[command] = {'command': command, 'seconds': round(sum(seconds) / len(seconds)), 'values': values}
+        print('          ' + ', '.join(f"{name} {value}" for name, value in values.items()) + f" ({seconds[-1]:.0f} s)", flush=True)
+    import torch
+    machine = f"CPython {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}"
+    text = json.dumps({'machine': machine, 'runs': [results[c] for _, c, _ in COURSE if c in results]}, indent=1, ensure_ascii=False) + '\n'
+    RESULTS.with_suffix('.tmp').write_text(text, encoding='utf-8')
+    os.replace(RESULTS.with_suffix('.tmp'), RESULTS)
+
+if __name__ == '__main__':
+    main()
