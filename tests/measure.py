@@ -23,6 +23,7 @@ WORDS = ('exact', 'colour', 'shape', 'both', 'size', 'relation')
 CAPTIONS = {f'{what}, {split}': rf'new {split} ' + r' +[\d.]+%' * n + r' +([\d.]+)%' for split in ('scenes', 'combinations') for n, what in enumerate(WORDS)}
 QUESTIONS = {'all': r'new scenes +([\d.]+)%', 'blank': r'new scenes, blank +([\d.]+)%', 'commonest': r'new scenes, commonest answer +([\d.]+)%',
              'new combinations': r'new combinations +([\d.]+)%'}
+CIDER = {'CIDEr-D': r'CIDEr-D +([\d.]+)'}
 
 # lesson, command, and what to find in its output: of several matches the last counts. seed=… runs it with three seeds, and
 # what is found becomes mean ± standard deviation
@@ -40,6 +41,13 @@ COURSE = [
     (5, 'python finetune.py method=adapter out_dir=out-adapter optimizer=adamw learning_rate=0.01', TUNED),
     (5, 'python finetune.py method=freeze out_dir=out-freeze', TUNED),
     (6, 'python prepare.py dataset=preferences', {}),
+    (7, 'python vlm.py', CLIP),
+    (7, 'python vlm.py task=caption init_from=out-clip out_dir=out-caption max_iters=500', CAPTIONS),
+    (7, 'python vlm.py task=vqa init_from=out-caption out_dir=out-vqa max_iters=500', QUESTIONS),
+    (7, 'python vlm.py task=caption fusion=intermediate init_from=out-clip out_dir=out-intermediate max_iters=500', CAPTIONS),
+    (7, 'python vlm.py task=caption fusion=late init_from=out-clip out_dir=out-late max_iters=500', CAPTIONS),
+    (7, 'python eval.py task=text hypotheses=out-caption/captions-new.jsonl', CIDER),
+    (7, 'python eval.py task=text hypotheses=out-caption/captions-new-shuffled.jsonl', CIDER),
 ]
 
 def run(command, folder, log):
