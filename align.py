@@ -17,7 +17,7 @@ As there is a rule behind the pairs of dataset=preferences (gold_reward), how we
 
 Read finetune.py first. init_from is never touched; out_dir gets ckpt.pt (a plain checkpoint), resume.pt and log.csv.
 """
-from configurator import configure, usage
+from configurator import configure, expect, usage
 
 # what, and where to
 out_dir = 'out-align'
@@ -63,7 +63,7 @@ seed = 1337
 given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
 
-import copy, csv, math, os, signal, sys, time
+import copy, math, os, sys, time
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -71,8 +71,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from model import (Tokenizer, configure_optimizers, generate, load_checkpoint, load_examples, load_model,
-                   resolve_device, save_atomically, schedule_rate, set_aside)
+from model import (Log, Tokenizer, configure_optimizers, generate, load_checkpoint, load_examples, load_model,
+                   resolve_device, restore, save_atomically, schedule_rate, stop_when_asked)
 
 # ------------------------------------------------------------------------------------------------------------
 # 0. What is wanted, and what is learned from
@@ -473,16 +473,10 @@ def align():
             if name in given and globals()[name] != own[name]:
                 usage(f"{name}={globals()[name]}: the run in {out_dir} has {name}={own[name]}; leave {name} out")
         globals().update({k: v for k, v in own.items() if k not in given})
-    for name in ('batch_size eval_interval log_interval group_size ppo_epochs minibatches max_new_tokens num_samples '
-                 'num_prompts').split():
-        if globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in 'max_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef rpo_alpha'.split():
-        if globals()[name] < 0:
-            usage(f"{name}={globals()[name]}: expected at least 0")
-    for name in ('learning_rate', 'beta', 'clip'):
-        if globals()[name] <= 0:
-            usage(f"{name}={globals()[name]}: expected more than 0")
+    expect(globals(), 'batch_size eval_interval log_interval group_size ppo_epochs minibatches max_new_tokens num_samples '
+                      'num_prompts', least=1)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef rpo_alpha', least=0)
+    expect(globals(), 'learning_rate beta clip', above=0)
     if not 0 <= lam <= 1 or not 0 <= label_smoothing < 0.5:
         usage(f"lam={lam} label_smoothing={label_smoothing}: expected 0 <= lam <= 1 and 0 <= label_smoothing < 0.5")
     if method == 'reward' and loss == 'ipo':
@@ -562,25 +556,12 @@ def align():
     optimizer, = configure_optimizers(policy, 'adamw', learning_rate)
     step, best = 0, math.inf
     if resumed:
-        now = [{k: v for k, v in group.items() if k != 'params'} for group in optimizer.param_groups]
-        optimizer.load_state_dict(resumed['optimizer'])
-        for group, hyperparameters in zip(optimizer.param_groups, now):
-            group.update(hyperparameters)  # rates given anew count, and load_state_dict has put back the old
+        restore(optimizer, resumed['optimizer'])
         step, best = resumed['step'], resumed['best']
     resumed = None  # let go of the copy
 
     # 5. where it goes; an earlier run's results are set aside, not lost
-    os.makedirs(out_dir, exist_ok=True)
-    log_path = os.path.join(out_dir, 'log.csv')
-    table = ['step train_loss val_loss rate grad_norm answers_per_second seconds'.split() + FIGURES]
-    if step == 0:
-        set_aside(out_dir)
-    elif os.path.exists(log_path):  # rows that came after the last save will come again
-        with open(log_path, newline='', encoding='utf-8') as f:
-            table += [row for row in csv.reader(f) if row and row[0].isdigit() and int(row[0]) <= step]
-    log_file = open(log_path, 'w', newline='', encoding='utf-8', buffering=1)
-    log = csv.writer(log_file)
-    log.writerows(table)
+    log = Log(out_dir, ' '.join(['step train_loss val_loss rate grad_norm answers_per_second seconds'] + FIGURES), step)
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
@@ -618,13 +599,8 @@ def align():
         value, accuracy = (sum(column) / len(val) for column in zip(*totals))
         return value, {'accuracy': accuracy, **found}, more
 
-    # 6. Ctrl-C and kill ask us to stop after this step; a second Ctrl-C stops at once
-    stop = []
-    def on_signal(number, frame):
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-    handlers = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
+    # 6. Ctrl-C and kill ask us to stop after this step
+    stop, put_back = stop_when_asked()
 
     # 7. the loop
     first_step, seen, warned = step, defaultdict(list), False
@@ -638,8 +614,7 @@ def align():
             check_finite(val_loss, step, best)
             say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''} | "
                 + ' | '.join(f"{name} {value:.3f}" for name, value in found.items()))
-            log.writerow([step, '', f"{val_loss:.6f}", '', '', '', f"{pause - start:.2f}"]
-                         + [f"{found[name]:.4f}" if name in found else '' for name in FIGURES])
+            log.row(step=step, val_loss=val_loss, seconds=pause - start, **found)
             if val_loss < best:
                 best = val_loss
                 save('ckpt.pt', val_loss=best, dataset=dataset, **more)
@@ -675,9 +650,8 @@ def align():
             say(f"step {step}/{max_iters} | loss {mean['loss']:.4f} | rate {rate(step - 1):.2f} | norm {mean['norm']:.2f} | "
                 f"{speed:,.0f} answers/s | {left // 60}:{left % 60:02d} left | "
                 + ' | '.join(f"{name} {mean[name]:.3g}" for name in FIGURES if name in mean))
-            log.writerow([step, f"{mean['loss']:.6f}", '', f"{rate(step - 1):.6f}", f"{mean['norm']:.4f}",
-                          f"{speed:.0f}", f"{now - start:.2f}"]
-                         + [f"{mean[name]:.6g}" if name in mean else '' for name in FIGURES])
+            log.row(step=step, train_loss=mean['loss'], rate=rate(step - 1), grad_norm=mean['norm'],
+                    answers_per_second=speed, seconds=now - start, **mean)
             if mean.get('fallen', 0) < 0 and not warned:
                 warned = True
                 say(f"note: the chosen answers have become less likely, by {-mean['fallen']:.2f} nats each: DPO only asks "
@@ -685,9 +659,8 @@ def align():
             seen, mark = defaultdict(list), now
 
     # 8. the end: what was learned, by the best weights, as they lie in ckpt.pt
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
-    log_file.close()
+    put_back()
+    log.file.close()
     if stop and step < max_iters:
         save('resume.pt', **progress())
         return say(f"stopped after step {step}; go on with  python align.py init_from=resume out_dir={out_dir}")

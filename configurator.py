@@ -26,11 +26,13 @@ def usage(message):
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
     sys.exit(2)
 
-def at_least(least, settings, names):
-    """Settings for which less makes no sense: at_least(1, globals(), 'batch_size eval_iters'); rates must exceed 0."""
+def expect(settings, names, least=None, above=None, below=None):
+    """End with one line where a setting makes no sense: expect(globals(), 'dropout beta1', least=0, below=1)."""
+    bounds = [(least, 'at least', lambda v: v >= least), (above, 'more than', lambda v: v > above), (below, 'less than', lambda v: v < below)]
     for name in names.split():
-        if settings[name] < least or (settings[name] == 0 and name.endswith('learning_rate')):
-            usage(f"{name}={settings[name]}: expected {'more than 0' if name.endswith('learning_rate') else f'at least {least}'}")
+        if not all(holds(settings[name]) for bound, _, holds in bounds if bound is not None):
+            wanted = ' and '.join(f"{word} {bound}" for bound, word, _ in bounds if bound is not None)
+            usage(f"{name}={settings[name]}: expected {wanted}")
 
 def configure(settings):
     """

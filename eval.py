@@ -16,7 +16,7 @@ A number without its uncertainty is a rumour: beside most stands a standard erro
 compared with sacrebleu and NLTK, ROUGE with rouge-score, CIDEr-D with pycocoevalcap, token F1 with SQuAD's, HellaSwag
 with lm-evaluation-harness and build-nanogpt: equal to 1e-6 on hundreds of cases each.
 """
-from configurator import configure, usage
+from configurator import configure, expect, usage
 
 task = 'perplexity'    # perplexity | choices | text | instruct | code | kl | compare | speed
 out_dir = 'out'        # the folder of a ckpt.pt; or several, with commas: one table for all
@@ -593,9 +593,8 @@ def show(rows):
         print('  '.join(cell.ljust(n) if left else cell.rjust(n) for cell, n, left in zip(line, widths, words)))
 
 def main():
-    for name in ('batch_size', 'max_new_tokens', 'num_samples', 'limit', 'block_size', 'stride', 'seed'):
-        if globals()[name] < (least := int(name in ('batch_size', 'max_new_tokens', 'num_samples'))):
-            usage(f"{name}={globals()[name]}: expected at least {least}")
+    expect(globals(), 'batch_size max_new_tokens num_samples', least=1)
+    expect(globals(), 'limit block_size stride seed', least=0)
     if not re.fullmatch(r'(\d*\.)?\d+(,(\d*\.)?\d+)*' if task == 'code' else r'(\d*\.)?\d+', temperature):
         usage(f"temperature={temperature}: expected a number, 0 or more; only task=code takes several, with commas")
     names, (where, number) = out_dir.split(','), resolve_device(device, dtype)

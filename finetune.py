@@ -14,7 +14,7 @@ only where the assistant speaks. Conversations are short, so many share a row, n
 all may move or only a few. The base is never touched: out_dir gets ckpt.pt (the best weights so far, merged, so that
 every script reads them), resume.pt, log.csv, and with method=lora also lora.pt, the change alone.
 """
-from configurator import configure, usage
+from configurator import configure, expect, usage
 
 # what, and where to
 out_dir = 'out-sft'
@@ -67,7 +67,7 @@ seed = 1337
 given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
 
-import csv, math, os, signal, sys, time
+import math, os, sys, time
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -77,8 +77,8 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from model import (build_model, configure_optimizers, generate, load_checkpoint, load_dataset, load_examples,
-                   load_model, resolve_device, save_atomically, schedule_rate, set_aside)
+from model import (Log, build_model, configure_optimizers, generate, load_checkpoint, load_dataset, load_examples,
+                   load_model, resolve_device, restore, save_atomically, schedule_rate, stop_when_asked)
 
 # ---- what is learned from ----
 
@@ -350,20 +350,12 @@ def finetune():
             if name in given and globals()[name] != own[name]:
                 usage(f"{name}={globals()[name]}: the run in {out_dir} has {name}={own[name]}; leave {name} out")
         globals().update({k: v for k, v in own.items() if k not in given})
-    for name in ('batch_size', 'gradient_accumulation_steps', 'eval_interval', 'eval_iters', 'log_interval', 'lora_r',
-                 'adapter_size', 'max_new_tokens'):
-        if globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in ('max_iters', 'warmup_iters', 'lr_decay_iters', 'grad_clip', 'weight_decay', 'min_lr', 'seed',
-                 'block_size', 'freeze_layers', 'num_samples', 'patience'):
-        if globals()[name] < 0:
-            usage(f"{name}={globals()[name]}: expected at least 0")
-    for name in ('learning_rate', 'muon_learning_rate', 'temperature'):
-        if globals()[name] <= 0:
-            usage(f"{name}={globals()[name]}: expected more than 0")
-    for name in ('beta1', 'beta2', 'lora_dropout', 'dropout'):
-        if not 0 <= globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected 0 <= {name} < 1")
+    expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval lora_r adapter_size '
+                      'max_new_tokens', least=1)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr seed block_size freeze_layers '
+                      'num_samples patience', least=0)
+    expect(globals(), 'learning_rate muon_learning_rate temperature', above=0)
+    expect(globals(), 'beta1 beta2 lora_dropout dropout', least=0, below=1)
     if not 0 <= distill_weight <= 1:
         usage(f"distill_weight={distill_weight}: expected 0 <= distill_weight <= 1")
     if os.path.realpath(out_dir) == os.path.realpath(init_from):
@@ -465,10 +457,7 @@ def finetune():
         if len(optimizers) != len(resumed['optimizers']):
             sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
         for o, state in zip(optimizers, resumed['optimizers']):
-            now = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
-            o.load_state_dict(state)
-            for group, hyperparameters in zip(o.param_groups, now):
-                group.update(hyperparameters)  # rates given anew count, and load_state_dict has put back the old
+            restore(o, state)
         if resumed['scaler']:
             scaler.load_state_dict(resumed['scaler'])
         step, best, worse, before = (resumed[name] for name in ('step', 'best', 'worse', 'before'))
@@ -486,18 +475,8 @@ def finetune():
     say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
 
     # 7. where it goes; an earlier run's results are set aside, not lost
-    os.makedirs(out_dir, exist_ok=True)
-    log_path = os.path.join(out_dir, 'log.csv')
     if chief:
-        table = ['step tokens train_loss val_loss rate grad_norm tokens_per_second seconds'.split()]
-        if step == 0:
-            set_aside(out_dir)
-        elif os.path.exists(log_path):  # rows that came after the last save will come again
-            with open(log_path, newline='', encoding='utf-8') as f:
-                table += [row for row in csv.reader(f) if row and row[0].isdigit() and int(row[0]) <= step]
-        log_file = open(log_path, 'w', newline='', encoding='utf-8', buffering=1)
-        log = csv.writer(log_file)
-        log.writerows(table)
+        log = Log(out_dir, 'step tokens train_loss val_loss rate grad_norm tokens_per_second seconds', step)
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
@@ -529,13 +508,8 @@ def finetune():
         learner.train()
         return sums
 
-    # 8. Ctrl-C and kill ask us to stop after this step; a second Ctrl-C stops at once
-    stop = []
-    def on_signal(number, frame):
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-    handlers = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
+    # 8. Ctrl-C and kill ask us to stop after this step
+    stop, put_back = stop_when_asked(world > 1)
 
     # 9. the loop
     first_step, losses, stopping = step, [], False
@@ -560,7 +534,7 @@ def finetune():
             better = ', the best so far' if val_loss < best else ''
             say(f"step {step}: validation loss {val_loss:.4f}{accuracy}{better}")
             if chief:
-                log.writerow([step, step * rows * T, '', f"{val_loss:.6f}", '', '', '', f"{pause - start:.2f}"])
+                log.row(step=step, tokens=step * rows * T, val_loss=val_loss, seconds=pause - start)
             worse = 0 if val_loss < best else worse + 1
             if val_loss < best:
                 best = val_loss
@@ -618,19 +592,18 @@ def finetune():
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} tokens/s | {left // 60}:{left % 60:02d} left")
             if chief:
-                log.writerow([step, step * rows * T, f"{mean:.6f}", '', f"{rate(step - 1):.6f}", f"{grad_norm:.4f}",
-                              f"{speed:.0f}", f"{now - start:.2f}"])
+                log.row(step=step, tokens=step * rows * T, train_loss=mean, rate=rate(step - 1), grad_norm=grad_norm.item(),
+                        tokens_per_second=speed, seconds=now - start)
             losses, mark = [], now
 
     # 10. the end: what was learned, by the best weights, as they lie in ckpt.pt
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
+    put_back()
     if stopping:
         if chief:
             save('resume.pt', **progress())
         say(f"stopped after step {step}; go on with  python finetune.py init_from=resume out_dir={out_dir}")
     elif chief:
-        log_file.close()
+        log.file.close()
         best_model, _, saved = load_model(out_dir, where)
         if labels:
             classifier.load_state_dict(saved['classifier'])

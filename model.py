@@ -14,7 +14,7 @@ Read it top to bottom; each section needs only those above it:
 Shape letters, here and in every script: B batch, T time (tokens), C channels (n_embd), H heads, D channels per
 head, V vocabulary. There is nothing to run here: train.py does, and tests/test_model.py shows what must hold.
 """
-import codecs, ctypes, json, math, os, re, sys, unicodedata
+import codecs, csv, ctypes, json, math, os, re, signal, sys, unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -932,6 +932,13 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
         group['initial_lr'] = group['lr']
     return optimizers
 
+def restore(optimizer, state):
+    """load_state_dict(), after which rates and the like are still those that this run was given, not the saved ones."""
+    now = [{k: v for k, v in group.items() if k != 'params'} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, hyperparameters in zip(optimizer.param_groups, now):
+        group.update(hyperparameters)
+
 # ------------------------------------------------------------------------------------------------------------
 # 6. Files, and the device
 
@@ -1075,6 +1082,41 @@ def set_aside(folder):
         os.makedirs(os.path.join(folder, f'previous-{n}'))
         for name in there:
             os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
+
+class Log:
+    """
+    out_dir/log.csv, a row per report. A new run (step 0) first sets aside what the folder holds; one that goes on drops the
+    rows that came after its last save, for they will come again.
+    """
+    def __init__(self, folder, columns, step):
+        os.makedirs(folder, exist_ok=True)
+        self.path, self.columns, rows = os.path.join(folder, 'log.csv'), columns.split(), []
+        if step == 0:
+            set_aside(folder)
+        elif os.path.exists(self.path):
+            with open(self.path, newline='', encoding='utf-8') as f:
+                rows = [row for row in csv.reader(f) if row and row[0].isdigit() and int(row[0]) <= step]
+        with open(f'{self.path}.tmp', 'w', newline='', encoding='utf-8') as f:
+            csv.writer(f).writerows([self.columns] + rows)
+        os.replace(f'{self.path}.tmp', self.path)
+        self.file = open(self.path, 'a', newline='', encoding='utf-8', buffering=1)
+
+    def row(self, **values):
+        row = [values.get(column, '') for column in self.columns]
+        csv.writer(self.file).writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
+
+def stop_when_asked(many=False):
+    """
+    Ctrl-C and kill end a run after its step: they put their number into the list that is returned; a second Ctrl-C, without
+    other processes, stops at once. Also returned: a function that puts things back as they were.
+    """
+    asked = []
+    def on_signal(number, frame):
+        if asked and number == signal.SIGINT and not many:  # note: torchrun and batch systems like to send SIGTERM twice
+            raise KeyboardInterrupt
+        asked.append(number)
+    before = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
+    return asked, lambda: [signal.signal(name, handler) for name, handler in before.items()]
 
 def resolve_device(device='auto', dtype='auto', save_memory=False):
     """

@@ -15,7 +15,7 @@ A model gives every token in the vocabulary a score; the settings below decide h
 model and its tokenizer both come from out_dir/ckpt.pt, so nothing else is needed. Everything streams: a text
 appears as it is written.
 """
-from configurator import configure, usage
+from configurator import configure, expect, usage
 
 # what to write
 out_dir = 'out'            # the folder of a ckpt.pt
@@ -613,9 +613,7 @@ if (link !== null) { $('prompt').value = link; go() }
 # ------------------------------------------------------------------------------------------------------------
 
 def main():
-    for name in ('num_samples', 'max_new_tokens', 'draft_tokens'):
-        if globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected at least 1")
+    expect(globals(), 'num_samples max_new_tokens draft_tokens', least=1)
     if not 0 <= serve < 2**16 or chat + (show != 'text') + (serve > 0) > 1:
         usage(f"serve={serve} chat={chat} show={show}: expected one of the three, and a port from 1 to 65535")
     model, tokenizer, where = load(out_dir)

@@ -15,7 +15,7 @@ exactly) and out_dir/log.csv. Ctrl-C finishes the step, saves and says how to go
 step t is a function of (seed, t) alone, so a run that was resumed, or spread over more processes, reads the same text in
 the same order.
 """
-from configurator import at_least, configure, usage
+from configurator import configure, expect, usage
 
 # what, and where to
 out_dir = 'out'
@@ -75,7 +75,7 @@ seed = 1337
 given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
 
-import csv, importlib, json, math, os, signal, sys, time
+import csv, importlib, json, math, os, sys, time
 try:
     import resource
 except ImportError:  # on Windows
@@ -87,8 +87,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
-from model import (GPTConfig, Tokenizer, build_model, configure_optimizers, describe, generate, load_checkpoint, load_dataset,
-                   resolve_device, save_atomically, schedule_rate, set_aside, share, sparkline)
+from model import (GPTConfig, Log, Tokenizer, build_model, configure_optimizers, describe, generate, load_checkpoint,
+                   load_dataset, resolve_device, restore, save_atomically, schedule_rate, share, sparkline, stop_when_asked)
 
 # peak bfloat16 FLOP/s (float16 on the T4) of accelerators, without sparsity, from NVIDIA's data sheets
 PEAKS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'T4': 65e12}
@@ -210,11 +210,10 @@ def train():
             sys.exit(f"{out_dir}/resume.pt holds no optimizer state: start from its weights with init_from={out_dir}")
         own = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
         globals().update({k: v for k, v in own.items() if k not in given})
-    at_least(1, globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval')
-    at_least(0, globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr sample_every seed beta1 beta2 '
-                           'learning_rate muon_learning_rate')
-    if max(beta1, beta2) >= 1:
-        usage(f"beta1={beta1} beta2={beta2}: expected less than 1")
+    expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval', least=1)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr sample_every seed', least=0)
+    expect(globals(), 'learning_rate muon_learning_rate', above=0)
+    expect(globals(), 'beta1 beta2', least=0, below=1)
     if tensorboard:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -307,15 +306,12 @@ def train():
         if len(optimizers) != len(resumed['optimizers']):
             sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
         for o, state in zip(optimizers, resumed['optimizers']):
-            now = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
             params = [p for group in o.param_groups for p in group['params']]
             for i, kept in state['state'].items():  # of what parallel=fsdp spreads, our part
                 kept.update({k: share(v, params[i]) for k, v in kept.items() if v.shape == params[i].shape})
-            o.load_state_dict(state)
+            restore(o, state)
             for p, kept in o.optim.state.items() if zero else ():  # it leaves AdamW's count of steps on the CPU
                 kept.update({k: v.to(p.device) for k, v in kept.items()})
-            for group, hyperparameters in zip(o.param_groups, now):
-                group.update(hyperparameters)  # rates given anew count, and load_state_dict has put back the old
         if resumed['scaler']:
             scaler.load_state_dict(resumed['scaler'])
         step, best = resumed['step'], resumed['best']
@@ -332,21 +328,8 @@ def train():
     say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
 
     # 6. where it goes; an earlier run's results are set aside, not lost
-    os.makedirs(out_dir, exist_ok=True)
-    log_path = os.path.join(out_dir, 'log.csv')
     if chief:
-        columns = 'step tokens train_loss val_loss rate grad_norm tokens_per_second seconds'.split()
-        table = [columns]
-        if step == 0:
-            set_aside(out_dir)
-        elif os.path.exists(log_path):  # rows that came after the last save will come again
-            with open(log_path, newline='', encoding='utf-8') as f:
-                table += [row for row in csv.reader(f) if row and row[0].isdigit() and int(row[0]) <= step]
-        with open(f'{log_path}.tmp', 'w', newline='', encoding='utf-8') as f:
-            csv.writer(f).writerows(table)
-        os.replace(f'{log_path}.tmp', log_path)
-        log_file = open(log_path, 'a', newline='', encoding='utf-8', buffering=1)
-        log = csv.writer(log_file)
+        log = Log(out_dir, 'step tokens train_loss val_loss rate grad_norm tokens_per_second seconds', step)
         board = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=step + 1) if tensorboard else None
     settings = {k: globals()[k] for k in SETTINGS}
 
@@ -399,18 +382,12 @@ def train():
 
     def record(**values):
         """A row of log.csv."""
-        row = {'step': step, 'tokens': step * tokens, **{k: f"{v:.6g}" for k, v in values.items()}}
-        log.writerow([row.get(column, '') for column in columns])
+        log.row(step=step, tokens=step * tokens, **values)
         for name, value in values.items() if board else ():
             board.add_scalar(name, value, step)
 
-    # 7. Ctrl-C and kill ask us to stop after this step; a second Ctrl-C stops at once
-    stop = []
-    def on_signal(number, frame):
-        if stop and number == signal.SIGINT and not many:  # note: torchrun and batch systems like to send SIGTERM twice
-            raise KeyboardInterrupt
-        stop.append(number)
-    handlers = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
+    # 7. Ctrl-C and kill ask us to stop after this step
+    stop, put_back = stop_when_asked(many)
 
     # 8. the loop
     gpu = torch.cuda.get_device_name() if kind == 'cuda' else ''
@@ -495,8 +472,7 @@ def train():
             losses, mark = [], now
 
     # 9. the end: what was learned
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
+    put_back()
     if stopping:
         save_progress()
         say(f"stopped after step {step}; go on with  python train.py init_from=resume out_dir={out_dir}")
@@ -512,8 +488,8 @@ def train():
             say(f"a language model is a compressor. bits per byte on the same {len(text):,} bytes of validation text: "
                 + ', '.join(f"{name} {b / len(text):.3f}" for name, b in bits.items()))
         if chief:
-            log_file.close()
-            plot(log_path)
+            log.file.close()
+            plot(log.path)
         say("next:  python " + (f"sample.py out_dir={out_dir}".removesuffix(' out_dir=out') if causal else
                                 f"finetune.py task=classify init_from={out_dir}"))
     if many:

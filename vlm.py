@@ -18,7 +18,7 @@ no training scene: who has understood "red" and "circle" can say "red circle" al
 Writes out_dir/ckpt.pt (the best weights so far), resume.pt (everything to go on exactly), log.csv, sheet.png, and for
 task=caption captions-*.jsonl, which eval.py scores. max_iters=0 with init_from=DIR only measures.
 """
-from configurator import configure, usage
+from configurator import configure, expect, usage
 
 # what, and where to
 task = 'clip'           # clip | caption | vqa | look: look only shows the data
@@ -60,7 +60,7 @@ seed = 1337
 given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
 
-import csv, json, math, os, re, signal, struct, sys, time, zlib
+import json, math, os, re, struct, sys, time, zlib
 from collections import Counter, defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -72,8 +72,8 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from model import (GPT, GPTConfig, KVCache, Tokenizer, configure_optimizers, load_checkpoint, load_pictures,
-                   make_norm, resolve_device, save_atomically, schedule_rate, set_aside)
+from model import (GPT, GPTConfig, KVCache, Log, Tokenizer, configure_optimizers, load_checkpoint, load_pictures,
+                   make_norm, resolve_device, restore, save_atomically, schedule_rate, stop_when_asked)
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. Scenes: one to three shapes, and all that can be said and asked about them
@@ -481,15 +481,9 @@ def train():
             sys.exit(f"{out_dir}/resume.pt holds no optimizer state: start from its weights with init_from={out_dir}")
         before = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
         globals().update({k: v for k, v in before.items() if k not in given})
-    for name in ('image_size', 'patch_size', 'batch_size', 'text_layers', 'questions', 'eval_interval', 'eval_iters', 'log_interval'):
-        if globals()[name] < 1:
-            usage(f"{name}={globals()[name]}: expected at least 1")
-    for name in ('max_iters', 'warmup_iters', 'lr_decay_iters', 'grad_clip', 'shift', 'num_samples', 'seed'):
-        if globals()[name] < 0:
-            usage(f"{name}={globals()[name]}: expected at least 0")
-    for name in ('learning_rate', 'muon_learning_rate'):
-        if globals()[name] <= 0:
-            usage(f"{name}={globals()[name]}: expected more than 0")
+    expect(globals(), 'image_size patch_size batch_size text_layers questions eval_interval eval_iters log_interval', least=1)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip shift num_samples seed', least=0)
+    expect(globals(), 'learning_rate muon_learning_rate', above=0)
     if freeze and (task == 'clip' or init_from == 'scratch'):
         usage("freeze=True keeps a tower that has learned to see: it needs task=caption or vqa, and init_from=out-clip")
 
@@ -550,10 +544,7 @@ def train():
     step, best = 0, math.inf
     if resumed:
         for o, state in zip(optimizers, resumed['optimizers']):
-            now = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
-            o.load_state_dict(state)
-            for group, hyperparameters in zip(o.param_groups, now):
-                group.update(hyperparameters)  # rates given anew count, and load_state_dict has put back the old
+            restore(o, state)
         step, best = resumed['step'], resumed['best']
     old = resumed = None  # let go of the copies
     run = DistributedDataParallel(model, forward_sync_buffers=False) if world > 1 else model
@@ -566,18 +557,8 @@ def train():
     say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
 
     # 6. where it goes; an earlier run's results are set aside, not lost
-    os.makedirs(out_dir, exist_ok=True)
-    log_path = os.path.join(out_dir, 'log.csv')
     if chief:
-        table = ['step pictures train_loss val_loss rate grad_norm pictures_per_second seconds'.split()]
-        if step == 0:
-            set_aside(out_dir)
-        elif os.path.exists(log_path):  # rows that came after the last save will come again
-            with open(log_path, newline='', encoding='utf-8') as f:
-                table += [row for row in csv.reader(f) if row and row[0].isdigit() and int(row[0]) <= step]
-        log_file = open(log_path, 'w', newline='', encoding='utf-8', buffering=1)
-        log = csv.writer(log_file)
-        log.writerows(table)
+        log = Log(out_dir, 'step pictures train_loss val_loss rate grad_norm pictures_per_second seconds', step)
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
@@ -604,13 +585,8 @@ def train():
         model.train()
         return torch.stack(losses).mean().item()
 
-    # 7. Ctrl-C and kill ask us to stop after this step; a second Ctrl-C stops at once
-    stop = []
-    def on_signal(number, frame):
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-    handlers = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
+    # 7. Ctrl-C and kill ask us to stop after this step
+    stop, put_back = stop_when_asked(world > 1)
 
     # 8. the loop
     first_step, losses, stopping = step, [], False
@@ -625,7 +601,7 @@ def train():
             check_finite(val_loss, step, best)
             say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
             if chief:
-                log.writerow([step, step * batch_size, '', f"{val_loss:.6f}", '', '', '', f"{before - start:.2f}"])
+                log.row(step=step, pictures=step * batch_size, val_loss=val_loss, seconds=before - start)
             if val_loss < best:
                 best = val_loss
                 if chief:
@@ -661,19 +637,18 @@ def train():
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} pictures/s | {left // 60}:{left % 60:02d} left")
             if chief:
-                log.writerow([step, step * batch_size, f"{mean:.6f}", '', f"{rate(step - 1):.6f}", f"{grad_norm:.4f}",
-                              f"{speed:.0f}", f"{now - start:.2f}"])
+                log.row(step=step, pictures=step * batch_size, train_loss=mean, rate=rate(step - 1), grad_norm=grad_norm.item(),
+                        pictures_per_second=speed, seconds=now - start)
             losses, mark = [], now
 
     # 9. the end: what was learned
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
+    put_back()
     if stopping:
         if chief:
             save('resume.pt', **progress())
         say(f"stopped after step {step}; go on with  python vlm.py init_from=resume out_dir={out_dir}")
     elif chief:
-        log_file.close()
+        log.file.close()
         load_weights(model, load_checkpoint(out_dir), True)  # the best, which is what the folder keeps
         measure(model, tokenizer, where, autocast)
     if world > 1:

@@ -10,7 +10,7 @@ from conftest import ROOT, refused, run
 from model import Tokenizer, load_checkpoint, load_model, load_pictures
 
 TINY = dict(task='clip', dataset='shapes', init_from='scratch', out_dir='out', image_size=32, patch_size=8, n_layer=2, n_head=2, n_embd=32,
-            block_size=32, fusion='early', freeze=False, batch_size=16, max_iters=6, warmup_iters=2, eval_interval=3, eval_iters=1,
+            block_size=48, text_layers=2, questions=2, fusion='early', freeze=False, batch_size=16, max_iters=6, warmup_iters=2, eval_interval=3, eval_iters=1,
             log_interval=2, num_samples=1, shift=2, device='cpu', dtype='float32', seed=1337, learning_rate=0.005, muon_learning_rate=0.02,
             lr_decay_iters=0, templates='{}|a picture of {}')
 
