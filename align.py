@@ -28,7 +28,7 @@ method = 'dpo'          # reward | dpo | ppo | grpo | constitution | best
 loss = 'sigmoid'        # sigmoid | ipo | hinge: what a pair costs, in reward (not ipo), dpo and constitution
 # dpo
 beta = 0.1              # what leaving the reference costs, in reward per nat; small: the policy goes far
-rpo_alpha = 1.0         # weight of -log p per token of the chosen answer (Pang et al. 2024), without which it may fall too
+rpo_alpha = 1.0         # weight of -log p per token of the chosen answer (Pang et al. 2024): else it may fall, too
 label_smoothing = 0.0   # the fraction of pairs taken to be the wrong way round (loss=sigmoid)
 # ppo and grpo
 reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
@@ -71,8 +71,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from model import (Log, Tokenizer, configure_optimizers, generate, load_checkpoint, load_examples, load_model,
-                   resolve_device, restore, save_atomically, schedule_rate, stop_when_asked)
+from model import (Log, Tokenizer, check_finite, configure_optimizers, generate, load_checkpoint, load_examples,
+                   load_model, resolve_device, restore, save_atomically, schedule_rate, stop_when_asked)
 
 # ------------------------------------------------------------------------------------------------------------
 # 0. What is wanted, and what is learned from
@@ -398,12 +398,6 @@ def rate(step):
     """The fraction of the peak learning rate at this step: up in the warmup, then down to 0 in a straight line."""
     return schedule_rate(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
 
-def check_finite(loss, step, best):
-    """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
-    if not math.isfinite(loss):
-        sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g}: "
-                 f"try a lower one. {out_dir}/ckpt.pt still holds the best model, of validation loss {best:.4f}")
-
 @torch.no_grad()
 def measure(policy, reference, judge, examples, tokenizer, where, temperature=1.0):
     """
@@ -460,7 +454,8 @@ def best_of(policy, judge, examples, tokenizer, where):
         picked = gold.gather(1, by[:, :k].argmax(1, keepdim=True)).mean()
         print(f"{k:>4}{math.log(k) - (k - 1) / k:>8.3f}{picked:>41.3f}{gold[:, :k].amax(1).mean():>22.3f}")
 
-FIGURES = 'dpo accuracy margin chosen rejected reward gold kl entropy approx_kl clip_fraction explained_variance'.split()
+FIGURES = ('dpo accuracy margin chosen rejected reward gold kl entropy approx_kl clip_fraction '
+           'explained_variance').split()
 
 def align():
     # 1. settings that make no sense, and those of the run that we resume
@@ -473,8 +468,8 @@ def align():
             if name in given and globals()[name] != own[name]:
                 usage(f"{name}={globals()[name]}: the run in {out_dir} has {name}={own[name]}; leave {name} out")
         globals().update({k: v for k, v in own.items() if k not in given})
-    expect(globals(), 'batch_size eval_interval log_interval group_size ppo_epochs minibatches max_new_tokens num_samples '
-                      'num_prompts', least=1)
+    expect(globals(), 'batch_size eval_interval log_interval group_size ppo_epochs minibatches max_new_tokens '
+                      'num_samples num_prompts', least=1)
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef rpo_alpha', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
     if not 0 <= lam <= 1 or not 0 <= label_smoothing < 0.5:
@@ -611,7 +606,7 @@ def align():
             pause = time.perf_counter()
             with autocast:
                 val_loss, found, more = evaluate()
-            check_finite(val_loss, step, best)
+            check_finite('loss', val_loss, step, learning_rate * rate(step), out_dir, best)
             say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''} | "
                 + ' | '.join(f"{name} {value:.3f}" for name, value in found.items()))
             log.row(step=step, val_loss=val_loss, seconds=pause - start, **found)
@@ -630,7 +625,7 @@ def align():
                   updates(batch_of(train, step, batch_size)))
         with autocast:
             for value, figures in losses:
-                check_finite(value.item(), step, best)
+                check_finite('loss', value.item(), step, learning_rate * rate(step), out_dir, best)
                 value.backward()
                 figures['norm'] = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip or math.inf)
                 optimizer.step()

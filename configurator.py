@@ -28,7 +28,8 @@ def usage(message):
 
 def expect(settings, names, least=None, above=None, below=None):
     """End with one line where a setting makes no sense: expect(globals(), 'dropout beta1', least=0, below=1)."""
-    bounds = [(least, 'at least', lambda v: v >= least), (above, 'more than', lambda v: v > above), (below, 'less than', lambda v: v < below)]
+    bounds = [(least, 'at least', lambda v: v >= least), (above, 'more than', lambda v: v > above),
+              (below, 'less than', lambda v: v < below)]
     for name in names.split():
         if not all(holds(settings[name]) for bound, _, holds in bounds if bound is not None):
             wanted = ' and '.join(f"{word} {bound}" for bound, word, _ in bounds if bound is not None)

@@ -77,8 +77,9 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from model import (Log, build_model, configure_optimizers, generate, load_checkpoint, load_dataset, load_examples,
-                   load_model, resolve_device, restore, save_atomically, schedule_rate, stop_when_asked)
+from model import (Log, build_model, check_finite, configure_optimizers, generate, load_checkpoint,
+                   load_dataset, load_examples, load_model, resolve_device, restore, save_atomically,
+                   schedule_rate, stop_when_asked)
 
 # ---- what is learned from ----
 
@@ -242,8 +243,8 @@ def adapt(model, tokenizer):
             if last in lora_on.split(','):
                 setattr(model.blocks.get_submodule(parent), last, LoRA(linear, lora_r, lora_alpha, lora_dropout))
     if task == 'sft' and method in ('lora', 'adapter'):
-        # <|user|> and its like stand in no text that the base has read: their vectors are noise, and without them little
-        # is learned. So these few rows of the embedding and of the head move, too, and the rest of their gradient is cut
+        # <|user|> and its like stand in no text that the base has read: their vectors are noise, and without them
+        # little is learned. So these few rows of embedding and head move, too, and the rest of their gradient is cut
         rows = torch.zeros(len(model.wte.weight), 1)
         rows[list(tokenizer.special.values())] = 1
         for table in {model.wte.weight, model.head.weight}:  # just one, where they are tied
@@ -330,13 +331,6 @@ def rate(step):
     """The fraction of the peak learning rate at this step."""
     return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
 
-def check_finite(loss, step, best):
-    """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
-    if not math.isfinite(loss):
-        sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
-                 f"{muon_learning_rate * rate(step):.2g}): try a lower one. {out_dir}/ckpt.pt still holds the best model, "
-                 f"of validation loss {best:.4f}")
-
 # ---- the run ----
 
 def finetune():
@@ -350,10 +344,10 @@ def finetune():
             if name in given and globals()[name] != own[name]:
                 usage(f"{name}={globals()[name]}: the run in {out_dir} has {name}={own[name]}; leave {name} out")
         globals().update({k: v for k, v in own.items() if k not in given})
-    expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval lora_r adapter_size '
-                      'max_new_tokens', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr seed block_size freeze_layers '
-                      'num_samples patience', least=0)
+    expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval lora_r '
+                      'adapter_size max_new_tokens', least=1)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr seed block_size '
+                      'freeze_layers num_samples patience', least=0)
     expect(globals(), 'learning_rate muon_learning_rate temperature', above=0)
     expect(globals(), 'beta1 beta2 lora_dropout dropout', least=0, below=1)
     if not 0 <= distill_weight <= 1:
@@ -528,7 +522,7 @@ def finetune():
             if world > 1:
                 dist.all_reduce(sums := sums.to(where))
             val_loss = (sums[0] / sums[1]).item()
-            check_finite(val_loss, step, best)
+            check_finite('loss', val_loss, step, learning_rate * rate(step), out_dir, best)
             right = sums[2::len(labels) + 1].sum() / sums[1]  # the diagonal
             accuracy = f", accuracy {100 * right.item():.2f} %" if labels else ''
             better = ', the best so far' if val_loss < best else ''
@@ -545,7 +539,8 @@ def finetune():
                         ours = {k: model.state_dict()[k][list(tokenizer.special.values())].clone()
                                 for k in ('wte.weight', 'head.weight')}
                         save_atomically(os.path.join(out_dir, 'lora.pt'), {
-                            'format': 'ninefiles-1', 'lora': alone, 'rows': ours, 'lora_r': lora_r, 'lora_alpha': lora_alpha})
+                            'format': 'ninefiles-1', 'lora': alone, 'rows': ours, 'lora_r': lora_r,
+                            'lora_alpha': lora_alpha})
             if chief and step > first_step:
                 save('resume.pt', **progress())
             mark += time.perf_counter() - pause  # the clock of tokens per second stands still meanwhile
@@ -585,15 +580,15 @@ def finetune():
                 dist.all_reduce(report)  # the sum over processes; and if one was asked to stop, all do
             *values, stopping = report.tolist()
             for at, value in enumerate(values, step - len(values)):
-                check_finite(value, at, best)
+                check_finite('loss', value, at, learning_rate * rate(at), out_dir, best)
             now = time.perf_counter()
             mean, speed = sum(values) / len(values), rows * T * len(values) / max(now - mark, 1e-9)
             left = int((max_iters - step) * (now - start) / (step - first_step))
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} tokens/s | {left // 60}:{left % 60:02d} left")
             if chief:
-                log.row(step=step, tokens=step * rows * T, train_loss=mean, rate=rate(step - 1), grad_norm=grad_norm.item(),
-                        tokens_per_second=speed, seconds=now - start)
+                log.row(step=step, tokens=step * rows * T, train_loss=mean, rate=rate(step - 1),
+                        grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
             losses, mark = [], now
 
     # 10. the end: what was learned, by the best weights, as they lie in ckpt.pt

@@ -296,8 +296,8 @@ class Attention(nn.Module):
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D): these T tokens and all before them
         causal = c.causal and mask is None and T > 1  # note: one new token may look at everything there is
         dropout_p = c.dropout if self.training else 0.0
-        # one formula, two ways to compute it. in bfloat16 on a CPU the written-out one is the quicker, forward and back (7 ms
-        # against 14 for 2,048 tokens in rows of 512), but it holds T x T weights; in float32 the fused one is
+        # one formula, two ways to compute it. in bfloat16 on a CPU the written-out one is the quicker, forward and back
+        # (7 ms against 14 for 2,048 tokens in rows of 512), but it holds T x T weights; in float32 the fused one is
         quick_by_hand = x.device.type == 'cpu' and v.dtype == torch.bfloat16 and 1 < T <= 512
         if self.collected is not None or quick_by_hand:
             if causal:
@@ -351,9 +351,10 @@ MOST_NUMBERS = 2**24  # in any one tensor that comes and goes while a model trai
 
 class SumOfLosses(torch.autograd.Function):
     """
-    sum(-log p(target)) for hidden states x (N, C), the head's weight (V and padding, C) and targets (N,). For GPT-2, 2,048
-    rows of 50,257 scores would be 400 MB, several times over: so `rows` rows at a time, scores are computed, turned into
-    their gradient, which is softmax(scores) and 1 less at the target, and that into those of x and weight. None is kept.
+    sum(-log p(target)) for hidden states x (N, C), the head's weight (V and padding, C) and targets (N,). For GPT-2,
+    2,048 rows of 50,257 scores would be 400 MB, several times over: so `rows` rows at a time, scores are computed, turned
+    into their gradient, which is softmax(scores) and 1 less at the target, and that into those of x and weight. None is
+    kept.
     """
     @staticmethod
     def forward(ctx, x, weight, targets, V, rows):
@@ -759,7 +760,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
     model.eval()
 
     def read(rows, cache):
-        """Whole contexts -> their last tokens' hidden states (len(rows), C). Padding is on the right: causality hides it."""
+        """Whole contexts -> their last tokens' hidden states (len(rows), C). Causality hides the padding on the right."""
         lengths = [len(contexts[b]) for b in rows]
         idx = torch.zeros(len(rows), max(lengths), dtype=torch.long)
         for i, b in enumerate(rows):
@@ -1085,8 +1086,8 @@ def set_aside(folder):
 
 class Log:
     """
-    out_dir/log.csv, a row per report. A new run (step 0) first sets aside what the folder holds; one that goes on drops the
-    rows that came after its last save, for they will come again.
+    out_dir/log.csv, a row per report. A new run (step 0) first sets aside what the folder holds; one that goes on drops
+    the rows that came after its last save, for they will come again.
     """
     def __init__(self, folder, columns, step):
         os.makedirs(folder, exist_ok=True)
@@ -1105,14 +1106,21 @@ class Log:
         row = [values.get(column, '') for column in self.columns]
         csv.writer(self.file).writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
 
+def check_finite(what, value, step, learning_rate, folder, best):
+    """End the run if a loss or a gradient is nan or inf: nothing is saved any more."""
+    if not math.isfinite(value):
+        kept = f"{folder}/ckpt.pt still holds the best model, of validation loss {best:.4f}"
+        sys.exit(f"the {what} is {value} at step {step}, where the learning rate was {learning_rate:.2g}: try a lower one. "
+                 + (kept if best < math.inf else "Nothing was saved"))
+
 def stop_when_asked(many=False):
     """
-    Ctrl-C and kill end a run after its step: they put their number into the list that is returned; a second Ctrl-C, without
-    other processes, stops at once. Also returned: a function that puts things back as they were.
+    Ctrl-C and kill end a run after its step: they put their number into the list that is returned; a second Ctrl-C,
+    without other processes, stops at once. Also returned: a function that puts things back as they were.
     """
     asked = []
     def on_signal(number, frame):
-        if asked and number == signal.SIGINT and not many:  # note: torchrun and batch systems like to send SIGTERM twice
+        if asked and number == signal.SIGINT and not many:  # note: torchrun and batch systems send SIGTERM twice
             raise KeyboardInterrupt
         asked.append(number)
     before = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
@@ -1136,8 +1144,8 @@ def resolve_device(device='auto', dtype='auto', save_memory=False):
         dtype = 'bfloat16' if has_bfloat16(kind) else 'float16' if kind == 'cuda' else 'float32'
     if kind == 'cpu' and sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
         # glibc returns large blocks to the kernel at every free(), and the next malloc() gets them back zeroed, page by
-        # page: in a training loop, the same megabytes all day. So keep them (-1: M_TRIM_THRESHOLD, -3: M_MMAP_THRESHOLD;
-        # older ones allow 32 MB at most); with save_memory just those below 2 MB, for large ones leave holes behind
+        # page: in a training loop, the same megabytes all day. So keep them (-1: M_TRIM_THRESHOLD; -3: M_MMAP_THRESHOLD,
+        # where older ones allow 32 MB); with save_memory just those below 2 MB, for large ones leave holes behind
         libc.mallopt(-1, 2**31 - 1)
         libc.mallopt(-3, 2**21 if save_memory else 2**30) or libc.mallopt(-3, 2**25)
     return device, dtype
@@ -1157,8 +1165,8 @@ def describe(model, batch_size=0, dtype='float32', optimizer='adamw', say=print)
     used = sum(n for name, n in sizes.items() if not name.startswith(tables))
     # a weight multiplies once forward, twice backward, 2 FLOPs each; attention adds QKᵀ and AV (Chowdhery 2022, app. B)
     flops = 6 * used + (12 * c.n_layer * c.n_head * c.head_dim * c.block_size if c.model_type == 'gpt' else 0)
-    # what a layer keeps for its backward pass, in bytes per token, as autograd was seen to keep it: the residual stream twice;
-    # the inputs of the matrices, q, k, v and y; what the norms and the MLP need; weights of attention that are written out
+    # what a layer keeps for its backward pass, in bytes per token, as autograd was seen to keep it: the residual stream
+    # twice; the inputs of the matrices, q, k, v and y; what norms and MLP need; attention weights that are written out
     b, tokens = 2 if dtype != 'float32' else 4, batch_size * c.block_size
     layer = c.n_embd * (8 + 6 * b + 8 * (c.norm == 'rmsnorm')) + c.n_hidden * b * (4 if c.mlp == 'swiglu' else 2)
     layer += c.n_head * (16 * c.head_dim * c.qk_norm + b * c.block_size * (dtype == 'bfloat16' and c.block_size <= 512))

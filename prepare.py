@@ -5,7 +5,7 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
-    python prepare.py dataset=instruct                         # 11,000 short conversations, made up here; also alpaca
+    python prepare.py dataset=instruct                         # 22,000 short conversations, made up here; also alpaca
     python prepare.py dataset=chats input=chats.jsonl          # conversations of your own, or texts with labels
     python prepare.py dataset=preferences                      # questions, a better and a worse answer to each; also hh
     python prepare.py dataset=cifar10                          # pictures for vlm.py: downloads 170 MB

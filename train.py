@@ -11,9 +11,8 @@ Pretraining: a model reads text and learns to say what comes next.
     python train.py objective=mlm out_dir=out-bert   # an encoder, which fills gaps from both sides, as BERT
 
 Writes out_dir/ckpt.pt (the best weights so far: all that sample.py needs), out_dir/resume.pt (everything to go on
-exactly) and out_dir/log.csv. Ctrl-C finishes the step, saves and says how to go on. The batch of
-step t is a function of (seed, t) alone, so a run that was resumed, or spread over more processes, reads the same text in
-the same order.
+exactly) and out_dir/log.csv. Ctrl-C finishes the step, saves and says how to go on. The batch of step t is a function
+of (seed, t) alone, so a run that was resumed, or spread over more processes, reads the same text in the same order.
 """
 from configurator import configure, expect, usage
 
@@ -23,7 +22,7 @@ init_from = 'scratch'   # scratch, resume (go on with the run in out_dir), or th
                         # with a longer block_size if you like
 dataset = 'python'      # a folder in data_dir, made by prepare.py
 data_dir = 'data'
-objective = 'clm'       # clm | mlm: say the next token (causal language model), or guess hidden ones from both sides (BERT)
+objective = 'clm'       # clm | mlm: say the next token (causal language model), or guess hidden ones (BERT)
 # the model; the defaults are a small Qwen3 by architecture, and GPT-2 is
 # position=learned norm=layernorm mlp=gelu qk_norm=no bias=yes tie_weights=yes
 model_type = 'gpt'      # gpt | lstm | mlp | bigram: the ladder of language models
@@ -64,9 +63,9 @@ sample_every = 1            # show what the model writes at every so many evalua
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of the multiplications; the weights stay float32
-parallel = 'ddp'            # ddp | zero | fsdp: what processes share out among them: the rows of a batch; the optimizers' memory,
-                            # too (ZeRO 1, Rajbhandari et al. 2020); or weights, gradients and optimizers (ZeRO 3),
-                            # where in 16 bits the residual stream is rounded, too
+parallel = 'ddp'            # ddp | zero | fsdp: what processes share out among them: the rows of a batch; the
+                            # optimizers' memory, too (ZeRO 1, Rajbhandari et al. 2020); or weights, gradients and
+                            # optimizers (ZeRO 3), where in 16 bits the residual stream is rounded, too
 cpu_offload = False         # with fsdp: shares wait in the CPU's memory, so that a GPU holds little more than a layer
 activation_checkpointing = False  # a third more computing for much less memory: layers are computed again going back
 compile = False             # fuse the model's operations with torch.compile: slow to start, then faster
@@ -87,8 +86,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
-from model import (GPTConfig, Log, Tokenizer, build_model, configure_optimizers, describe, generate, load_checkpoint,
-                   load_dataset, resolve_device, restore, save_atomically, schedule_rate, share, sparkline, stop_when_asked)
+from model import (GPTConfig, Log, Tokenizer, build_model, check_finite, configure_optimizers, describe,
+                   generate, load_checkpoint, load_dataset, resolve_device, restore, save_atomically,
+                   schedule_rate, share, sparkline, stop_when_asked)
 
 # peak bfloat16 FLOP/s (float16 on the T4) of accelerators, without sparsity, from NVIDIA's data sheets
 PEAKS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'T4': 65e12}
@@ -102,7 +102,7 @@ def get_batch(data, step, rows, first, count, tokenizer):
     both = torch.from_numpy(np.stack([data[i:i + block_size + 1] for i in starts]).astype(np.int64))
     if objective == 'clm':
         return both[:, :-1], both[:, 1:], rows * block_size
-    luck = np.random.default_rng([seed, step, 1]).random((3, rows, block_size))  # of all rows: each process counts for all
+    luck = np.random.default_rng([seed, step, 1]).random((3, rows, block_size))  # of all rows: each counts for all
     x, y = hide(both[:, :-1], luck[:, first:first + count], tokenizer)
     return x, y, max(int((luck[0] < 0.15).sum()), 1)
 
@@ -140,18 +140,12 @@ def rate(step):
     """The fraction of the peak learning rate at this step."""
     return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
 
-def check_finite(what, value, step, best):
-    """End the run if the loss or the gradient of this step is nan or inf: nothing is saved any more."""
-    if not math.isfinite(value):
-        sys.exit(f"the {what} is {value} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
-                 f"{muon_learning_rate * rate(step):.2g}): try a lower one. " + (f"{out_dir}/ckpt.pt still holds the best model, "
-                 f"of validation loss {best:.4f}" if best < math.inf else "Nothing was saved"))
-
 def peak_memory(kind):
     """The most bytes that this process ever held, on its GPU or, without one, in all."""
     if kind == 'cuda':
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) if resource else 0
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0
 
 def gather(state):
     """
@@ -199,7 +193,9 @@ def train():
 
     # 2. settings: those of the run that we resume, unless given again; and what makes no sense
     asked = {k: globals()[k] for k in SETTINGS}
-    resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else last_save(asked) if many else None
+    resumed = last_save(asked) if many and init_from != 'resume' else None
+    if init_from == 'resume':
+        resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt'))
     if many:  # all from the same step, or none
         steps = torch.tensor([resumed['step'] if resumed else 0] * 2) * torch.tensor([1, -1])
         dist.all_reduce(steps, dist.ReduceOp.MAX)
@@ -229,7 +225,8 @@ def train():
         usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes: try "
               f"gradient_accumulation_steps={world // math.gcd(batch_size, world)}")
     if parallel != 'ddp' and 'parallel' in given and not many:
-        usage(f"parallel={parallel} is for several processes: torchrun --standalone --nproc_per_node=2 train.py parallel={parallel}")
+        usage(f"parallel={parallel} is for several processes: torchrun --standalone --nproc_per_node=2 train.py "
+              f"parallel={parallel}")
     zero, fsdp = many and parallel == 'zero', many and parallel == 'fsdp'
     if cpu_offload and 'cpu_offload' in given and not fsdp:
         usage("cpu_offload=True belongs to parallel=fsdp, which is not asked for")
@@ -241,7 +238,8 @@ def train():
     if kind == 'cuda':
         local = int(os.environ.get('LOCAL_RANK', rank))
         if many and local >= torch.cuda.device_count():
-            usage(f"this machine has {torch.cuda.device_count()} GPUs: torchrun --nproc_per_node={torch.cuda.device_count()}")
+            gpus = torch.cuda.device_count()
+            usage(f"this machine has {gpus} GPUs: torchrun --nproc_per_node={gpus}")
         where = f"cuda:{local}" if many else where
         torch.cuda.set_device(where if ':' in where else 0)
     autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
@@ -270,7 +268,8 @@ def train():
     except ValueError as e:
         usage(str(e))
     if causal != (objective == 'clm'):
-        usage(f"objective={objective} needs causal={not causal}" + (f", and {source} has causal={causal}" if old else ''))
+        usage(f"objective={objective} needs causal={not causal}"
+              + (f", and {source} has causal={causal}" if old else ''))
     for split, ids in data.items():
         if len(ids) <= block_size:
             sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: "
@@ -287,7 +286,8 @@ def train():
     if fsdp:  # each keeps a part of every matrix; a layer is put together just while it computes
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
         from torch.distributed.tensor import init_device_mesh
-        policy = MixedPrecisionPolicy(None if number == 'float32' else getattr(torch, number), reduce_dtype=torch.float32)
+        half = None if number == 'float32' else getattr(torch, number)
+        policy = MixedPrecisionPolicy(half, reduce_dtype=torch.float32)
         how = {'mesh': init_device_mesh(kind, (world,)), 'mp_policy': policy,
                'offload_policy': CPUOffloadPolicy(pin_memory=kind == 'cuda') if cpu_offload else OffloadPolicy()}
         for layer in getattr(model, 'blocks', []):
@@ -301,8 +301,8 @@ def train():
     step, best = 0, math.inf
     if resumed:
         if resumed['data'] != sources:
-            sys.exit(f"{out_dir}/resume.pt has read other text than {data_dir}/{dataset} holds now: start a new run from its "
-                     f"weights with init_from={out_dir}")
+            sys.exit(f"{out_dir}/resume.pt has read other text than {data_dir}/{dataset} holds now: start a new run from "
+                     f"its weights with init_from={out_dir}")
         if len(optimizers) != len(resumed['optimizers']):
             sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
         for o, state in zip(optimizers, resumed['optimizers']):
@@ -323,8 +323,8 @@ def train():
     # 5. what this will cost
     cost, without = describe(model, min(batch_size, mine), number, optimizer, say), peak_memory(kind)
     total = tokens * max_iters
-    say(f"{tokens:,} tokens per step * {max_iters:,} steps = {total:,} tokens, {total / cost['parameters']:.1f} per parameter, "
-        f"{total / len(data['train']):.1f} times through the text; {cost['flops_per_token'] * total:.2g} FLOPs")
+    say(f"{tokens:,} tokens per step * {max_iters:,} steps = {total:,} tokens, {total / cost['parameters']:.1f} per "
+        f"parameter, {total / len(data['train']):.1f} times through the text; {cost['flops_per_token'] * total:.2g} FLOPs")
     say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
 
     # 6. where it goes; an earlier run's results are set aside, not lost
@@ -355,7 +355,7 @@ def train():
         total = torch.zeros(2, dtype=torch.float64)
         for i in range(0, len(starts), world * batch_size):
             some = starts[i + rank * batch_size:][:batch_size]
-            x, y = window(ids, some if len(some) else [len(ids) - 1], tokenizer)  # with fsdp, all must take part to the end
+            x, y = window(ids, some if len(some) else [len(ids) - 1], tokenizer)  # with fsdp, all take part to the end
             with autocast:
                 total[0] += model(x.to(where), y.to(where), reduction='sum').item()
             total[1] += (y >= 0).sum()
@@ -366,7 +366,7 @@ def train():
 
     @torch.no_grad()
     def show():
-        """What the model can say for itself: how it goes on from nothing or, if it learns to fill gaps, [what it puts there]."""
+        """What the model can say for itself: how it goes on from nothing or, if it fills gaps, [what it puts there]."""
         with autocast:
             if causal:
                 ids = [t[0] for t in generate(model, [[tokenizer.eot]], 80, temperature=0.8, seed=seed,
@@ -400,7 +400,7 @@ def train():
         if (step % eval_interval == 0 or step == max_iters) and not step == first_step > 0:
             before = time.perf_counter()
             val_loss = evaluate(data['val'], eval_windows(data['val'], eval_iters * batch_size))
-            check_finite('validation loss', val_loss, step, best)
+            check_finite('validation loss', val_loss, step, learning_rate * rate(step), out_dir, best)
             say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
             if chief:
                 record(val_loss=val_loss, seconds=before - start)
@@ -422,7 +422,7 @@ def train():
             last = i + batch_size >= mine
             if fsdp:
                 model.set_requires_gradient_sync(last)
-            with run.no_sync() if many and not fsdp and not last else nullcontext():  # gradients are exchanged once a step
+            with run.no_sync() if many and not fsdp and not last else nullcontext():  # exchange gradients once a step
                 with autocast:
                     loss = run(x[i:i + batch_size].to(where), y[i:i + batch_size].to(where), reduction='sum') / targets
                 scaler.scale(loss * world).backward()  # * world: gradients get averaged, and we want their sum
@@ -454,9 +454,9 @@ def train():
                 dist.all_reduce(report)  # the sum over processes
             values = report.tolist()
             for at, value in enumerate(values, step - len(values)):
-                check_finite('loss', value, at, best)
+                check_finite('loss', value, at, learning_rate * rate(at), out_dir, best)
             if not scaler.is_enabled():
-                check_finite('gradient', grad_norm.item(), step - 1, best)
+                check_finite('gradient', grad_norm.item(), step - 1, learning_rate * rate(step - 1), out_dir, best)
             now = time.perf_counter()
             mean, speed = sum(values) / len(values), tokens * len(values) / max(now - mark, 1e-9)
             mfu = f" ({100 * speed * cost['flops_per_token'] / peak / world:.0f} % of peak)" if peak else ''
@@ -464,10 +464,12 @@ def train():
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} tokens/s{mfu} | {left // 60}:{left % 60:02d} left")
             if chief:
-                record(train_loss=mean, rate=rate(step - 1), grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
+                record(train_loss=mean, rate=rate(step - 1), grad_norm=grad_norm.item(), tokens_per_second=speed,
+                       seconds=now - start)
             if not history and first_step == 0 and world == 1 and without:
-                say(f"memory: {(peak_memory(kind) - without) / 1e6:,.0f} MB more than before the first step, and weights of "
-                    f"{cost['memory']['weights'] / 1e6:,.0f} MB; expected in all: {sum(cost['memory'].values()) / 1e6:,.0f} MB")
+                more, memory = peak_memory(kind) - without, cost['memory']
+                say(f"memory: {more / 1e6:,.0f} MB more than before the first step, and weights of "
+                    f"{memory['weights'] / 1e6:,.0f} MB; expected in all: {sum(memory.values()) / 1e6:,.0f} MB")
             history.append(mean)
             losses, mark = [], now
 
@@ -480,9 +482,9 @@ def train():
         ids = data['val'][:1_000_000]
         loss = evaluate(ids, eval_windows(ids, 0))
         say(f"loss {sparkline(history)} {history[-1]:.3f}" if history else 'nothing left to train')
-        say(f"validation loss over {'' if causal else 'the hidden ones of '}{len(ids):,} tokens: {loss:.4f}, perplexity "
-            f"{math.exp(min(loss, 700)):.2f}")
-        if chief and causal and tokenizer.kind != 'word':  # note: <unk> loses text, so words have no honest count of bytes
+        say(f"validation loss over {'' if causal else 'the hidden ones of '}{len(ids):,} tokens: {loss:.4f}, "
+            f"perplexity {math.exp(min(loss, 700)):.2f}")
+        if chief and causal and tokenizer.kind != 'word':  # note: <unk> loses text, so words have no count of bytes
             text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
             bits = {**compressors(text), 'this model': loss * (len(ids) - 1) / math.log(2)}
             say(f"a language model is a compressor. bits per byte on the same {len(text):,} bytes of validation text: "

@@ -72,8 +72,9 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from model import (GPT, GPTConfig, KVCache, Log, Tokenizer, configure_optimizers, load_checkpoint, load_pictures,
-                   make_norm, resolve_device, restore, save_atomically, schedule_rate, stop_when_asked)
+from model import (GPT, GPTConfig, KVCache, Log, Tokenizer, check_finite, configure_optimizers, load_checkpoint,
+                   load_pictures, make_norm, resolve_device, restore, save_atomically, schedule_rate,
+                   stop_when_asked)
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. Scenes: one to three shapes, and all that can be said and asked about them
@@ -188,8 +189,8 @@ def ask(scene, u):
         which = pick(['', 'small ', 'big '], u[2])
         number = sum(other[0] in (which or other[0]) for other in scene)
         return f"how many {which}shapes are there?", ('none', 'one', 'two', 'three')[number]
-    if kind == 'place':  # note: without these, relations stayed guesses: one has to learn where things are and who was named
-        return f"where is the {shape}?", place(thing)  # first, and neither is of any use alone
+    if kind == 'place':  # note: without these, answers about relations stayed guesses: they take both where things are
+        return f"where is the {shape}?", place(thing)  # and who was named first, and neither pays alone
     if kind == 'relation':
         other = pick([o for o in scene if o is not thing], u[2])
         relation = pick(relations(thing, other), u[3])
@@ -268,8 +269,8 @@ def make_tokenizer():
 
 def collate(tokenizer, pictures, pairs):
     """
-    For the model: pictures as they are; ids (B, T), padded; targets (B, T), which count in the answers alone. pairs holds
-    a (question, answer) for each picture, or a list of several:
+    For the model: pictures as they are; ids (B, T), padded; targets (B, T), which count in the answers alone. pairs
+    holds a (question, answer) for each picture, or a list of several:
 
         what colour is the circle? red -> <|user|> what colour is the circle? <|end|> <|assistant|>  red   <|end|>
                                targets       -100 …                             -100     red       <|end|>
@@ -454,13 +455,6 @@ def rate(step):
     """The fraction of the peak learning rate at this step: up in the warmup, then down to 0 in a straight line."""
     return schedule_rate(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
 
-def check_finite(loss, step, best):
-    """End the run if this loss, at this step, is nan or inf: nothing is saved any more."""
-    if not math.isfinite(loss):
-        sys.exit(f"the loss is {loss} at step {step}, where the learning rate was {learning_rate * rate(step):.2g} (Muon's "
-                 f"{muon_learning_rate * rate(step):.2g}): try a lower one. {out_dir}/ckpt.pt still holds the best model, "
-                 f"of validation loss {best:.4f}")
-
 def weights(model):
     """A model's state in three: 'model' loads as a plain GPT, 'vision' into any model here, 'bridge' is the rest."""
     rest = {k: v for k, v in model.state_dict().items() if not k.startswith(('text.', 'vision.'))}
@@ -481,7 +475,8 @@ def train():
             sys.exit(f"{out_dir}/resume.pt holds no optimizer state: start from its weights with init_from={out_dir}")
         before = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
         globals().update({k: v for k, v in before.items() if k not in given})
-    expect(globals(), 'image_size patch_size batch_size text_layers questions eval_interval eval_iters log_interval', least=1)
+    expect(globals(), 'image_size patch_size batch_size text_layers questions eval_interval eval_iters '
+                      'log_interval', least=1)
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip shift num_samples seed', least=0)
     expect(globals(), 'learning_rate muon_learning_rate', above=0)
     if freeze and (task == 'clip' or init_from == 'scratch'):
@@ -511,7 +506,8 @@ def train():
         if 'vision' not in old:
             sys.exit(f"{source} is a text model, with another tokenizer than dataset={dataset}: start from one that "
                      "vlm.py made, or from scratch")
-        for name in ['image_size', 'patch_size', 'n_layer', 'n_head', 'n_embd'] + ['block_size', 'fusion', 'text_layers'] * bool(same):
+        fixed = 'image_size patch_size n_layer n_head n_embd' + ' block_size fusion text_layers' * bool(same)
+        for name in fixed.split():
             if name in given and globals()[name] != old['settings'][name]:
                 sys.exit(f"{source} has {name}={old['settings'][name]}, not {globals()[name]}: leave {name} out")
             globals()[name] = old['settings'][name]
@@ -598,7 +594,7 @@ def train():
         if step % eval_interval == 0 or step == max_iters:
             before = time.perf_counter()
             val_loss = evaluate()
-            check_finite(val_loss, step, best)
+            check_finite('loss', val_loss, step, learning_rate * rate(step), out_dir, best)
             say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
             if chief:
                 log.row(step=step, pictures=step * batch_size, val_loss=val_loss, seconds=before - start)
@@ -630,15 +626,15 @@ def train():
                 dist.all_reduce(report)  # the sum over processes; and if one was asked to stop, all do
             *values, stopping = report.tolist()
             for at, value in enumerate(values, step - len(values)):
-                check_finite(value, at, best)
+                check_finite('loss', value, at, learning_rate * rate(at), out_dir, best)
             now = time.perf_counter()
             mean, speed = sum(values) / len(values) / world, batch_size * len(values) / max(now - mark, 1e-9)
             left = int((max_iters - step) * (now - start) / (step - first_step))
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} pictures/s | {left // 60}:{left % 60:02d} left")
             if chief:
-                log.row(step=step, pictures=step * batch_size, train_loss=mean, rate=rate(step - 1), grad_norm=grad_norm.item(),
-                        pictures_per_second=speed, seconds=now - start)
+                log.row(step=step, pictures=step * batch_size, train_loss=mean, rate=rate(step - 1),
+                        grad_norm=grad_norm.item(), pictures_per_second=speed, seconds=now - start)
             losses, mark = [], now
 
     # 9. the end: what was learned

@@ -17,6 +17,8 @@ BITS = {'bits per byte': r'this model ([\d.]+)'}
 TUNED = {'exact match': r' all .* ([\d.]+) %', 'moving': r'parameters move: ([\d.]+) %'}
 ALIGNED = {'gold before': r'rule, likeliest +([\d.]+)', 'gold': r'rule, likeliest .* ([\d.]+)', 'gold, sampled': r'rule, sampled .* ([\d.]+)',
            'exact before': r'match, likeliest +([\d.]+)', 'exact': r'match, likeliest .* ([\d.]+)', 'KL': r'reference, sampled .* ([\d.]+)'}
+JUDGED = {**ALIGNED, 'judge': r'model, sampled .* ([\d.-]+)', 'judge before': r'model, sampled +([\d.-]+)'}
+BEST = {f'{what}, best of {n}': rf'(?m)^ +{n} ' + r' *[\d.]+' * i + r' +([\d.]+)' for n in (1, 4, 16) for i, what in enumerate(('KL', 'picked'))}
 CLIP = {'recall@1': r'new scenes: picture to caption.*?([\d.]+)%', 'recall@1, new combinations': r'new combinations: picture to caption.*?([\d.]+)%',
         'zero-shot': r'new scenes: 24 classes.* ([\d.]+)% +[\d.]+%', 'zero-shot, new combinations': r'new combinations: 24 classes.* ([\d.]+)% +[\d.]+%'}
 WORDS = ('exact', 'colour', 'shape', 'both', 'size', 'relation')
@@ -41,6 +43,18 @@ COURSE = [
     (5, 'python finetune.py method=adapter out_dir=out-adapter optimizer=adamw learning_rate=0.01', TUNED),
     (5, 'python finetune.py method=freeze out_dir=out-freeze', TUNED),
     (6, 'python prepare.py dataset=preferences', {}),
+    (6, 'python align.py method=reward out_dir=out-reward learning_rate=1e-3 max_iters=240',
+     {'accuracy': r'so far \| accuracy ([\d.]+)', 'wrong': r'so far .* wrong ([\d.]+)'}),
+    (6, 'python align.py seed=…', ALIGNED),
+    (6, 'python align.py method=grpo batch_size=64 max_iters=40 learning_rate=3e-4 out_dir=out-grpo seed=…', ALIGNED),
+    (6, 'python align.py method=ppo batch_size=64 max_iters=40 learning_rate=3e-4 out_dir=out-ppo seed=…', ALIGNED),
+    (6, 'python align.py method=best group_size=16', BEST),
+    (6, 'python align.py method=best group_size=16 reward=model', BEST),
+    (6, 'python align.py beta=0.5 out_dir=out-near', ALIGNED),
+    (6, 'python align.py beta=0.02 out_dir=out-far', ALIGNED),
+    (6, 'python align.py method=ppo reward=model batch_size=64 max_iters=40 learning_rate=3e-4 out_dir=out-judged', JUDGED),
+    (6, 'python align.py method=ppo reward=model kl_coef=0 batch_size=64 max_iters=120 learning_rate=3e-4 out_dir=out-hacked', JUDGED),
+    (6, 'python align.py method=constitution max_iters=100 out_dir=out-constitution', ALIGNED),
     (7, 'python vlm.py', CLIP),
     (7, 'python vlm.py task=caption init_from=out-clip out_dir=out-caption max_iters=500', CAPTIONS),
     (7, 'python vlm.py task=vqa init_from=out-caption out_dir=out-vqa max_iters=500', QUESTIONS),
@@ -48,6 +62,11 @@ COURSE = [
     (7, 'python vlm.py task=caption fusion=late init_from=out-clip out_dir=out-late max_iters=500', CAPTIONS),
     (7, 'python eval.py task=text hypotheses=out-caption/captions-new.jsonl', CIDER),
     (7, 'python eval.py task=text hypotheses=out-caption/captions-new-shuffled.jsonl', CIDER),
+    (8, 'python eval.py', {'bits per byte': r'out +bits per byte +[\d,]+ +([\d.]+)', '±': r'out +bits per byte +[\d,]+ +[\d.]+ +([\d.]+)'}),
+    (8, 'python eval.py task=instruct dataset=instruct out_dir=out,out-sft max_new_tokens=32 batch_size=64', {}),
+    (8, 'python eval.py task=kl out_dir=out,out-sft limit=20 num_samples=5', {}),
+    *[(9, f'python train.py n_head={n} n_embd={64 * n} max_iters=300 eval_interval=100 sample_every=0 out_dir=out-size-{n}',
+       {'parameters': r'([\d,]+) of them in the layers', 'validation loss': r'validation loss ([\d.]+), the best so far'}) for n in (1, 2, 3, 4)],
 ]
 
 def run(command, folder, log):
@@ -75,7 +94,7 @@ def main():
     given = dict(word.split('=', 1) for word in sys.argv[1:])
     folder = Path(given.get('folder') or tempfile.mkdtemp(prefix='measured-')).resolve()
     (folder / 'logs').mkdir(parents=True, exist_ok=True)
-    lessons = given.get('lessons', '1,2,3,4,5,6,7,8').split(',')
+    lessons = given.get('lessons', '1,2,3,4,5,6,7,8,9').split(',')
     old = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.exists() else {'runs': []}
     results = {r['command']: r for r in old['runs']}
     for lesson, command, wanted in COURSE:
