@@ -42,7 +42,7 @@ temperature = 2.0       # its scores are divided by this: above 1, more is seen 
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read
 batch_size = 8                   # rows that a process computes at once: halve it when memory runs out, and …
 gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
-max_iters = 1500                 # 1500 steps * 8 rows * 256 tokens = 3.1M tokens
+max_iters = 1700                 # 1700 steps * 8 rows * 256 tokens = 3.5M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
 learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, because there is something to lose

@@ -90,6 +90,25 @@ def spread(values):
     deviation = (sum((n - mean) ** 2 for n in numbers) / (len(numbers) - 1)) ** 0.5
     return f"{mean:.3f} ± {deviation:.3f}"
 
+def draw_frontier(results):
+    """tests/pictures/frontier.png: reward against KL, for lesson 6; needs matplotlib."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    runs = {c: r['values'] for c, r in results.items() if c.startswith('python align.py') and r['values']}
+    first = lambda text: float(text.split()[0])  # of '0.96 ± 0.01', the mean
+    plt.figure(figsize=(6, 4))
+    for who in ('', ' reward=model'):
+        best = runs[f'python align.py method=best group_size=16{who}']
+        points = [(first(best[f'KL, best of {n}']), first(best[f'picked, best of {n}'])) for n in (1, 4, 16)]
+        plt.plot(*zip(*points), marker='.', label='best of 1, 4, 16, picked by the ' + ('model' if who else 'rule'))
+    for name, marks in (('DPO', ('align.py seed', 'beta=')), ('GRPO', ('grpo',)), ('PPO, rule', ('out-ppo',)), ('PPO, model', ('ppo reward=model',))):
+        some = sorted((first(v['KL']), first(v['gold, sampled'])) for c, v in runs.items() if 'KL' in v and any(mark in c for mark in marks))
+        plt.plot(*zip(*some), marker='o', label=name)
+    plt.xlabel('KL to the reference, nats per answer'), plt.ylabel('reward by the rule'), plt.legend(fontsize=8), plt.grid(alpha=0.3)
+    (ROOT / 'tests' / 'pictures').mkdir(exist_ok=True)
+    plt.savefig(ROOT / 'tests' / 'pictures' / 'frontier.png', dpi=90)
+
 def main():
     given = dict(word.split('=', 1) for word in sys.argv[1:])
     folder = Path(given.get('folder') or tempfile.mkdtemp(prefix='measured-')).resolve()
@@ -115,6 +134,10 @@ def main():
     text = json.dumps({'machine': machine, 'runs': [results[c] for _, c, _ in COURSE if c in results]}, indent=1, ensure_ascii=False) + '\n'
     RESULTS.with_suffix('.tmp').write_text(text, encoding='utf-8')
     os.replace(RESULTS.with_suffix('.tmp'), RESULTS)
+    try:
+        draw_frontier(results) if '6' in lessons else None
+    except ImportError:
+        print("no matplotlib, so tests/pictures/frontier.png stays as it is")
 
 if __name__ == '__main__':
     main()
