@@ -57,7 +57,7 @@ COURSE = [
     (6, 'python align.py method=constitution max_iters=100 out_dir=out-constitution', ALIGNED),
     (7, 'python vlm.py', CLIP),
     (7, 'python vlm.py task=caption init_from=out-clip out_dir=out-caption max_iters=500', CAPTIONS),
-    (7, 'python vlm.py task=vqa init_from=out-caption out_dir=out-vqa max_iters=500', QUESTIONS),
+    (7, 'python vlm.py task=vqa init_from=out-caption out_dir=out-vqa max_iters=650', QUESTIONS),
     (7, 'python vlm.py task=caption fusion=intermediate init_from=out-clip out_dir=out-intermediate max_iters=500', CAPTIONS),
     (7, 'python vlm.py task=caption fusion=late init_from=out-clip out_dir=out-late max_iters=500', CAPTIONS),
     (7, 'python eval.py task=text hypotheses=out-caption/captions-new.jsonl', CIDER),

@@ -1,4 +1,5 @@
 """The command line: what a value may look like, and how a mistake is answered."""
+import re
 import pytest
 from conftest import ROOT, refused, run
 
@@ -84,3 +85,15 @@ def test_help_is_quick_and_complete(name, tmp_path):
     assert done.returncode == 0 and source.split('"""')[1].strip().splitlines()[0] in done.stdout
     assert 'dataset = ' in done.stdout or 'out_dir = ' in done.stdout
     assert 'import' not in done.stdout.split('settings (key=value):')[1]
+
+def test_the_same_setting_has_the_same_words_everywhere():
+    """Who has read train.py knows these lines of finetune.py, align.py and vlm.py: `diff` shows only what is new."""
+    words = {}
+    for script in ('train', 'finetune', 'align', 'vlm', 'eval', 'sample'):
+        source = (ROOT / f'{script}.py').read_text(encoding='utf-8')
+        for name, rest in re.findall(r'^(device|grad_clip|eval_interval|log_interval|gradient_accumulation_steps|optimizer|schedule|'
+                                     r'min_lr|weight_decay|beta1|beta2) = .*?#(.*)$', source.partition('configure(globals())')[0], re.M):
+            words.setdefault(name, set()).add(rest.strip())
+        if script in ('train', 'finetune', 'align', 'vlm'):
+            words.setdefault('the last two lines', set()).add(re.search(r"^given = .*\n^SETTINGS = .*$", source, re.M)[0])
+    assert len(words) == 12 and all(len(different) == 1 for different in words.values()), words
