@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import prepare as P
-from conftest import prose, refused, run
+from conftest import call, prose, refused, run
 from model import SPECIAL_TOKENS, Tokenizer, load_dataset
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_full_disk(tmp_path):
     (['dataset=pyton'], ['pyton', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2), (['vocab_size=100'], ['vocab_size=100', '261'], 2),
     (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2), (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2), (['dataset=../up', 'input=.'], ['plain name'], 2)])
 def test_mistakes_on_the_command_line(tmp_path, args, words, status):
-    refused(run('prepare.py', *args, cwd=tmp_path), *words, status=status)
+    refused(call('prepare.py', *args, cwd=tmp_path), *words, status=status)
 
 @pytest.mark.parametrize('damage, words', [
     (lambda f: (f / 'train.bin').write_bytes((f / 'train.bin').read_bytes()[:-2]), 'train.bin has'),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import train as T
-from conftest import ROOT, refused, run
+from conftest import ROOT, call, refused, run
 from model import Tokenizer, load_checkpoint, load_model
 
 TINY = dict(dataset='tiny', n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=20, eval_interval=10, eval_iters=2,
@@ -329,7 +329,7 @@ def test_an_encoder_learns_to_fill_gaps_from_both_sides(go, capsys):
     (['cpu_offload=True'], ['belongs to parallel=fsdp'], 2), (['batch_size=0'], ['batch_size=0'], 2), (['beta2=1'], ['beta2=1'], 2), (['grad_clip=-1'], ['grad_clip=-1'], 2), (['seed=-1'], ['seed=-1'], 2),
 ] + ([] if torch.cuda.is_available() else [(['device=cuda'], ['device=cuda is not on this machine', 'device=cpu'], 1)]))
 def test_mistakes(tmp_path, data, args, words, status):
-    refused(run('train.py', *arguments(data), *args, cwd=tmp_path), *words, status=status)
+    refused(call('train.py', *arguments(data), *args, cwd=tmp_path), *words, status=status)
 
 def test_other_text_under_the_same_name_is_noticed(go, tmp_path, data):
     shutil.copytree(data / 'tiny', tmp_path / 'data' / 'tiny')
