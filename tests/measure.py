@@ -39,8 +39,8 @@ COURSE = [
     (4, 'python sample.py', {}),
     (5, 'python prepare.py dataset=instruct', {}),
     (5, 'python finetune.py', {'before': r' all +([\d.]+) %', **TUNED}),
-    (5, 'python finetune.py method=lora out_dir=out-lora optimizer=adamw learning_rate=0.02', TUNED),
-    (5, 'python finetune.py method=adapter out_dir=out-adapter optimizer=adamw learning_rate=0.01', TUNED),
+    (5, 'python finetune.py method=lora out_dir=out-lora optimizer=adamw learning_rate=0.005', TUNED),
+    (5, 'python finetune.py method=adapter out_dir=out-adapter optimizer=adamw learning_rate=0.005', TUNED),
     (5, 'python finetune.py method=freeze out_dir=out-freeze', TUNED),
     (6, 'python prepare.py dataset=preferences', {}),
     (6, 'python align.py method=reward out_dir=out-reward learning_rate=1e-3 max_iters=240',
@@ -65,8 +65,6 @@ COURSE = [
     (8, 'python eval.py', {'bits per byte': r'out +bits per byte +[\d,]+ +([\d.]+)', '±': r'out +bits per byte +[\d,]+ +[\d.]+ +([\d.]+)'}),
     (8, 'python eval.py task=instruct dataset=instruct out_dir=out,out-sft max_new_tokens=32 batch_size=64', {}),
     (8, 'python eval.py task=kl out_dir=out,out-sft limit=20 num_samples=5', {}),
-    *[(9, f'python train.py n_head={n} n_embd={64 * n} max_iters=300 eval_interval=100 sample_every=0 out_dir=out-size-{n}',
-       {'parameters': r'([\d,]+) of them in the layers', 'validation loss': r'validation loss ([\d.]+), the best so far'}) for n in (1, 2, 3, 4)],
 ]
 
 def run(command, folder, log):
@@ -113,7 +111,7 @@ def main():
     given = dict(word.split('=', 1) for word in sys.argv[1:])
     folder = Path(given.get('folder') or tempfile.mkdtemp(prefix='measured-')).resolve()
     (folder / 'logs').mkdir(parents=True, exist_ok=True)
-    lessons = given.get('lessons', '1,2,3,4,5,6,7,8,9').split(',')
+    lessons = given.get('lessons', '1,2,3,4,5,6,7,8').split(',')
     old = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.exists() else {'runs': []}
     results = {r['command']: r for r in old['runs']}
     for lesson, command, wanted in COURSE:

@@ -1,5 +1,5 @@
 """Training: the same text in the same order whatever happens, nothing lost, and every mistake answered in one line."""
-import csv, json, math, os, shutil, signal, subprocess, sys, time
+import csv, json, math, os, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import pytest
@@ -96,6 +96,17 @@ def finish(process):
     assert process.returncode == 0, text
     return text
 
+def together(tmp_path, data, n, **changes):
+    """The same without torchrun, whose own start takes longer than these runs: what it does is set these variables."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, str(ROOT / 'train.py'), *arguments(data, **changes)]
+    many = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={
+        **os.environ, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'RANK': str(rank), 'LOCAL_RANK': str(rank),
+        'WORLD_SIZE': str(n), 'LOCAL_WORLD_SIZE': str(n), 'OMP_NUM_THREADS': '1'}) for rank in range(n)]
+    return [finish(process) for process in many][0]
+
 def learned(folder):
     """The last line of the log: (loss, length of the gradient). AdamW would not show a gradient that is twice too long."""
     row = [r for r in csv.DictReader(open(f'{folder}/log.csv')) if r['train_loss']][-1]
@@ -114,21 +125,21 @@ SHARED = dict(optimizer='adamw', learning_rate=1e-3, dropout=0.1, batch_size=2, 
 def test_the_same_batch_on_more_processes_teaches_the_same(go, tmp_path, data, n, how):
     """8 rows, 2 at a time: 1 process x 4 times, 2 x 2, 4 x 1. With mlm, rows and so processes have unequal numbers of targets."""
     how = {**SHARED, **how}
-    finish(torchrun(tmp_path, data, n, out_dir='many', **how))
+    together(tmp_path, data, n, out_dir='many', **how)
     go(out_dir='one', **how)
     alike('one', 'many')
 
 def test_a_run_moves_between_ddp_zero_and_fsdp(go, tmp_path, data):
     """The same files from all of them: a run that changes between 2 processes and 1 ends where one process gets alone."""
     for steps, how in ((5, dict(parallel='fsdp')), (9, dict(parallel='zero')), (13, dict(parallel='fsdp', cpu_offload=True))):
-        finish(torchrun(tmp_path, data, 2, out_dir='tour', **SHARED, **how, max_iters=steps, init_from='scratch' if steps == 5 else 'resume'))
+        together(tmp_path, data, 2, out_dir='tour', **SHARED, **how, max_iters=steps, init_from='scratch' if steps == 5 else 'resume')
     go(out_dir='tour', init_from='resume', max_iters=20, cpu_offload=False)
     go(out_dir='one', **SHARED)
     alike('one', 'tour')
 
 def test_muon_works_in_parts(go, tmp_path, data):
     how = dict(max_iters=8, eval_interval=4, grad_clip=0.0)
-    text = finish(torchrun(tmp_path, data, 2, out_dir='two', parallel='fsdp', activation_checkpointing=True, **how))
+    text = together(tmp_path, data, 2, out_dir='two', parallel='fsdp', activation_checkpointing=True, **how)
     assert '2 processes' in text
     assert abs(go(out_dir='one', **how)['val_loss'] - load_checkpoint('two')['val_loss']) < 1e-3
     assert learned('one') == pytest.approx(learned('two'), rel=0.01)  # Muon makes much of small differences
