@@ -39,7 +39,7 @@ COURSE = [
     (4, 'python sample.py', {}),
     (5, 'python prepare.py dataset=instruct', {}),
     (5, 'python finetune.py', {'before': r' all +([\d.]+) %', **TUNED}),
-    (5, 'python finetune.py method=lora out_dir=out-lora optimizer=adamw learning_rate=0.005', TUNED),
+    (5, 'python finetune.py method=lora out_dir=out-lora optimizer=adamw learning_rate=0.01', TUNED),
     (5, 'python finetune.py method=adapter out_dir=out-adapter optimizer=adamw learning_rate=0.005', TUNED),
     (5, 'python finetune.py method=freeze out_dir=out-freeze', TUNED),
     (6, 'python prepare.py dataset=preferences', {}),
