@@ -655,7 +655,7 @@ class Int8Linear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 class PackedLinear(nn.Module):
-    """A linear layer in bfloat16 whose weights lie in the order in which oneDNN's product reads them on a CPU."""
+    """A linear layer whose weights lie in the order in which oneDNN's product reads them on a CPU."""
     def __init__(self, linear, rows):
         super().__init__()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()[:rows].contiguous(), 1)
@@ -670,7 +670,8 @@ def prepare_decoding(model, quantize='none'):
     Arrange a model's weights, in place, for being read once per token: that is what decoding one row comes to, and
     bytes per second, not multiplications, are the limit. Not for training. A row times GPT-2's (3072, 768), one core:
 
-        float32, rows in memory: 13 GB/s; by columns, the same numbers in another order: 20 GB/s (wide ones stay as is)
+        float32, rows in memory: 13 GB/s; by columns, the same numbers in another order: 20 GB/s (wide ones stay as is).
+        that product keeps to one core; with more, oneDNN's own order is the quicker (GPT-2: 35 tokens/s against 31 on 2)
         bfloat16, half the bytes: 9 GB/s; in oneDNN's own order: 14 GB/s
         int8 (quantize='int8'), a quarter of the bytes: 7 GB/s; inputs and the rest of the model are bfloat16
     """
@@ -682,7 +683,9 @@ def prepare_decoding(model, quantize='none'):
             w, rows = linear.weight, model.config.vocab_size if name == 'head' else None
             if quantize == 'int8':
                 setattr(module, name, Int8Linear(linear, rows))
-            elif cpu and w.dtype == torch.bfloat16 and has_bfloat16('cpu') and torch.backends.mkldnn.is_available():
+            elif cpu and torch.backends.mkldnn.is_available() and (
+                    w.dtype == torch.bfloat16 and has_bfloat16('cpu') or
+                    w.dtype == torch.float32 and torch.get_num_threads() > 1):
                 setattr(module, name, PackedLinear(linear, rows))
             elif cpu and w.dtype == torch.float32 and w.size(0) >= w.size(1):
                 w.data = w.data.t().contiguous().t()

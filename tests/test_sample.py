@@ -70,11 +70,15 @@ def small(seed=0, **more):
             torch.nn.init.normal_(p, std=0.3)
     return model.eval()
 
-def test_another_order_in_memory_changes_no_score():
+@pytest.mark.parametrize('threads', [1, 2])
+def test_another_order_in_memory_changes_no_score(monkeypatch, threads):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
     idx = torch.randint(101, (2, 20))
     before = small()(idx)
     model = prepare_decoding(small())
-    assert model.blocks[0].mlp.up.weight.stride() == (1, 192)  # by columns: of 192 = 8/3 * 64 numbers, rounded to 64s
+    if threads == 1:
+        assert model.blocks[0].mlp.up.weight.stride() == (1, 192)  # by columns: of 192 = 8/3 * 64 numbers, rounded to 64s
+    assert isinstance(model.blocks[0].mlp.up, M.PackedLinear) == (threads > 1 and torch.backends.mkldnn.is_available())
     assert torch.allclose(before, model(idx), atol=1e-4)
     assert list(generate(model, [[1, 2]], 50, temperature=0)) == list(generate(small(), [[1, 2]], 50, temperature=0))
 
