@@ -36,6 +36,14 @@ def same(a, b):
 
 # ---- scenes ----
 
+def test_processes_share_a_batch_out_with_its_questions(monkeypatch):
+    for name, value in {**TINY, 'task': 'vqa'}.items():
+        monkeypatch.setattr(V, name, value)
+    pictures, pairs = V.get_batch(3, 0, 16)
+    parts = [V.get_batch(3, first, 8) for first in (0, 8)]
+    assert (np.concatenate([part[0] for part in parts]) == pictures).all() and parts[0][1] + parts[1][1] == pairs
+    assert all(len(asked) == V.questions for asked in pairs)
+
 def test_a_scene_is_a_function_of_split_seed_and_number(monkeypatch):
     together, scenes, u = V.draw('train', [3, 100, 7])
     alone, scene, v = V.draw('train', [7])
