@@ -55,6 +55,7 @@ configure(globals())
 import codecs, errno, glob, gzip, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig, tarfile
 import time, unicodedata, zipfile, urllib.error, urllib.request
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, partial
 import numpy as np
@@ -66,6 +67,23 @@ from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConf
 
 PIECE = 1 << 20          # characters read at a time
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
+
+@contextmanager
+def all_or_nothing(folder, *names):
+    """
+    Paths to write files to, under temporary names; at the end they get their own, all at once. After an error or Ctrl-C
+    nothing half-written stays, and what was there before is untouched.
+    """
+    os.makedirs(folder, exist_ok=True)
+    paths = [os.path.join(folder, name) for name in names]
+    try:
+        yield [path + '.tmp' for path in paths]
+        for path in paths:
+            os.replace(path + '.tmp', path)
+    finally:
+        for path in paths:
+            if os.path.exists(path + '.tmp'):
+                os.remove(path + '.tmp')
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. Byte-pair encoding, trained
@@ -399,15 +417,13 @@ def prepare_hellaswag(folder):
     known = {'train': (47496131, 'dae5e69249868cb9fe4e23ff925c60b66169564cfb7072d793cd7356a2b69f8d'),
              'val': (12246618, '0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588')}
     meta = {'kind': 'choices', 'source': base, 'splits': {}}
-    for split, (size, sha256) in known.items():
-        path = download(f'{base}hellaswag_{split}.jsonl', f'hellaswag_{split}.jsonl', size, sha256)
-        shutil.copyfile(path, target := os.path.join(folder, f'{split}.jsonl.tmp'))
-        with open(target, 'rb') as f:
-            meta['splits'][split] = {'examples': sum(1 for _ in f), 'sha256': sha256}
-    with open(os.path.join(folder, 'meta.json.tmp'), 'w', encoding='utf-8') as f:
-        json.dump(meta, f)
-    for name in ('train.jsonl', 'val.jsonl', 'meta.json'):
-        os.replace(os.path.join(folder, name + '.tmp'), os.path.join(folder, name))
+    with all_or_nothing(folder, 'train.jsonl', 'val.jsonl', 'meta.json') as targets:
+        for (split, (size, sha256)), target in zip(known.items(), targets):
+            shutil.copyfile(download(f'{base}hellaswag_{split}.jsonl', f'hellaswag_{split}.jsonl', size, sha256), target)
+            with open(target, 'rb') as f:
+                meta['splits'][split] = {'examples': sum(1 for _ in f), 'sha256': sha256}
+        with open(targets[-1], 'w', encoding='utf-8') as f:
+            json.dump(meta, f)
     print(f"{folder}: " + ', '.join(f"{c['examples']:,} questions in {split}.jsonl" for split, c in meta['splits'].items()))
     print("next:  python eval.py task=choices dataset=hellaswag")
 
@@ -720,23 +736,16 @@ def own_examples(paths, kind):
 
 def write_examples(folder, kind, examples):
     """Conversations or labelled texts -> train.jsonl, val.jsonl and meta.json, under these names only when whole."""
-    names = [os.path.join(folder, name) for name in ('train.jsonl', 'val.jsonl', 'meta.json')]
     splits = {}
-    try:
+    with all_or_nothing(folder, 'train.jsonl', 'val.jsonl', 'meta.json') as names:
         for split, name in zip(('train', 'val'), names):
             lines = [json.dumps(example, ensure_ascii=False) + '\n' for s, example in examples if s == split]
             text = ''.join(lines).encode('utf-8', 'replace')
             splits[split] = {'examples': len(lines), 'sha256': hashlib.sha256(text).hexdigest()}
-            with open(name + '.tmp', 'wb') as f:
+            with open(name, 'wb') as f:
                 f.write(text)
-        with open(names[2] + '.tmp', 'w', encoding='utf-8') as f:
+        with open(names[-1], 'w', encoding='utf-8') as f:
             json.dump({'dataset': dataset, 'kind': kind, 'source': input or dataset, 'splits': splits}, f)
-        for name in names:
-            os.replace(name + '.tmp', name)
-    finally:
-        for name in names:
-            if os.path.exists(name + '.tmp'):
-                os.remove(name + '.tmp')
     train, val = (splits[split]['examples'] for split in ('train', 'val'))
     print(f"{folder}: {kind}, {train:,} examples to learn from, {val:,} to validate with")
     counts = Counter(e.get('label') or e.get('skill') for _, e in examples)
@@ -838,25 +847,17 @@ def folder_pictures(folder):
 
 def write_pictures(folder, parts):
     """(split, pictures, records) … -> train.npz, train.jsonl, val.npz, val.jsonl, meta.json, at once or not at all."""
-    counts, names = {}, []
-    try:
-        for split, pictures, records in parts:
-            names += [os.path.join(folder, split + '.npz'), os.path.join(folder, split + '.jsonl')]
-            with open(names[-2] + '.tmp', 'wb') as f:
+    counts = {}
+    with all_or_nothing(folder, 'train.npz', 'val.npz', 'train.jsonl', 'val.jsonl', 'meta.json') as names:
+        for (split, pictures, records), arrays, lines in zip(parts, names, names[2:]):
+            with open(arrays, 'wb') as f:
                 np.savez_compressed(f, images=pictures)
-            with open(names[-1] + '.tmp', 'w', encoding='utf-8') as f:
+            with open(lines, 'w', encoding='utf-8') as f:
                 f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
-            with open(names[-2] + '.tmp', 'rb') as f:
+            with open(arrays, 'rb') as f:
                 counts[split] = {'pictures': len(pictures), 'sha256': hashlib.sha256(f.read()).hexdigest()}
-        names.append(os.path.join(folder, 'meta.json'))
-        with open(names[-1] + '.tmp', 'w', encoding='utf-8') as f:
+        with open(names[-1], 'w', encoding='utf-8') as f:
             json.dump({'dataset': dataset, 'kind': 'pictures', 'source': input or dataset, 'splits': counts}, f)
-        for name in names:
-            os.replace(name + '.tmp', name)
-    finally:
-        for name in names:
-            if os.path.exists(name + '.tmp'):
-                os.remove(name + '.tmp')
     print(f"{folder}: " + ', '.join(f"{split} {c['pictures']:,} pictures" for split, c in counts.items()))
     print(f"next:  python vlm.py dataset={dataset} out_dir=out-{dataset}")
 
@@ -1251,10 +1252,6 @@ def export_weights():
     files['config.json'] = {'architectures': [name], 'model_type': model_type, 'torch_dtype': number, **ids,
                             **{n[column]: shape[k] for k, n in CONFIG.items() if n[column]},
                             **({'mlp_bias': config.bias, 'rope_scaling': rope} if column else {})}
-    os.makedirs(export, exist_ok=True)
-    for file, content in files.items():
-        with open(os.path.join(export, f'{file}.tmp'), 'w', encoding='utf-8') as f:
-            json.dump(content, f, ensure_ascii=False, indent=1)
     # 3. the numbers, behind a header that says where each tensor is
     header, end, wanted = {'__metadata__': {'format': 'pt'}}, 0, places(config, column)
     for ours, theirs, _ in wanted:
@@ -1264,14 +1261,16 @@ def export_weights():
                          'data_offsets': [end, end := end + math.prod(s) * dtype.itemsize]}
     raw = json.dumps(header).encode()
     raw += b' ' * (-len(raw) % 8)  # the numbers begin at a multiple of 8 bytes
-    with open(os.path.join(export, 'model.safetensors.tmp'), 'wb') as f:
-        f.write(len(raw).to_bytes(8, 'little') + raw)
-        for ours, theirs, transposed in wanted:
-            rows = [s[-1 if transposed else 0] for _, s in theirs]
-            for part in model[ours][:sum(rows)].split(rows):
-                f.write((part.t() if transposed else part).contiguous().view(-1).view(torch.uint8).numpy())
-    for file in [*files, 'model.safetensors']:
-        os.replace(os.path.join(export, f'{file}.tmp'), os.path.join(export, file))
+    with all_or_nothing(export, 'model.safetensors', *files) as (tensors, *paths):
+        for path, content in zip(paths, files.values()):
+            with open(path, 'w', encoding='utf-8') as f:
+                json.dump(content, f, ensure_ascii=False, indent=1)
+        with open(tensors, 'wb') as f:
+            f.write(len(raw).to_bytes(8, 'little') + raw)
+            for ours, theirs, transposed in wanted:
+                rows = [s[-1 if transposed else 0] for _, s in theirs]
+                for part in model[ours][:sum(rows)].split(rows):
+                    f.write((part.t() if transposed else part).contiguous().view(-1).view(torch.uint8).numpy())
     print(f"{export}: {name}, {end / 1e6:,.1f} MB of {number}")
     print(f"next:  AutoModelForCausalLM.from_pretrained('{export}') in transformers, or  vllm serve {export}")
 
@@ -1326,9 +1325,8 @@ def main():
     dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
     counts = {split: {'tokens': 0, 'documents': 0, 'bytes': 0} for split in ('train', 'val')}
     digests = {split: hashlib.sha256() for split in counts}
-    names = [os.path.join(folder, name) for name in ('train.bin', 'val.bin', 'meta.json')]
-    try:
-        with open(names[0] + '.tmp', 'wb') as train, open(names[1] + '.tmp', 'wb') as val:
+    with all_or_nothing(folder, 'train.bin', 'val.bin', 'meta.json') as names:
+        with open(names[0], 'wb') as train, open(names[1], 'wb') as val:
             for split, ids, n_bytes in stream:
                 raw = np.asarray(ids, dtype=dtype).tobytes()
                 (train if split == 'train' else val).write(raw)
@@ -1342,14 +1340,8 @@ def main():
                 sys.exit(f"too little text in {input or dataset}: {counts[split]['tokens']} tokens for {split}.bin")
         meta = {'dataset': dataset, 'source': input or dataset, 'dtype': dtype, 'splits': counts,
                 'normalize': normalize, 'strip_control': strip_control, 'tokenizer': tok.to_dict()}
-        with open(names[2] + '.tmp', 'w', encoding='utf-8') as f:
+        with open(names[-1], 'w', encoding='utf-8') as f:
             json.dump(meta, f)
-        for name in names:
-            os.replace(name + '.tmp', name)
-    finally:  # after an error or Ctrl-C nothing half-written stays, and what was there before is untouched
-        for name in names:
-            if os.path.exists(name + '.tmp'):
-                os.remove(name + '.tmp')
     # 4. what came of it
     print(f"{folder}: tokenizer {tok.kind}, {tok.vocab_size:,} tokens in the vocabulary, {time.time() - start:.1f} s")
     for split, c in counts.items():
@@ -1358,7 +1350,7 @@ def main():
             line += f"  {c['documents']:>8,} documents  {c['bytes']:>12,} bytes"
             line += f"  {c['bytes'] / c['tokens']:.2f} bytes per token"
         print(line)
-    ids = np.fromfile(names[1], dtype=dtype, count=4000).tolist()
+    ids = np.fromfile(os.path.join(folder, 'val.bin'), dtype=dtype, count=4000).tolist()
     lines = [line for line in tok.decode(ids).split('\n')[1:-1] if 40 <= len(line) <= 90] or [tok.decode(ids[:20])]
     print('  a line of it, token by token: ' + '|'.join(tok.decode([i]) for i in tok.encode(lines[0])))
     print(f"next:  python train.py dataset={dataset}")
