@@ -490,7 +490,8 @@ def align():
         number = 'float32'
     kind = where.split(':')[0]
     # subtle: autocast keeps bfloat16 copies of the weights until its block ends, which here may be many updates later
-    autocast = nullcontext() if number == 'float32' else torch.autocast(kind, getattr(torch, number), cache_enabled=False)
+    half = None if number == 'float32' else getattr(torch, number)
+    autocast = torch.autocast(kind, half, cache_enabled=False) if half else nullcontext()
     say = lambda line: print(line, flush=True)
 
     # 2. the policy, the judge and the data
@@ -512,8 +513,8 @@ def align():
     examples = load_examples(os.path.join(data_dir, dataset))
     train, val = (read(examples[split], split, tokenizer, config.block_size, say) for split in ('train', 'val'))
     if 'answer' not in val[0] and (method == 'best' or (reward == 'gold' and method in ('ppo', 'grpo'))):
-        sys.exit(f"{dataset} has no answers for a rule to check, so train a reward model: python align.py method=reward "
-                 f"dataset={dataset}, and then method=ppo reward=model")
+        sys.exit(f"{dataset} has no answers for a rule to check, so train a reward model: python align.py "
+                 f"method=reward dataset={dataset}, and then method=ppo reward=model")
     questions = val[:num_samples]
     say(f"{len(train):,} pairs to learn from, {len(val):,} to validate with; method={method}, on {where}, {number}")
 
@@ -635,22 +636,24 @@ def align():
         step += 1
         # 7.3 report
         if step == 1 and method in ('dpo', 'constitution'):
-            say(f"the first dpo loss is {seen['dpo'][0]:.6f}: the policy is the reference, every margin is 0, and that costs "
-                + {'sigmoid': 'ln 2 = 0.693147', 'hinge': '1', 'ipo': f'1 / (2 beta)² = {1 / (4 * beta**2):.3f}'}[loss])
+            price = {'sigmoid': 'ln 2 = 0.693147', 'hinge': '1', 'ipo': f'1 / (2 beta)² = {1 / (4 * beta**2):.3f}'}[loss]
+            say(f"the first dpo loss is {seen['dpo'][0]:.6f}: the policy is the reference, every margin is 0, and that "
+                f"costs {price}")
         if step % log_interval == 0 or step == max_iters or stop:
             now, mean = time.perf_counter(), {name: sum(values) / len(values) for name, values in seen.items()}
             steps = min((step - 1) % log_interval + 1, step - first_step)
             speed = batch_size * (1 if method in ('ppo', 'grpo') else 2) * steps / max(now - mark, 1e-9)
             left = int((max_iters - step) * (now - start) / (step - first_step))
-            say(f"step {step}/{max_iters} | loss {mean['loss']:.4f} | rate {rate(step - 1):.2f} | norm {mean['norm']:.2f} | "
-                f"{speed:,.0f} answers/s | {left // 60}:{left % 60:02d} left | "
+            say(f"step {step}/{max_iters} | loss {mean['loss']:.4f} | rate {rate(step - 1):.2f} | "
+                f"norm {mean['norm']:.2f} | {speed:,.0f} answers/s | {left // 60}:{left % 60:02d} left | "
                 + ' | '.join(f"{name} {mean[name]:.3g}" for name in FIGURES if name in mean))
             log.row(step=step, train_loss=mean['loss'], rate=rate(step - 1), grad_norm=mean['norm'],
                     answers_per_second=speed, seconds=now - start, **mean)
             if mean.get('fallen', 0) < 0 and not warned:
                 warned = True
-                say(f"note: the chosen answers have become less likely, by {-mean['fallen']:.2f} nats each: DPO only asks "
-                    f"for a gap between chosen and rejected. What gains is in neither; a larger beta holds it closer")
+                say(f"note: the chosen answers have become less likely, by {-mean['fallen']:.2f} nats each: DPO only "
+                    "asks for a gap between chosen and rejected. What gains is in neither; a larger beta holds it "
+                    "closer")
             seen, mark = defaultdict(list), now
 
     # 8. the end: what was learned, by the best weights, as they lie in ckpt.pt

@@ -67,7 +67,7 @@ def configure(settings):
                 usage(f"{where}there is no setting {key!r}{nearest(key, defaults)}")
             settings[key] = convert(key, value, defaults[key], choices.get(key), where)
             given.add(key)
-    if any(arg in ('-h', '--help') for arg in sys.argv[1:]):  # answered last, so that a wrong setting is named even then
+    if any(arg in ('-h', '--help') for arg in sys.argv[1:]):  # answered last: a wrong setting is named even then
         print(help_text(source))
         sys.exit(0)
     return given

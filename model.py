@@ -352,9 +352,9 @@ MOST_NUMBERS = 2**24  # in any one tensor that comes and goes while a model trai
 class SumOfLosses(torch.autograd.Function):
     """
     sum(-log p(target)) for hidden states x (N, C), the head's weight (V and padding, C) and targets (N,). For GPT-2,
-    2,048 rows of 50,257 scores would be 400 MB, several times over: so `rows` rows at a time, scores are computed, turned
-    into their gradient, which is softmax(scores) and 1 less at the target, and that into those of x and weight. None is
-    kept.
+    2,048 rows of 50,257 scores would be 400 MB, several times over: so `rows` rows at a time, scores are computed,
+    turned into their gradient, which is softmax(scores) and 1 less at the target, and that into those of x and weight.
+    None is kept.
     """
     @staticmethod
     def forward(ctx, x, weight, targets, V, rows):
@@ -671,7 +671,7 @@ def prepare_decoding(model, quantize='none'):
     bytes per second, not multiplications, are the limit. Not for training. A row times GPT-2's (3072, 768), one core:
 
         float32, rows in memory: 13 GB/s; by columns, the same numbers in another order: 20 GB/s (wide ones stay as is).
-        that product keeps to one core; with more, oneDNN's own order is the quicker (GPT-2: 35 tokens/s against 31 on 2)
+        that product keeps to one core; with two, oneDNN's own order is the quicker (GPT-2: 35 tokens/s against 31)
         bfloat16, half the bytes: 9 GB/s; in oneDNN's own order: 14 GB/s
         int8 (quantize='int8'), a quarter of the bytes: 7 GB/s; inputs and the rest of the model are bfloat16
     """
@@ -763,7 +763,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
     model.eval()
 
     def read(rows, cache):
-        """Whole contexts -> their last tokens' hidden states (len(rows), C). Causality hides the padding on the right."""
+        """Whole contexts -> their last tokens' hidden states (len(rows), C). Causality hides padding on the right."""
         lengths = [len(contexts[b]) for b in rows]
         idx = torch.zeros(len(rows), max(lengths), dtype=torch.long)
         for i, b in enumerate(rows):
@@ -908,7 +908,7 @@ class Muon(torch.optim.Optimizer):
                 batches[p.shape].append(p)
             for (rows, columns), same in batches.items():
                 lr = group['lr'] * max(1, rows / columns) ** 0.5  # a tall one moves its outputs as far as a square one
-                n = max(1, MOST_NUMBERS // (rows * columns))  # large ones gain nothing from company, and need the memory
+                n = max(1, MOST_NUMBERS // (rows * columns))  # large ones gain nothing from company
                 for batch in (same[i:i + n] for i in range(0, len(same), n)):
                     directions = orthogonalize(torch.stack([whole(p) for p in batch]))
                     for p, direction in zip(batch, directions):
@@ -1026,8 +1026,8 @@ def load_pictures(path):
                 if not all(text.strip() for text in texts):
                     raise ValueError
             except (ValueError, KeyError, TypeError, AttributeError):
-                sys.exit(f'{lines} line {number}: expected {{"caption": "a cat", "qa": [["what is this?", "a cat"]]}}, with '
-                         'nothing empty')
+                sys.exit(f'{lines} line {number}: expected {{"caption": "a cat", "qa": [["what is this?", "a cat"]]}}, '
+                         'with nothing empty')
             records.append(record)
     if len(records) != len(images):
         sys.exit(f"{path} holds {len(images):,} pictures, but {lines} {len(records):,} captions: one line for each")
@@ -1113,8 +1113,8 @@ def check_finite(what, value, step, learning_rate, folder, best):
     """End the run if a loss or a gradient is nan or inf: nothing is saved any more."""
     if not math.isfinite(value):
         kept = f"{folder}/ckpt.pt still holds the best model, of validation loss {best:.4f}"
-        sys.exit(f"the {what} is {value} at step {step}, where the learning rate was {learning_rate:.2g}: try a lower one. "
-                 + (kept if best < math.inf else "Nothing was saved"))
+        sys.exit(f"the {what} is {value} at step {step}, where the learning rate was {learning_rate:.2g}: try a lower "
+                 "one. " + (kept if best < math.inf else "Nothing was saved"))
 
 def stop_when_asked(many=False):
     """
@@ -1147,8 +1147,8 @@ def resolve_device(device='auto', dtype='auto', save_memory=False):
         dtype = 'bfloat16' if has_bfloat16(kind) else 'float16' if kind == 'cuda' else 'float32'
     if kind == 'cpu' and sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
         # glibc returns large blocks to the kernel at every free(), and the next malloc() gets them back zeroed, page by
-        # page: in a training loop, the same megabytes all day. So keep them (-1: M_TRIM_THRESHOLD; -3: M_MMAP_THRESHOLD,
-        # where older ones allow 32 MB); with save_memory just those below 2 MB, for large ones leave holes behind
+        # page: in a training loop, the same megabytes all day. So keep them (-1 is M_TRIM_THRESHOLD; -3, of which older
+        # ones allow 32 MB, M_MMAP_THRESHOLD); with save_memory just those below 2 MB, for large ones leave holes behind
         libc.mallopt(-1, 2**31 - 1)
         libc.mallopt(-3, 2**21 if save_memory else 2**30) or libc.mallopt(-3, 2**25)
     return device, dtype

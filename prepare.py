@@ -52,8 +52,8 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, gzip, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig, tarfile
-import time, unicodedata, zipfile, urllib.error, urllib.request
+import codecs, errno, glob, gzip, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
+import tarfile, time, unicodedata, urllib.error, urllib.request, zipfile
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -366,7 +366,8 @@ def alpaca():
 def hh_examples():
     """
     What people preferred of two assistants' answers (Bai et al. 2022, Anthropic's HH-RLHF): (split, example) of some
-    90,000 pairs, 30 MB. Each side is a whole conversation, 'Human: … Assistant: …', and only its last answer is compared.
+    90,000 pairs, 30 MB. Each side is a whole conversation, 'Human: … Assistant: …', of which only the last answer is
+    compared.
     """
     base, skipped = 'https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main/', 0
     for part in ('helpful-base', 'harmless-base'):
@@ -389,7 +390,7 @@ def hh_examples():
     print(f"passed over {skipped:,} pairs: an answer is empty, or both are the same, or the questions differ")
 
 def transcript(text):
-    """'\\n\\nHuman: hi\\n\\nAssistant: ho' -> [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'ho'}]"""
+    """'\\n\\nHuman: hi\\n\\nAssistant: …' -> [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', …}]"""
     parts, roles = re.split(r'\n\n(Human|Assistant):', text), {'Human': 'user', 'Assistant': 'assistant'}
     return [{'role': roles[who], 'content': said.strip()} for who, said in zip(parts[1::2], parts[2::2])]
 
@@ -412,28 +413,30 @@ def fineweb_shards():
             yield 'val' if 'val' in name else 'train', ids[i:i + PIECE]
 
 def prepare_hellaswag(folder):
-    """HellaSwag (Zellers et al. 2019), 39,905 and 10,042 questions, just as published: that is how eval.py reads them."""
+    """HellaSwag (Zellers et al. 2019), 39,905 and 10,042 questions, as published, which is how eval.py reads it."""
     base = 'https://raw.githubusercontent.com/rowanz/hellaswag/master/data/'
     known = {'train': (47496131, 'dae5e69249868cb9fe4e23ff925c60b66169564cfb7072d793cd7356a2b69f8d'),
              'val': (12246618, '0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588')}
     meta = {'kind': 'choices', 'source': base, 'splits': {}}
     with all_or_nothing(folder, 'train.jsonl', 'val.jsonl', 'meta.json') as targets:
         for (split, (size, sha256)), target in zip(known.items(), targets):
-            shutil.copyfile(download(f'{base}hellaswag_{split}.jsonl', f'hellaswag_{split}.jsonl', size, sha256), target)
+            name = f'hellaswag_{split}.jsonl'
+            shutil.copyfile(download(base + name, name, size, sha256), target)
             with open(target, 'rb') as f:
                 meta['splits'][split] = {'examples': sum(1 for _ in f), 'sha256': sha256}
         with open(targets[-1], 'w', encoding='utf-8') as f:
             json.dump(meta, f)
-    print(f"{folder}: " + ', '.join(f"{c['examples']:,} questions in {split}.jsonl" for split, c in meta['splits'].items()))
+    counts = (f"{about['examples']:,} questions in {split}.jsonl" for split, about in meta['splits'].items())
+    print(f"{folder}: " + ', '.join(counts))
     print("next:  python eval.py task=choices dataset=hellaswag")
 
 # ------------------------------------------------------------------------------------------------------------
 # 4. Conversations. A skill draws one exercise: (its input, a question in one of several wordings, the one right answer)
 
 WORDS = ('apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow cup desk dog '
-         'door duck egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill horse ice jar key king lake lamp '
-         'leaf lion map milk moon nest nose owl park pen pig pond queen rain ring road rock rose sand ship shoe snow '
-         'sock song spoon star stone sun table tea tent tree van wall wind wolf').split()
+         'door duck egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill horse ice jar key king lake '
+         'lamp leaf lion map milk moon nest nose owl park pen pig pond queen rain ring road rock rose sand ship shoe '
+         'snow sock song spoon star stone sun table tea tent tree van wall wind wolf').split()
 CAPITALS = dict(pair.split('/') for pair in (
     'France/Paris Italy/Rome Spain/Madrid Japan/Tokyo Egypt/Cairo Peru/Lima Cuba/Havana Kenya/Nairobi Norway/Oslo '
     'Greece/Athens China/Beijing Austria/Vienna Chile/Santiago Iran/Tehran Poland/Warsaw Ghana/Accra').split())
@@ -662,7 +665,7 @@ def conversation(record):
     return [{'role': m['role'], 'content': clean(m['content'])} for m in messages]
 
 def preference(record):
-    """{'prompt', 'chosen', 'rejected'}, texts or lists of messages -> the same as texts, the prompt perhaps as messages."""
+    """{'prompt', 'chosen', 'rejected'}, texts or lists of messages -> the answers as texts, the prompt as it came."""
     prompt = record.get('prompt')
     sides = [record[k][-1].get('content') if isinstance(record.get(k), list) and record[k] else record.get(k)
              for k in ('chosen', 'rejected')]
@@ -693,7 +696,7 @@ def kind_of_input():
 FORMS = ('messages', 'instruction', 'prompt')
 
 def own_examples(paths, kind):
-    """Files of conversations, preferences or labels -> [(split, example), …]; exits with one line that names a bad one."""
+    """Files of conversations, preferences or labels -> [(split, example), …]; exits with one line at a bad one."""
     examples, seen, copies, first = [], set(), 0, {}
     for place, record in (found for path in paths for found in records(path)):
         if kind == 'labels':
@@ -703,7 +706,8 @@ def own_examples(paths, kind):
             example = {'text': clean(text), 'label': str(label)}
         elif kind == 'preferences':
             try:
-                example = {**{k: v for k, v in record.items() if k in ('skill', 'answer', 'secret')}, **preference(record)}
+                extra = {k: record[k] for k in ('skill', 'answer', 'secret') if k in record}
+                example = {**extra, **preference(record)}
             except ValueError as e:
                 sys.exit(f"{place}: {e}")
         else:
@@ -1293,8 +1297,8 @@ def main():
         usage(f"dataset={dataset}: expected a plain name, for the folder {data_dir}/NAME")
     least = {'bpe': 256 + len(SPECIAL_TOKENS), 'word': 2 + len(SPECIAL_TOKENS)}.get(tokenizer, 0)
     if vocab_size < least:
-        usage(f"vocab_size={vocab_size}: tokenizer={tokenizer} needs at least {least}: {least - len(SPECIAL_TOKENS)} and the "
-              f"{len(SPECIAL_TOKENS)} special tokens")
+        usage(f"vocab_size={vocab_size}: tokenizer={tokenizer} needs at least {least}: {least - len(SPECIAL_TOKENS)} "
+              f"and the {len(SPECIAL_TOKENS)} special tokens")
     if not 1 <= shards <= 103:
         usage(f"shards={shards}: expected 1 to 103")
     if image_size < 1:

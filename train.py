@@ -301,8 +301,8 @@ def train():
     step, best = 0, math.inf
     if resumed:
         if resumed['data'] != sources:
-            sys.exit(f"{out_dir}/resume.pt has read other text than {data_dir}/{dataset} holds now: start a new run from "
-                     f"its weights with init_from={out_dir}")
+            sys.exit(f"{out_dir}/resume.pt has read other text than {data_dir}/{dataset} holds now: start a new run "
+                     f"from its weights with init_from={out_dir}")
         if len(optimizers) != len(resumed['optimizers']):
             sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
         for o, state in zip(optimizers, resumed['optimizers']):
@@ -324,7 +324,8 @@ def train():
     cost, without = describe(model, min(batch_size, mine), number, optimizer, say), peak_memory(kind)
     total = tokens * max_iters
     say(f"{tokens:,} tokens per step * {max_iters:,} steps = {total:,} tokens, {total / cost['parameters']:.1f} per "
-        f"parameter, {total / len(data['train']):.1f} times through the text; {cost['flops_per_token'] * total:.2g} FLOPs")
+        f"parameter, {total / len(data['train']):.1f} times through the text; "
+        f"{cost['flops_per_token'] * total:.2g} FLOPs")
     say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
 
     # 6. where it goes; an earlier run's results are set aside, not lost
