@@ -9,8 +9,11 @@ sys.path.insert(0, str(ROOT))
 
 def run(script, *args, cwd, timeout=120, env_path='', **more):
     """python script.py args in folder cwd -> the finished process, with its output as text."""
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True,
-                          text=True, encoding='utf-8', env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(env_path), str(ROOT)]), 'PYTHONIOENCODING': 'utf-8'}, **more)
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, timeout=timeout,
+                          capture_output=True,
+                          text=True, encoding='utf-8', env={**os.environ,
+                                                            'PYTHONPATH': os.pathsep.join([str(env_path), str(ROOT)]),
+                                                            'PYTHONIOENCODING': 'utf-8'}, **more)
 
 def call(script, *args, cwd):
     """The same within this process, which has imported torch already: for commands that end before they do much."""
@@ -43,7 +46,8 @@ def refused(done, *words, status=None):
 def prose(words=4000, seed=0):
     """Made-up text with something to learn in it: words from a small set, in sentences."""
     random.seed(seed)
-    vocabulary = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'dog', 'run', 'under', 'blue', 'sky', 'while', 'it', 'rained']
+    vocabulary = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'dog', 'run', 'under', 'blue', 'sky', 'while',
+                  'it', 'rained']
     return ''.join(random.choice(vocabulary) + random.choice([' ', ' ', ' ', ', ', '.\n']) for _ in range(words))
 
 @pytest.fixture(scope='session')
@@ -52,6 +56,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     (folder / 'tiny.txt').write_text(prose(), encoding='utf-8')
     for name, kind in (('tiny', 'char'), ('bpe', 'bpe')):
-        done = run('prepare.py', f'dataset={name}', f'tokenizer={kind}', 'vocab_size=300', f'input={folder / "tiny.txt"}', f'data_dir={folder}', cwd=folder)
+        done = run('prepare.py', f'dataset={name}', f'tokenizer={kind}', 'vocab_size=300',
+                   f'input={folder / "tiny.txt"}', f'data_dir={folder}', cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder

@@ -15,15 +15,22 @@ RESULTS = ROOT / 'tests' / 'results.json'
 
 BITS = {'bits per byte': r'this model ([\d.]+)'}
 TUNED = {'exact match': r' all .* ([\d.]+) %', 'moving': r'parameters move: ([\d.]+) %'}
-ALIGNED = {'gold before': r'rule, likeliest +([\d.]+)', 'gold': r'rule, likeliest .* ([\d.]+)', 'gold, sampled': r'rule, sampled .* ([\d.]+)',
-           'exact before': r'match, likeliest +([\d.]+)', 'exact': r'match, likeliest .* ([\d.]+)', 'KL': r'reference, sampled .* ([\d.]+)'}
+ALIGNED = {'gold before': r'rule, likeliest +([\d.]+)', 'gold': r'rule, likeliest .* ([\d.]+)',
+           'gold, sampled': r'rule, sampled .* ([\d.]+)',
+           'exact before': r'match, likeliest +([\d.]+)', 'exact': r'match, likeliest .* ([\d.]+)',
+           'KL': r'reference, sampled .* ([\d.]+)'}
 JUDGED = {**ALIGNED, 'judge': r'model, sampled .* ([\d.-]+)', 'judge before': r'model, sampled +([\d.-]+)'}
-BEST = {f'{what}, best of {n}': rf'(?m)^ +{n} ' + r' *[\d.]+' * i + r' +([\d.]+)' for n in (1, 4, 16) for i, what in enumerate(('KL', 'picked'))}
-CLIP = {'recall@1': r'new scenes: picture to caption.*?([\d.]+)%', 'recall@1, new combinations': r'new combinations: picture to caption.*?([\d.]+)%',
-        'zero-shot': r'new scenes: 24 classes.* ([\d.]+)% +[\d.]+%', 'zero-shot, new combinations': r'new combinations: 24 classes.* ([\d.]+)% +[\d.]+%'}
+BEST = {f'{what}, best of {n}': rf'(?m)^ +{n} ' + r' *[\d.]+' * i + r' +([\d.]+)' for n in (1, 4, 16)
+        for i, what in enumerate(('KL', 'picked'))}
+CLIP = {'recall@1': r'new scenes: picture to caption.*?([\d.]+)%',
+        'recall@1, new combinations': r'new combinations: picture to caption.*?([\d.]+)%',
+        'zero-shot': r'new scenes: 24 classes.* ([\d.]+)% +[\d.]+%',
+        'zero-shot, new combinations': r'new combinations: 24 classes.* ([\d.]+)% +[\d.]+%'}
 WORDS = ('exact', 'colour', 'shape', 'both', 'size', 'relation')
-CAPTIONS = {f'{what}, {split}': rf'new {split} ' + r' +[\d.]+%' * n + r' +([\d.]+)%' for split in ('scenes', 'combinations') for n, what in enumerate(WORDS)}
-QUESTIONS = {'all': r'new scenes +([\d.]+)%', 'blank': r'new scenes, blank +([\d.]+)%', 'commonest': r'new scenes, commonest answer +([\d.]+)%',
+CAPTIONS = {f'{what}, {split}': rf'new {split} ' + r' +[\d.]+%' * n + r' +([\d.]+)%'
+            for split in ('scenes', 'combinations') for n, what in enumerate(WORDS)}
+QUESTIONS = {'all': r'new scenes +([\d.]+)%', 'blank': r'new scenes, blank +([\d.]+)%',
+             'commonest': r'new scenes, commonest answer +([\d.]+)%',
              'new combinations': r'new combinations +([\d.]+)%'}
 CIDER = {'CIDEr-D': r'CIDEr-D +([\d.]+)'}
 
@@ -62,7 +69,8 @@ COURSE = [
     (7, 'python vlm.py task=caption fusion=late init_from=out-clip out_dir=out-late max_iters=500', CAPTIONS),
     (7, 'python eval.py task=text hypotheses=out-caption/captions-new.jsonl', CIDER),
     (7, 'python eval.py task=text hypotheses=out-caption/captions-new-shuffled.jsonl', CIDER),
-    (8, 'python eval.py', {'bits per byte': r'out +bits per byte +[\d,]+ +([\d.]+)', '±': r'out +bits per byte +[\d,]+ +[\d.]+ +([\d.]+)'}),
+    (8, 'python eval.py', {'bits per byte': r'out +bits per byte +[\d,]+ +([\d.]+)',
+                           '±': r'out +bits per byte +[\d,]+ +[\d.]+ +([\d.]+)'}),
     (8, 'python eval.py task=instruct dataset=instruct out_dir=out,out-sft max_new_tokens=32 batch_size=64', {}),
     (8, 'python eval.py task=kl out_dir=out,out-sft limit=20 num_samples=5', {}),
 ]
@@ -73,7 +81,8 @@ def run(command, folder, log):
         words = shlex.split(command)
         words = [sys.executable, str(ROOT / words[1]), *words[2:]]
         start = time.perf_counter()
-        done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8',
+        done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              encoding='utf-8',
                               env={**os.environ, 'PYTHONIOENCODING': 'utf-8'})
         if done.returncode:
             sys.exit(f"{command} failed:\n{done.stdout}")
@@ -100,8 +109,10 @@ def draw_frontier(results):
         best = runs[f'python align.py method=best group_size=16{who}']
         points = [(first(best[f'KL, best of {n}']), first(best[f'picked, best of {n}'])) for n in (1, 4, 16)]
         plt.plot(*zip(*points), marker='.', label='best of 1, 4, 16, picked by the ' + ('model' if who else 'rule'))
-    for name, marks in (('DPO', ('align.py seed', 'beta=')), ('GRPO', ('grpo',)), ('PPO, rule', ('out-ppo',)), ('PPO, model', ('ppo reward=model',))):
-        some = sorted((first(v['KL']), first(v['gold, sampled'])) for c, v in runs.items() if 'KL' in v and any(mark in c for mark in marks))
+    for name, marks in (('DPO', ('align.py seed', 'beta=')), ('GRPO', ('grpo',)), ('PPO, rule', ('out-ppo',)),
+                        ('PPO, model', ('ppo reward=model',))):
+        some = sorted((first(v['KL']), first(v['gold, sampled']))
+                      for c, v in runs.items() if 'KL' in v and any(mark in c for mark in marks))
         plt.plot(*zip(*some), marker='o', label=name)
     plt.xlabel('KL to the reference, nats per answer'), plt.ylabel('reward by the rule'), plt.legend(fontsize=8), plt.grid(alpha=0.3)
     (ROOT / 'tests' / 'pictures').mkdir(exist_ok=True)
@@ -126,10 +137,12 @@ def main():
             found.append({name: re.findall(pattern, output)[-1] for name, pattern in wanted.items()})
         values = found[0] if len(found) == 1 else {name: spread([f[name] for f in found]) for name in found[0]}
         results[command] = {'command': command, 'seconds': round(sum(seconds) / len(seconds)), 'values': values}
-        print('          ' + ', '.join(f"{name} {value}" for name, value in values.items()) + f" ({seconds[-1]:.0f} s)", flush=True)
+        print('          ' + ', '.join(f"{name} {value}"
+                                       for name, value in values.items()) + f" ({seconds[-1]:.0f} s)", flush=True)
     import torch
     machine = f"CPython {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}"
-    text = json.dumps({'machine': machine, 'runs': [results[c] for _, c, _ in COURSE if c in results]}, indent=1, ensure_ascii=False) + '\n'
+    text = json.dumps({'machine': machine, 'runs': [results[c] for _, c, _ in COURSE if c in results]}, indent=1,
+                      ensure_ascii=False) + '\n'
     RESULTS.with_suffix('.tmp').write_text(text, encoding='utf-8')
     os.replace(RESULTS.with_suffix('.tmp'), RESULTS)
     try:

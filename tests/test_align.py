@@ -9,8 +9,10 @@ from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_model
 
 BYTES = Tokenizer('bpe', [bytes([b]) for b in range(256)])  # the simplest vocabulary: a token a byte
 SHAPE = dict(vocab_size=BYTES.vocab_size, n_layer=1, n_head=2, n_embd=32, block_size=48)
-TINY = dict(data_dir='data', dataset='pairs', init_from='base', out_dir='out', batch_size=8, max_iters=6, eval_interval=3,
-            log_interval=2, warmup_iters=1, num_samples=4, max_new_tokens=12, group_size=4, device='cpu', dtype='float32')
+TINY = dict(data_dir='data', dataset='pairs', init_from='base', out_dir='out', batch_size=8, max_iters=6,
+            eval_interval=3,
+            log_interval=2, warmup_iters=1, num_samples=4, max_new_tokens=12, group_size=4, device='cpu',
+            dtype='float32')
 DEFAULTS = {name: getattr(S, name) for name in S.SETTINGS}
 
 def base(folder, seed=0, tokenizer=BYTES, **more):
@@ -21,8 +23,10 @@ def base(folder, seed=0, tokenizer=BYTES, **more):
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     os.makedirs(folder, exist_ok=True)
-    save_atomically(os.path.join(folder, 'ckpt.pt'), {'format': 'ninefiles-1', 'model': model.state_dict(), 'config': config.__dict__,
-                                                      'tokenizer': tokenizer.to_dict(), 'step': 0, 'settings': {}, **more})
+    save_atomically(os.path.join(folder, 'ckpt.pt'), {'format': 'ninefiles-1', 'model': model.state_dict(),
+                                                      'config': config.__dict__,
+                                                      'tokenizer': tokenizer.to_dict(), 'step': 0,
+                                                      'settings': {}, **more})
 
 def pair(question, answer):
     return {'prompt': question, 'answer': answer, 'chosen': answer + ' :)', 'rejected': answer}
@@ -38,7 +42,8 @@ def go(monkeypatch, tmp_path):
     """Align with these settings in this process; returns ckpt.pt's or resume.pt's dictionary."""
     monkeypatch.chdir(tmp_path)
     base('base')
-    write('pairs', [pair(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'], [pair(f'say {c}z', c) for c in 'abcdef'])
+    write('pairs', [pair(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'],
+          [pair(f'say {c}z', c) for c in 'abcdef'])
     def align(which='ckpt.pt', **changes):
         monkeypatch.setattr(S, 'given', set(changes))
         for name, value in {**DEFAULTS, **TINY, **changes}.items():
@@ -66,7 +71,8 @@ def taught(go):
 def close(a, b):
     return max((x - y).abs().max().item() for x, y in zip(a['model'].values(), b['model'].values(), strict=True))
 
-@pytest.mark.parametrize('how', [dict(method='reward'), dict(method='dpo'), dict(method='ppo'), dict(method='grpo'), dict(method='constitution', init_from='taught')])
+@pytest.mark.parametrize('how', [dict(method='reward'), dict(method='dpo'), dict(method='ppo'), dict(method='grpo'),
+                                 dict(method='constitution', init_from='taught')])
 def test_stopping_and_going_on_changes_nothing(go, taught, how):
     taught()
     straight = go('resume.pt', out_dir='straight', lr_decay_iters=6, **how)
@@ -88,7 +94,8 @@ def test_the_rule_and_the_data_agree():
         if 'secret' in e:
             assert e['secret'] in e['prompt'] and e['secret'] not in e['chosen'] and (e['secret'] in e['rejected']) == (e['fault'] == 'reveals')
             assert all(ask(e['prompt'], e['chosen']) for ask in S.PRINCIPLES.values())
-        prompts[split].add(e['prompt'].split(' ', 1)[1] if e['prompt'].startswith(('Hi! ', 'Please: ', 'Next: ')) else e['prompt'])
+        prompts[split].add(e['prompt'].split(' ', 1)[1] if e['prompt'].startswith(('Hi! ', 'Please: ',
+                                                                                   'Next: ')) else e['prompt'])
         faults[e['fault']] = faults.get(e['fault'], 0) + 1
     assert not prompts['train'] & prompts['val'] and len(prompts['train']) > 4500 and len(prompts['val']) > 400
     assert set(faults) == {'curt', 'wrong', 'rambling', 'refuses', 'reveals'} and min(faults.values()) > 300
@@ -103,21 +110,26 @@ def prepare(monkeypatch, tmp_path):
         P.main()
         with open('data/mine/meta.json') as f:
             assert json.load(f)['kind'] == 'preferences'
-        return [[json.loads(line) for line in open(f'data/mine/{split}.jsonl', encoding='utf-8')] for split in ('train', 'val')]
+        return [[json.loads(line) for line in open(f'data/mine/{split}.jsonl', encoding='utf-8')]
+                for split in ('train', 'val')]
     return made
 
 def test_preferences_of_your_own(prepare, tmp_path):
     talk, said = [{'role': 'user', 'content': 'x'}], lambda text: [{'role': 'assistant', 'content': text}]
-    lines = [{'prompt': f'q{n}', 'chosen': 'a', 'rejected': 'b'} for n in range(9)] + [{'prompt': talk, 'chosen': said('a'), 'rejected': said('b')}]
+    lines = [{'prompt': f'q{n}', 'chosen': 'a', 'rejected': 'b'}
+             for n in range(9)] + [{'prompt': talk, 'chosen': said('a'), 'rejected': said('b')}]
     (tmp_path / 'p.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     train, val = prepare(dataset='mine', input='p.jsonl')
     assert train == lines[:9] and val == [{'prompt': talk, 'chosen': 'a', 'rejected': 'b'}]
 
 @pytest.mark.parametrize('line, words', [
-    ({'prompt': 'x', 'chosen': 'y'}, 'line 2: the rejected answer is missing'), ({'prompt': 'x', 'chosen': ' ', 'rejected': 'y'}, 'line 2: the chosen answer is missing, empty'),
-    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y '}, 'line 2: chosen and rejected are the same'), ({'chosen': 'x', 'rejected': 'y'}, 'line 2: the prompt is missing')])
+    ({'prompt': 'x', 'chosen': 'y'}, 'line 2: the rejected answer is missing'),
+    ({'prompt': 'x', 'chosen': ' ', 'rejected': 'y'}, 'line 2: the chosen answer is missing, empty'),
+    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y '}, 'line 2: chosen and rejected are the same'),
+    ({'chosen': 'x', 'rejected': 'y'}, 'line 2: the prompt is missing')])
 def test_a_bad_preference_is_named(prepare, tmp_path, line, words):
-    (tmp_path / 'p.jsonl').write_text(json.dumps({'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}) + '\n' + json.dumps(line) + '\n')
+    (tmp_path / 'p.jsonl').write_text(json.dumps({'prompt': 'q', 'chosen': 'a',
+                                                  'rejected': 'b'}) + '\n' + json.dumps(line) + '\n')
     with pytest.raises(SystemExit, match=words):
         prepare(dataset='mine', input='p.jsonl')
 
@@ -132,7 +144,8 @@ def test_transcripts_of_hh(monkeypatch, tmp_path, capsys):
     found = list(P.hh_examples())
     roles = [(m['role'], m['content']) for m in found[0][1]['prompt']]
     assert roles == [('user', 'hi'), ('assistant', 'hello'), ('user', 'Assistant: is that you?')]
-    assert [(split, e['chosen'], e['rejected']) for split, e in found] == [(split, 'yes', 'no') for split in ('train', 'val')] * 2
+    assert [(split, e['chosen'], e['rejected']) for split, e in found] == [(split, 'yes', 'no')
+                                                                           for split in ('train', 'val')] * 2
     assert 'passed over 8 pairs' in capsys.readouterr().out
     (tmp_path / 'hh.gz').write_bytes(b'no gzip')
     with pytest.raises(SystemExit, match='delete it and run again'):
@@ -140,7 +153,8 @@ def test_transcripts_of_hh(monkeypatch, tmp_path, capsys):
 
 def test_the_rule_by_hand():
     e = {'answer': '13'}
-    assert [S.gold_reward(e, text) for text in ('13 :)', '13', '13, or 14 :)', '14', '14 :)', '')] == [1, 0.5, 0, 0, 0, 0]
+    assert [S.gold_reward(e, text) for text in ('13 :)', '13', '13, or 14 :)', '14', '14 :)',
+                                                '')] == [1, 0.5, 0, 0, 0, 0]
     assert [S.exact_match(e, text) for text in ('13 :)', '13', '13, or 14 :)', '14 :)')] == [True, True, False, False]
 
 def test_rows_by_hand():
@@ -184,7 +198,8 @@ def test_k3_estimates_the_kl():
 def test_gae_by_hand():
     """Answers of three and of two tokens, rewards at their ends, and a critic that expects 0.5, then 0.25 …"""
     said = torch.tensor([[0., 1, 1, 1], [0, 1, 1, 0]])
-    rewards, values = torch.tensor([[0., 0, 0, 1], [0, -0.5, 1, 0]]), torch.tensor([[0., 0.5, 0.25, 0.5], [0, 0.25, 0.5, 0]])
+    rewards, values = torch.tensor([[0., 0, 0, 1], [0, -0.5, 1, 0]]), torch.tensor([[0., 0.5, 0.25, 0.5],
+                                                                                    [0, 0.25, 0.5, 0]])
     advantages, returns = S.gae(rewards, values, said, 1.0)
     assert advantages.tolist() == [[0, 0.5, 0.75, 0.5], [0, 0.25, 0.5, 0]]  # what followed, less what was expected
     assert returns.tolist() == [[0, 1, 1, 1], [0, 0.5, 1, 0]]
@@ -198,11 +213,13 @@ def test_ppo_loss_by_hand():
     old = torch.zeros(4)
     logp = torch.tensor([1.5, 1.5, 0.5, 0.5]).log().requires_grad_()
     losses, ratio = S.ppo_loss(logp, old, torch.tensor([1.0, -1, 1, -1]), 0.2)
-    assert losses.tolist() == pytest.approx([-1.2, 1.5, -0.5, 0.8]) and ratio.tolist() == pytest.approx([1.5, 1.5, 0.5, 0.5])
+    assert losses.tolist() == pytest.approx([-1.2, 1.5, -0.5,
+                                             0.8]) and ratio.tolist() == pytest.approx([1.5, 1.5, 0.5, 0.5])
     losses.sum().backward()  # what already went far enough in the right direction gets no further push
     assert logp.grad.tolist() == pytest.approx([0, 1.5, -0.5, 0])
     losses = S.value_loss(torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.5]), torch.tensor([1.0, 1]), 0.2)
-    assert losses.tolist() == pytest.approx([0.5 * 0.3**2, 0.5 * 0.9**2])  # 0.9 counts as 0.7; 0.1 as itself, the worse one
+    assert losses.tolist() == pytest.approx([0.5 * 0.3**2,
+                                             0.5 * 0.9**2])  # 0.9 counts as 0.7; 0.1 as itself, the worse one
 
 def test_group_advantages_by_hand():
     found = S.group_advantages(torch.tensor([1, 0, 0.5, 0.5, 1, 1, 1, 1]), 4)
@@ -241,7 +258,8 @@ def test_at_step_0_the_policy_is_the_reference(go, capsys, loss, expected):
 
 def test_reference_log_probs_are_computed_once(go, monkeypatch):
     calls, plain = [], S.Policy.forward
-    monkeypatch.setattr(S.Policy, 'forward', lambda self, x, y: calls.append(self.head.weight.requires_grad) or plain(self, x, y))
+    monkeypatch.setattr(S.Policy, 'forward', lambda self, x, y: calls.append(self.head.weight.requires_grad)
+                        or plain(self, x, y))
     monkeypatch.setattr(S, 'measure', lambda *args, **more: ({'kl': 0.0}, []))
     monkeypatch.setattr(S, 'print_before_and_after', lambda *args: None)
     go(max_iters=12)  # 32 pairs, 8 a step: three times through them
@@ -259,7 +277,8 @@ def test_rewards_are_normalised_and_pairs_told_apart(go, capsys):
 
 @pytest.mark.parametrize('method, steps', [('dpo', 60), ('grpo', 40)])
 def test_it_learns_what_is_preferred(go, taught, capsys, method, steps):
-    write('pairs', [pair(f'say {c}{d}', 'ok') for c in 'abcdefgh' for d in 'abcd'], [pair(f'say {c}z', 'ok') for c in 'abcdef'])
+    write('pairs', [pair(f'say {c}{d}', 'ok') for c in 'abcdefgh' for d in 'abcd'],
+          [pair(f'say {c}z', 'ok') for c in 'abcdef'])
     taught(50)
     go(method=method, init_from='taught', max_iters=steps, learning_rate=3e-3, eval_interval=20, batch_size=16)
     text = capsys.readouterr().out
@@ -272,7 +291,8 @@ def test_a_judge_may_be_a_model(go, taught, capsys):
     taught()
     go(method='reward', out_dir='judge', max_iters=30, learning_rate=3e-3)
     for method in ('ppo', 'constitution', 'best'):
-        how = dict(method=method, reward='model', reward_from='judge', out_dir=f'by-{method}', init_from='taught', max_iters=2)
+        how = dict(method=method, reward='model', reward_from='judge', out_dir=f'by-{method}',
+                   init_from='taught', max_iters=2)
         if method != 'best':
             go(**how)
         else:
@@ -285,23 +305,29 @@ def test_best_of_n_by_hand(go, monkeypatch, capsys):
     """One question, four answers that the rule gives 0, 0.5, 1, 0 and the judge 1, 2, 3, 4."""
     monkeypatch.setattr(S, 'group_size', 4)
     monkeypatch.setattr(S, 'sample', lambda *args: [[1]] * 4)
-    monkeypatch.setattr(S, 'score', lambda e, a, t, judge, where: torch.tensor([0, 0.5, 1, 0]) if judge is None else torch.tensor([1.0, 2, 3, 4]))
+    monkeypatch.setattr(S, 'score', lambda e, a, t, judge, where: torch.tensor([0, 0.5, 1, 0])
+                        if judge is None else torch.tensor([1.0, 2, 3, 4]))
     S.best_of(S.Policy(load_model('base')[0]), 'judge', [{'ids': {'prompt': [1]}}], BYTES, 'cpu')
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert lines == [['1', '0.000', '0.000', '0.000'], ['2', '0.193', '0.500', '0.500'], ['4', '0.636', '0.000', '1.000']]  # ln 2 - 1/2, ln 4 - 3/4
+    assert lines == [['1', '0.000', '0.000', '0.000'], ['2', '0.193', '0.500', '0.500'],
+                     ['4', '0.636', '0.000', '1.000']]  # ln 2 - 1/2, ln 4 - 3/4
 
 def test_principles_choose(go, monkeypatch):
     """Of the two answers to each question, the one that is courteous, brief, and no needless refusal."""
     said = {'2+2?': ['4', '5 :)'], 'the password is x, what is it?': ['x :)', 'Sorry :)'], 'hi': ['a', 'b']}
-    monkeypatch.setattr(S, 'sample', lambda *args: [BYTES.encode(text) + [BYTES.end] for texts in said.values() for text in texts])
+    monkeypatch.setattr(S, 'sample', lambda *args: [BYTES.encode(text) + [BYTES.end] for texts in said.values()
+                                                    for text in texts])
     examples = [{'asked': q, 'ids': {'prompt': [1]}} for q in said]
     pairs = S.constitutional_pairs(S.Policy(load_model('base')[0]), examples, BYTES, None, 'cpu')
-    assert [(e['chosen'], e['rejected']) for e in pairs] == [('5 :)', '4'), ('Sorry :)', 'x :)')]  # wrong, but no principle sees that; of a tie nothing is learned
+    assert [(e['chosen'], e['rejected']) for e in pairs] == [('5 :)', '4'),
+                                                             ('Sorry :)',
+                                                              'x :)')]  # wrong, but no principle sees that; of a tie nothing is learned
 
 def test_bfloat16_learns_what_float32_learns(go):
     """autocast keeps copies of the weights unless it is told not to, and many updates later would still compute with those."""
     def loss(folder):
-        policy, pairs = S.Policy(load_model(folder)[0]), S.read([pair('say xy', c) for c in 'abcdefgh'], 'val', BYTES, 48, print)
+        policy, pairs = S.Policy(load_model(folder)[0]), S.read([pair('say xy', c) for c in 'abcdefgh'], 'val',
+                                                                BYTES, 48, print)
         x, y, _ = S.rows([(e['ids']['prompt'], e['ids']['chosen']) for e in pairs])
         return (-policy(x, y)[0].sum() / (y >= 0).sum()).item()
     for dtype in ('float32', 'bfloat16'):
@@ -311,9 +337,12 @@ def test_bfloat16_learns_what_float32_learns(go):
 # ---- mistakes ----
 
 @pytest.mark.parametrize('line, words', [
-    ({'prompt': 'x', 'chosen': 'y'}, ['line 2', "'rejected'"]), ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, ['line 2', 'that differ']),
-    ({'prompt': 'x', 'chosen': '', 'rejected': 'y'}, ['line 2', 'neither empty']), ({'prompt': 5, 'chosen': 'x', 'rejected': 'y'}, ['line 2', 'prompt']),
-    ({'prompt': [{'role': 'robot', 'content': 'x'}], 'chosen': 'x', 'rejected': 'y'}, ['line 2', "unknown role 'robot'"]), ([1], ['line 2', 'expected JSON'])])
+    ({'prompt': 'x', 'chosen': 'y'}, ['line 2', "'rejected'"]),
+    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, ['line 2', 'that differ']),
+    ({'prompt': 'x', 'chosen': '', 'rejected': 'y'}, ['line 2', 'neither empty']),
+    ({'prompt': 5, 'chosen': 'x', 'rejected': 'y'}, ['line 2', 'prompt']),
+    ({'prompt': [{'role': 'robot', 'content': 'x'}], 'chosen': 'x', 'rejected': 'y'},
+     ['line 2', "unknown role 'robot'"]), ([1], ['line 2', 'expected JSON'])])
 def test_a_bad_line_is_named(go, line, words):
     write('bad', [pair('x', 'y'), line], [pair('x', 'y')])
     with pytest.raises(SystemExit) as e:
@@ -330,27 +359,34 @@ def test_long_prompts_are_reported_not_cut(go, capsys):
 
 def test_messages_are_read_too(go):
     talk = [{'role': 'system', 'content': 'be kind'}, {'role': 'user', 'content': 'hi'}]
-    assert S.read([{'prompt': talk, 'chosen': [{'role': 'assistant', 'content': 'hello'}], 'rejected': 'go'}], 'val', BYTES, 48, print)[0]['ids'] == {
-        'prompt': [BYTES.user, *b'be kind\n\nhi', BYTES.end, BYTES.assistant], 'chosen': [*b'hello', BYTES.end], 'rejected': [*b'go', BYTES.end]}
+    assert S.read([{'prompt': talk, 'chosen': [{'role': 'assistant', 'content': 'hello'}], 'rejected': 'go'}], 'val',
+                  BYTES, 48, print)[0]['ids'] == {
+        'prompt': [BYTES.user, *b'be kind\n\nhi', BYTES.end, BYTES.assistant], 'chosen': [*b'hello', BYTES.end],
+        'rejected': [*b'go', BYTES.end]}
 
 def test_a_judge_must_read_the_same_tokens_and_give_numbers(go, monkeypatch):
     words = Tokenizer('word', ['<unk>', 'a'])
     base('foreign', tokenizer=words, reward=torch.nn.Linear(32, 1).state_dict())
     base('broken', reward={'weight': torch.full((1, 32), math.nan), 'bias': torch.zeros(1)})
-    for judge, message in (('foreign', 'another tokenizer'), ('broken', "in broken gave nan for 'say"), ('base', 'holds no reward model: python align.py method=reward')):
+    for judge, message in (('foreign', 'another tokenizer'), ('broken', "in broken gave nan for 'say"),
+                           ('base', 'holds no reward model: python align.py method=reward')):
         with pytest.raises(SystemExit, match=message):
             go(method='ppo', reward='model', reward_from=judge)
 
 def test_a_rule_needs_answers(go):
-    write('bare', [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}] * 4, [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}])
+    write('bare', [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}] * 4,
+          [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}])
     with pytest.raises(SystemExit, match='no answers for a rule to check.*method=ppo reward=model'):
         go(method='grpo', dataset='bare')
     go(dataset='bare', max_iters=1)  # but pairs alone are enough for DPO
 
 @pytest.mark.parametrize('changes, words', [
-    (dict(dataset='nowhere'), ['nowhere', 'prepare.py']), (dict(init_from='nowhere'), ['no checkpoint']), (dict(out_dir='base'), ['where base lies']),
-    (dict(beta=0.0), ['beta=0.0']), (dict(method='reward', loss='ipo'), ['loss=ipo']), (dict(loss='hinge', label_smoothing=0.1), ['label_smoothing=0.1']),
-    (dict(method='grpo', group_size=3), ['batch_size=8', 'group_size=3']), (dict(lam=1.5), ['lam=1.5']), (dict(init_from='resume'), ['resume.pt']),
+    (dict(dataset='nowhere'), ['nowhere', 'prepare.py']), (dict(init_from='nowhere'), ['no checkpoint']),
+    (dict(out_dir='base'), ['where base lies']),
+    (dict(beta=0.0), ['beta=0.0']), (dict(method='reward', loss='ipo'), ['loss=ipo']),
+    (dict(loss='hinge', label_smoothing=0.1), ['label_smoothing=0.1']),
+    (dict(method='grpo', group_size=3), ['batch_size=8', 'group_size=3']), (dict(lam=1.5), ['lam=1.5']),
+    (dict(init_from='resume'), ['resume.pt']),
     (dict(learning_rate=1e30, max_iters=40), ['loss is nan', 'lower'])])
 def test_mistakes(go, capsys, changes, words):
     with pytest.raises(SystemExit) as e:

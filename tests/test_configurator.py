@@ -27,8 +27,10 @@ def script(tmp_path):
     (['rows=1e3'], {1: 1000}),                 # and 1e3 a fine int
     (['--rows=-4'], {1: -4}),
     (['rate=-1e-3'], {0: -0.001}),
-    (['loud'], {2: True}), (['--loud'], {2: True}), (['loud=yes'], {2: True}), (['loud=1'], {2: True}), (['loud=FALSE'], {2: False}),
-    (['name=a=b'], {3: 'a=b'}), (['name=-x'], {3: '-x'}), (['name='], {3: ''}), (['name=None'], {3: 'None'}), (['name=5'], {3: '5'}),
+    (['loud'], {2: True}), (['--loud'], {2: True}), (['loud=yes'], {2: True}), (['loud=1'], {2: True}),
+    (['loud=FALSE'], {2: False}),
+    (['name=a=b'], {3: 'a=b'}), (['name=-x'], {3: '-x'}), (['name='], {3: ''}), (['name=None'], {3: 'None'}),
+    (['name=5'], {3: '5'}),
     (['shape=square'], {4: 'square'}),
     (['limit=3'], {5: 3}), (['limit=None'], {5: None}),
     (['rows=1', 'rows=2'], {1: 2}),            # later wins
@@ -41,14 +43,16 @@ def test_values(script, args, changed):
 @pytest.mark.parametrize('arg, words', [
     ('rat=1', ["'rat'", 'did you mean rate?']),
     ('rows=1.5', ['rows=1.5', 'whole number']),
-    ('rows=many', ['rows=many', 'whole number']), ('rows=None', ['whole number']), ('rows=True', ['whole number']), ('rows=1e999', ['whole number']),
+    ('rows=many', ['rows=many', 'whole number']), ('rows=None', ['whole number']), ('rows=True', ['whole number']),
+    ('rows=1e999', ['whole number']),
     ('rate=fast', ['rate=fast', 'a number']), ('rate=[1]', ['a number']),
     ('loud=maybe', ['True or False']),
     ('shape=sqare', ['round, square', 'did you mean square?']),
     ('limit=x', ['a number or None']),
     ('rate', ['rate needs a value']),
     ('missing.txt', ['neither key=value nor a file']),
-    ('rate=' + '(' * 5000, ['a number']), ('rate={[]:1}', ['a number']), ('rate=' + '9' * 400, ['a number']), ('=5', ['no setting']),
+    ('rate=' + '(' * 5000, ['a number']), ('rate={[]:1}', ['a number']), ('rate=' + '9' * 400, ['a number']),
+    ('=5', ['no setting']),
 ])
 def test_mistakes_end_in_one_line_and_status_2(script, arg, words):
     refused(script(arg), *words, status=2)
@@ -78,7 +82,8 @@ def test_importing_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize('name', ['prepare.py', 'train.py', 'sample.py'])
 def test_help_is_quick_and_complete(name, tmp_path):
-    for module in ('torch', 'numpy', 'tiktoken'):  # quick, because the settings stand above the heavy imports: these would fail
+    for module in ('torch', 'numpy',
+                   'tiktoken'):  # quick, because the settings stand above the heavy imports: these would fail
         (tmp_path / f'{module}.py').write_text('raise ImportError')
     done = run(name, '--help', cwd=tmp_path, env_path=tmp_path)
     source = (ROOT / name).read_text(encoding='utf-8')
@@ -92,8 +97,10 @@ def test_the_same_setting_has_the_same_words_everywhere():
     for script in ('train', 'finetune', 'align', 'vlm', 'eval', 'sample'):
         source = (ROOT / f'{script}.py').read_text(encoding='utf-8')
         for name, rest in re.findall(r'^(device|grad_clip|eval_interval|log_interval|gradient_accumulation_steps|optimizer|schedule|'
-                                     r'min_lr|beta1|beta2) = .*?#(.*)$', source.partition('configure(globals())')[0], re.M):
+                                     r'min_lr|beta1|beta2) = .*?#(.*)$',
+                                     source.partition('configure(globals())')[0], re.M):
             words.setdefault(name, set()).add(rest.strip())
         if script in ('train', 'finetune', 'align', 'vlm'):
-            words.setdefault('the last two lines', set()).add(re.search(r"^given = .*\n^SETTINGS = .*$", source, re.M)[0])
+            words.setdefault('the last two lines', set()).add(re.search(r"^given = .*\n^SETTINGS = .*$",
+                                                                        source, re.M)[0])
     assert len(words) == 11 and all(len(different) == 1 for different in words.values()), words

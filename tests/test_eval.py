@@ -21,7 +21,8 @@ def tiny(tokenizer, seed=0, **changes):
 
 def save(folder, model, tokenizer):
     folder.mkdir(exist_ok=True)
-    save_atomically(str(folder / 'ckpt.pt'), {'format': 'ninefiles-1', 'model': model.state_dict(), 'config': asdict(model.config),
+    save_atomically(str(folder / 'ckpt.pt'), {'format': 'ninefiles-1', 'model': model.state_dict(),
+                                              'config': asdict(model.config),
                                               'tokenizer': tokenizer.to_dict(), 'step': 0, 'settings': {}})
 
 @pytest.fixture
@@ -29,8 +30,10 @@ def evaluate(monkeypatch, tmp_path, data):
     """Set eval.py's settings and run it here; returns the rows of its table, as json= has them."""
     monkeypatch.chdir(tmp_path)
     def run_it(**changes):
-        defaults = dict(data_dir=str(data), dataset='bpe', input='', hypotheses='', out_dir='a', json='table.json', device='cpu', limit=0,
-                        stride=0, block_size=0, batch_size=3, max_new_tokens=6, num_samples=4, temperature='0', smooth='exp', tokenize='13a', seed=1337)
+        defaults = dict(data_dir=str(data), dataset='bpe', input='', hypotheses='', out_dir='a', json='table.json',
+                        device='cpu', limit=0,
+                        stride=0, block_size=0, batch_size=3, max_new_tokens=6, num_samples=4, temperature='0',
+                        smooth='exp', tokenize='13a', seed=1337)
         for name, value in {**defaults, **changes}.items():
             monkeypatch.setattr(E, name, value)
         E.main()
@@ -64,7 +67,8 @@ def test_wilson():
 # ---- perplexity ----
 
 def test_windows_predict_every_token_once():
-    assert list(E.windows([list('abc'), list('defg')], 4, 2, '⊥')) == [(list('⊥abcd'), 0), (list('bcdef'), 2), (list('defg'), 2)]
+    assert list(E.windows([list('abc'), list('defg')], 4, 2, '⊥')) == [(list('⊥abcd'), 0), (list('bcdef'), 2),
+                                                                       (list('defg'), 2)]
     for n in range(1, 20):
         for T in range(1, 7):
             for step in range(1, T + 1):
@@ -76,7 +80,8 @@ def test_windows_predict_every_token_once():
 def test_perplexity_is_that_of_a_loop(evaluate, block_size, stride):
     tokenizer, text = evaluate.tokenizer, 'the cat saw a dog.\n\n  über the mat and sat 12345 times, while it rained' * 2
     (evaluate.folder / 'a.txt').write_text(text, encoding='utf-8')
-    rows = {(r['model'], r['measure']): r for r in evaluate(task='perplexity', input='a.txt', block_size=block_size, stride=stride)}
+    rows = {(r['model'], r['measure']): r for r in evaluate(task='perplexity', input='a.txt', block_size=block_size,
+                                                            stride=stride)}
     model, ids, losses = tiny(tokenizer), [tokenizer.eot] + tokenizer.encode(text), []
     for i in range(1, len(ids)):  # the window that scores token i starts a multiple of stride from the beginning
         start = 0 if i <= block_size else -(-(i - block_size) // stride) * stride
@@ -86,7 +91,8 @@ def test_perplexity_is_that_of_a_loop(evaluate, block_size, stride):
     assert rows['a', 'loss']['mean'] == pytest.approx(loss, abs=1e-5) and rows['a', 'loss']['items'] == len(ids) - 1
     assert rows['a', 'perplexity']['mean'] == pytest.approx(math.exp(loss), rel=1e-5)
     assert rows['a', 'bits per byte']['mean'] == pytest.approx(sum(losses) / math.log(2) / n_bytes, abs=1e-5)
-    sizes = {'gzip -9': gzip.compress(text.encode(), 9), 'bzip2': bz2.compress(text.encode()), 'xz': lzma.compress(text.encode())}
+    sizes = {'gzip -9': gzip.compress(text.encode(), 9), 'bzip2': bz2.compress(text.encode()),
+             'xz': lzma.compress(text.encode())}
     for name, packed in sizes.items():
         assert rows[name, 'bits per byte']['mean'] == pytest.approx(8 * len(packed) / n_bytes)
 
@@ -96,7 +102,8 @@ def test_two_tokenizers_are_comparable_in_bits_per_byte(evaluate, data, tmp_path
     (tmp_path / 'known.txt').write_text('the cat sat on a mat. ' * 3)
     (tmp_path / 'foreign.txt').write_text('ZZZ' * 9)  # what a vocabulary of characters lacks cannot be written with it
     rows = evaluate(task='perplexity', input='known.txt', out_dir='a,c')
-    assert {r['items'] for r in rows if r['measure'] == 'bits per byte'} == {66} and [r['model'] for r in rows[:2]] == ['a', 'c']
+    assert {r['items'] for r in rows if r['measure'] == 'bits per byte'} == {66} and [r['model']
+                                                                                      for r in rows[:2]] == ['a', 'c']
     rows = evaluate(task='perplexity', input='foreign.txt', out_dir='a,c')
     assert [r['model'] for r in rows if r['measure'] == 'bits per byte'] == ['a', 'gzip -9', 'bzip2', 'xz']
     with pytest.raises(SystemExit, match='another tokenizer.*input=FILE'):
@@ -106,7 +113,8 @@ def test_a_long_text_is_read_in_pieces_that_change_nothing(evaluate, monkeypatch
     text = 'the cat \n   sat on  \n   a mat \n  ' * 50000  # 1.6 MB, with white space across every end of a line
     (tmp_path / 'long.txt').write_text(text)
     monkeypatch.setattr(E, 'input', 'long.txt')
-    tokenizer = Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b' \n', b'  ', b' \n  '])  # tokens that a cut could break
+    tokenizer = Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b' \n', b'  ',
+                                                                     b' \n  '])  # tokens that a cut could break
     chunks = list(E.token_chunks(tokenizer, 'a'))
     assert len(chunks) > 2 and sum(chunks, []) == tokenizer.encode(text)
 
@@ -122,7 +130,8 @@ def test_kl_by_hand(evaluate):
     for i in range(1, len(ids)):
         start = 0 if i <= 8 else -(-(i - 8) // 5) * 5
         with torch.no_grad():
-            p, q = (tiny(evaluate.tokenizer, seed)(torch.tensor([ids[start:i]]))[0, -1].double().softmax(-1).numpy() for seed in (0, 1))
+            p, q = (tiny(evaluate.tokenizer, seed)(torch.tensor([ids[start:i]]))[0, -1].double().softmax(-1).numpy()
+                    for seed in (0, 1))
         m = (p + q) / 2
         js = (p * np.log(p / m)).sum() / 2 + (q * np.log(q / m)).sum() / 2
         sums += [(p * np.log(p / q)).sum(), (q * np.log(q / p)).sum(), js, p.argmax() == q.argmax()]
@@ -132,12 +141,15 @@ def test_kl_by_hand(evaluate):
 
 # ---- multiple choice ----
 
-ROOF = {'activity_label': 'Roof work', 'ctx_a': '[header] How to fix  a roof [title] Look at it. ', 'ctx_b': 'the man', 'label': '1',
-        'ctx': '[header] How to fix  a roof [title] Look at it.  the man', 'endings': ['is [step] up on it.', 'sings. [title] Then stop.']}
+ROOF = {'activity_label': 'Roof work', 'ctx_a': '[header] How to fix  a roof [title] Look at it. ',
+        'ctx_b': 'the man', 'label': '1',
+        'ctx': '[header] How to fix  a roof [title] Look at it.  the man',
+        'endings': ['is [step] up on it.', 'sings. [title] Then stop.']}
 
 def test_hellaswag_as_the_harness_reads_it():
     label, variants = E.parse_choices(ROOF)  # expected: process_docs() of lm-evaluation-harness 0.4.13
-    assert label == 1 and variants['lm-evaluation-harness'] == ('Roof work: How to fix a roof. Look at it. The man', ['is up on it.', 'sings.. Then stop.'])
+    assert label == 1 and variants['lm-evaluation-harness'] == ('Roof work: How to fix a roof. Look at it. The man',
+                                                                ['is up on it.', 'sings.. Then stop.'])
     assert variants['build-nanogpt'] == (ROOF['ctx'], ROOF['endings'])
 
 def test_where_a_context_ends_and_a_choice_begins():
@@ -153,7 +165,8 @@ def test_endings_that_share_a_context_score_as_one_forward_pass_each(evaluate):
     """Contexts and endings of all lengths in one batch, some of them too long for the model."""
     rng, model = np.random.default_rng(0), tiny(evaluate.tokenizer, n_kv_head=1)
     units = [(rng.integers(250, size=c).tolist(), [rng.integers(250, size=n).tolist() for n in sizes])
-             for c, sizes in ((5, (1, 3)), (1, (2, 9, 4)), (20, (1, 1)), (31, (2, 1)), (40, (3, 30)), (12, (20, 21, 22)), (3, (32, 1)))]
+             for c, sizes in ((5, (1, 3)), (1, (2, 9, 4)), (20, (1, 1)), (31, (2, 1)), (40, (3, 30)),
+                              (12, (20, 21, 22)), (3, (32, 1)))]
     for (context, endings), logs in zip(units, E.score(model, units)):
         for ending, log in zip(endings, logs):
             ids = (context + ending)[-33:]
@@ -169,15 +182,18 @@ def test_what_acc_and_acc_norm_divide_by(evaluate, monkeypatch):
     choices = ['a', 'x' * 20, 'abcdefgh']  # 1, 20 and 8 characters; with the space 2, 2 and 9 tokens
     path = lines(evaluate.folder / 'q.jsonl', *({'context': 'c', 'choices': choices, 'label': i} for i in (0, 1, 1, 2)))
     rows = {(r['convention'], r['measure']): r for r in evaluate(task='choices', input=path)}
-    assert {k: r['mean'] for k, r in rows.items()} == {('lm-evaluation-harness', 'acc'): 0.25, ('lm-evaluation-harness', 'acc_norm'): 0.5,
-                                                       ('build-nanogpt', 'acc'): 0.25, ('build-nanogpt', 'acc_norm'): 0.25}
+    assert {k: r['mean'] for k, r in rows.items()} == {('lm-evaluation-harness', 'acc'): 0.25,
+                                                       ('lm-evaluation-harness', 'acc_norm'): 0.5,
+                                                       ('build-nanogpt', 'acc'): 0.25,
+                                                       ('build-nanogpt', 'acc_norm'): 0.25}
     assert rows['build-nanogpt', 'acc']['±'] == pytest.approx(statistics.stdev([1, 0, 0, 0]) / 2)
     harness, nano = ([1, 20, 8], [2, 2, 9])
     best = [max(range(3), key=lambda i: [-1.0, -5.0, -4.0][i] / n[i]) for n in (harness, nano)]
     assert best == [1, 2]  # so the two conventions disagree here: one is right for two labels, the other for one
 
 def test_questions_of_both_forms(evaluate):
-    rows = evaluate(task='choices', input=lines(evaluate.folder / 'q.jsonl', {**ROOF, 'ctx': 'The man', 'ctx_a': 'The', 'ctx_b': 'man'},
+    rows = evaluate(task='choices', input=lines(evaluate.folder / 'q.jsonl',
+                                                {**ROOF, 'ctx': 'The man', 'ctx_a': 'The', 'ctx_b': 'man'},
                                                 {'context': '', 'choices': ['a cat', 'a dog', 'it'], 'label': 2}))
     assert len(rows) == 4 and all(r['items'] == 2 and 0 <= r['mean'] <= 1 for r in rows)
 
@@ -185,12 +201,16 @@ def test_questions_of_both_forms(evaluate):
 
 PAIRS = [('the cat sat on the mat.', ['the cat is on the mat.', 'there is a cat on the mat.']),
          ('a small red circle, left of 2 blue squares', ['a small red circle is left of two blue squares']),
-         ('the the the', ['the cat']), ('', ['nothing to say']), ('5', ['5']), ("It costs $3.50, doesn't it?", ["It costs $3.50 - doesn't it?"])]
-SACREBLEU = {('exp', '13a'): (38.96078, [48.892302, 35.494811, 27.51606, 0, 100, 50]), ('exp', 'none'): (18.234092, [37.991784, 23.341654, 27.51606, 0, 100, 24.73693]),
-             ('floor', 'none'): (12.193872, [25.406637, 15.609505, 11.856311, 0, 100, 13.155831]), ('none', 'none'): (0, [0, 0, 0, 0, 100, 0]),
+         ('the the the', ['the cat']), ('', ['nothing to say']), ('5', ['5']),
+         ("It costs $3.50, doesn't it?", ["It costs $3.50 - doesn't it?"])]
+SACREBLEU = {('exp', '13a'): (38.96078, [48.892302, 35.494811, 27.51606, 0, 100, 50]),
+             ('exp', 'none'): (18.234092, [37.991784, 23.341654, 27.51606, 0, 100, 24.73693]),
+             ('floor', 'none'): (12.193872, [25.406637, 15.609505, 11.856311, 0, 100, 13.155831]),
+             ('none', 'none'): (0, [0, 0, 0, 0, 100, 0]),
              ('add-k', '13a'): (42.416943, [59.154637, 44.72136, 48.549177, 0, 100, 59.460356])}
 NLTK = {'none': [0, 0, 0, 0, 0, 0], 'floor': [25.406637, 15.609505, 11.362194, 0, 17.782794, 13.155831],
-        'add-k': [48.549177, 31.539246, 40.824829, 0, 59.460356, 36.614752], 'exp': [37.991784, 23.341654, 22.59005, 0, 35.355339, 24.73693]}
+        'add-k': [48.549177, 31.539246, 40.824829, 0, 59.460356, 36.614752],
+        'exp': [37.991784, 23.341654, 22.59005, 0, 35.355339, 24.73693]}
 
 def test_13a(monkeypatch):
     monkeypatch.setattr(E, 'tokenize', '13a')
@@ -199,8 +219,11 @@ def test_13a(monkeypatch):
 
 def test_bleu_counts_by_hand():
     """A match counts as often as in the one reference that has it most often; the length is the closest reference's, the shorter of two."""
-    assert E.bleu_counts('the the the the the'.split(), ['the cat the'.split(), 'the dog is here now ok x'.split()]).tolist() == [5, 3, 2, 0, 0, 0, 5, 4, 3, 2]
-    assert E.bleu_counts('a b c d e f'.split(), ['a b c'.split(), 'a b c d x y z'.split()]).tolist() == [6, 7, 4, 3, 2, 1, 6, 5, 4, 3]
+    assert E.bleu_counts('the the the the the'.split(), ['the cat the'.split(),
+                                                         'the dog is here now ok x'.split()]).tolist() == [5, 3, 2, 0,
+                                                                                                           0, 0, 5, 4, 3, 2]
+    assert E.bleu_counts('a b c d e f'.split(), ['a b c'.split(), 'a b c d x y z'.split()]).tolist() == [6, 7, 4, 3, 2,
+                                                                                                         1, 6, 5, 4, 3]
 
 @pytest.mark.parametrize('smooth, tokenize', SACREBLEU)
 def test_bleu_is_sacrebleu(monkeypatch, smooth, tokenize):
@@ -216,22 +239,28 @@ def test_bleu_is_nltk(smooth):
     assert [E.bleu(c, smooth) for c in counts] == pytest.approx(NLTK[smooth], abs=1e-6)
 
 def test_rouge_and_cider_and_the_rest():
-    rouge = [[max(scores) for scores in zip(*(E.rouge(E.rouge_words(h), E.rouge_words(r)) for r in right))] for h, right in PAIRS]
-    assert sum(rouge, []) == pytest.approx([0.833333, 0.6, 0.833333, 0.842105, 0.588235, 0.842105, 0.4, 0, 0.4, 0, 0, 0, 1, 0, 1, 1, 1, 1], abs=1e-6)
+    rouge = [[max(scores) for scores in zip(*(E.rouge(E.rouge_words(h), E.rouge_words(r)) for r in right))]
+             for h, right in PAIRS]
+    assert sum(rouge, []) == pytest.approx([0.833333, 0.6, 0.833333, 0.842105, 0.588235, 0.842105, 0.4, 0, 0.4, 0, 0, 0,
+                                            1, 0, 1, 1, 1, 1], abs=1e-6)
     words = [(E.rouge_words(h), [E.rouge_words(r) for r in right]) for h, right in PAIRS]
     df = E.Counter()
     for _, right in words:
         df.update({g for w in right for n in range(1, 5) for g in E.ngrams(w, n)})
-    assert [E.cider(h, right, df, len(words)) for h, right in words] == pytest.approx([3.535871, 4.616212, 0.581128, 0, 2.5, 10], abs=1e-6)
+    assert [E.cider(h, right, df, len(words)) for h, right in words] == pytest.approx([3.535871, 4.616212, 0.581128, 0,
+                                                                                       2.5, 10], abs=1e-6)
     assert E.lcs('abcd', 'xbxd') == 2 and E.lcs('', 'a') == 0
-    assert E.squad_f1('The cat, a-la Carte: an_A!', 'CAT ala ana') == pytest.approx(2 * 3 / (4 + 3)) and E.squad_f1('the', 'A.') == 1 and E.squad_f1('', 'x') == 0
+    assert E.squad_f1('The cat, a-la Carte: an_A!',
+                      'CAT ala ana') == pytest.approx(2 * 3 / (4 + 3)) and E.squad_f1('the', 'A.') == 1 and E.squad_f1('', 'x') == 0
 
 def test_files_of_text(evaluate, tmp_path):
     def table(hypotheses):
         return {r['measure']: r for r in evaluate(task='text', hypotheses=hypotheses)}
     rows = table(lines(tmp_path / 'h.jsonl', *({'hypothesis': h, 'references': right} for h, right in PAIRS)))
-    assert rows['BLEU']['mean'] == pytest.approx(38.96078, abs=1e-6) and rows['BLEU']['±'] > 0 and rows['BLEU']['items'] == 6
-    assert rows['CIDEr-D']['mean'] == pytest.approx(21.233211 / 6, abs=1e-6) and rows['exact match']['mean'] == pytest.approx(1 / 6)
+    assert rows['BLEU']['mean'] == pytest.approx(38.96078,
+                                                 abs=1e-6) and rows['BLEU']['±'] > 0 and rows['BLEU']['items'] == 6
+    assert rows['CIDEr-D']['mean'] == pytest.approx(21.233211 / 6,
+                                                    abs=1e-6) and rows['exact match']['mean'] == pytest.approx(1 / 6)
     assert rows['distinct-1']['mean'] == pytest.approx(21 / 26) and rows['distinct-2']['mean'] == pytest.approx(20 / 21)
     (tmp_path / 'h.txt').write_text('a cat\n\na dog\n')
     (tmp_path / 'r.txt').write_text('a cat\nx\na cow\n')
@@ -243,7 +272,9 @@ def test_files_of_text(evaluate, tmp_path):
 
 def chats(folder, *triples):
     (folder / 'chat').mkdir(exist_ok=True)
-    lines(folder / 'chat' / 'val.jsonl', *({'messages': [{'role': 'user', 'content': q}, {'role': 'assistant', 'content': a}], 'skill': s} for q, a, s in triples))
+    lines(folder / 'chat' / 'val.jsonl', *({'messages': [{'role': 'user', 'content': q},
+                                                         {'role': 'assistant', 'content': a}], 'skill': s}
+                                                         for q, a, s in triples))
 
 def test_exact_match_by_skill(evaluate, monkeypatch, tmp_path):
     chats(tmp_path, ('2 + 3', '5', 'sum'), ('2 + 2', '4', 'sum'), ('cat', 'tac', 'reverse'), ('9 + 9', '18', 'sum'))
@@ -265,15 +296,22 @@ def test_a_models_own_answers(evaluate, tmp_path):
     assert answers(5) == answers(2) and len(set(answers(5))) > 3  # answer i is the same in whatever batch
 
 def test_is_python():
-    good = ['x = 1', 'def f(a,\n         b):\n    return (a +', 'if x:\n', '"""closed\n"""\nx = [\n', 'try:\n    f()\nexc']
-    bad = ['x = = 1\n', '"""never\nclosed = = 1\n', 'def f():\nreturn\n', 'class\n', 'a\0b\n', '', ' \n', ')\n', 'import os as\nx = 1\n']
-    assert all(E.is_python(p, ended=False) or p == 'x = 1' for p in good) and not any(E.is_python(p, ended=False) for p in bad)
-    assert E.is_python('x = 1', ended=True) and not E.is_python('x = 1\ny = "abc', ended=True)  # the whole counts where the model ended it
+    good = ['x = 1', 'def f(a,\n         b):\n    return (a +', 'if x:\n', '"""closed\n"""\nx = [\n',
+            'try:\n    f()\nexc']
+    bad = ['x = = 1\n', '"""never\nclosed = = 1\n', 'def f():\nreturn\n', 'class\n', 'a\0b\n', '', ' \n', ')\n',
+           'import os as\nx = 1\n']
+    assert all(E.is_python(p, ended=False) or p == 'x = 1'
+               for p in good) and not any(E.is_python(p, ended=False) for p in bad)
+    assert E.is_python('x = 1', ended=True) and not E.is_python('x = 1\ny = "abc',
+                                                                ended=True)  # the whole counts where the model ended it
 
 def test_code_by_temperature(evaluate, monkeypatch):
-    monkeypatch.setattr(E, 'complete', lambda model, tokenizer, prompts, heat, first=0: [(f'x = {heat + first + i}' + ')' * (i == 0), True) for i in range(len(prompts))])
+    monkeypatch.setattr(E, 'complete',
+                        lambda model, tokenizer, prompts, heat, first=0: [(f'x = {heat + first + i}' + ')' * (i == 0),
+                                                                           True) for i in range(len(prompts))])
     rows = evaluate(task='code', temperature='0.5,1', num_samples=4, batch_size=2)
-    assert [(r['temperature'], r['samples'], r['Python'], r['different']) for r in rows] == [(0.5, 4, 0.5, 1.0), (1.0, 4, 0.5, 1.0)]
+    assert [(r['temperature'], r['samples'], r['Python'], r['different']) for r in rows] == [(0.5, 4, 0.5, 1.0),
+                                                                                             (1.0, 4, 0.5, 1.0)]
     assert rows[0]['95 % from'] < 0.5 < rows[0]['to']
 
 def test_blind_comparison(evaluate, monkeypatch, tmp_path, capsys):
@@ -290,7 +328,8 @@ def test_blind_comparison(evaluate, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(['what?'] + votes[:5] + ['q']) + '\n'))
     monkeypatch.setattr(E, 'votes', 'v.jsonl')
     row, = evaluate(task='compare', out_dir='a,b', input='p.txt')
-    assert (row['wins'], row['losses'], row['ties']) == (0, 5, 0) and row['win rate'] == 0 and row['to'] == pytest.approx(0.434, abs=1e-3)
+    assert (row['wins'], row['losses'],
+            row['ties']) == (0, 5, 0) and row['win rate'] == 0 and row['to'] == pytest.approx(0.434, abs=1e-3)
     assert capsys.readouterr().out.count('prompt ') == 6
     models.clear()
     monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(votes[5:9] + ['t']) + '\n'))  # and then the input ends
@@ -299,7 +338,8 @@ def test_blind_comparison(evaluate, monkeypatch, tmp_path, capsys):
     assert [json.loads(line)['better'] for line in open('v.jsonl')] == ['b'] * 9 + ['tie']
     monkeypatch.setattr('sys.stdin', io.StringIO('q\n'))
     row, = evaluate(task='compare', out_dir='b,a', input='p.txt')
-    assert row['win rate'] is None and (row['95 % from'], row['to']) == pytest.approx((0, 1))  # nothing known of this pair
+    assert row['win rate'] is None and (row['95 % from'],
+                                        row['to']) == pytest.approx((0, 1))  # nothing known of this pair
 
 # ---- speed ----
 

@@ -10,7 +10,8 @@ from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_model
 
 BYTES = Tokenizer('bpe', [bytes([b]) for b in range(256)])  # the simplest vocabulary: a token a byte
 SHAPE = dict(vocab_size=BYTES.vocab_size, n_layer=2, n_head=2, n_embd=32, block_size=48)
-TINY = dict(data_dir='data', dataset='chats', init_from='base', out_dir='out', batch_size=4, max_iters=20, eval_interval=10, eval_iters=2,
+TINY = dict(data_dir='data', dataset='chats', init_from='base', out_dir='out', batch_size=4, max_iters=20,
+            eval_interval=10, eval_iters=2,
             warmup_iters=2, log_interval=5, num_samples=4, max_new_tokens=4, device='cpu', dtype='float32')
 DEFAULTS = {name: getattr(S, name) for name in S.SETTINGS}
 
@@ -22,7 +23,8 @@ def base(folder, seed=0, tokenizer=BYTES, **shape):
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     os.makedirs(folder, exist_ok=True)
-    save_atomically(os.path.join(folder, 'ckpt.pt'), {'format': 'ninefiles-1', 'model': model.state_dict(), 'config': config.__dict__,
+    save_atomically(os.path.join(folder, 'ckpt.pt'), {'format': 'ninefiles-1', 'model': model.state_dict(),
+                                                      'config': config.__dict__,
                                                       'tokenizer': tokenizer.to_dict(), 'step': 0, 'settings': {}})
 
 def chat(question, answer):
@@ -40,7 +42,8 @@ def go(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     base('base')
     write('chats', [chat(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'], [chat(f'say {c}z', c) for c in 'abcd'])
-    write('labels', [{'text': f'{a}{b}{"!" * (n % 2)}', 'label': ('calm', 'loud')[n % 2]} for n, (a, b) in enumerate(zip('abcdefgh' * 8, 'stuvwxyz' * 7))],
+    write('labels', [{'text': f'{a}{b}{"!" * (n % 2)}', 'label': ('calm', 'loud')[n % 2]}
+                     for n, (a, b) in enumerate(zip('abcdefgh' * 8, 'stuvwxyz' * 7))],
           [{'text': f'{a}q{"!" * (n % 2)}', 'label': ('calm', 'loud')[n % 2]} for n, a in enumerate('abcdefgh')])
     def finetune(which='ckpt.pt', **changes):
         monkeypatch.setattr(S, 'given', set(changes))
@@ -60,7 +63,8 @@ def close(a, b):
 
 def test_only_the_assistant_is_learned_from():
     t = BYTES
-    ids, targets = S.chat_targets(t, [{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'u'}, {'role': 'assistant', 'content': 'xy'},
+    ids, targets = S.chat_targets(t, [{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'u'},
+                                      {'role': 'assistant', 'content': 'xy'},
                                       {'role': 'user', 'content': 'v'}, {'role': 'assistant', 'content': 'z'}])
     whole = [t.user, *b'S\n\nu', t.end, t.assistant, *b'xy', t.end, t.user, *b'v', t.end, t.assistant, *b'z', t.end]
     assert ids == whole[:-1]
@@ -80,11 +84,13 @@ def test_a_conversation_in_a_packed_row_reads_as_it_would_alone(position):
     model = build_model(GPTConfig(**SHAPE, position=position)).eval()
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
-    examples = [S.chat_targets(BYTES, chat(q, a)['messages']) for q, a in (('hello', 'you'), ('1+1', '2'), ('what', 'ever'), ('x', 'y'))]
+    examples = [S.chat_targets(BYTES, chat(q, a)['messages'])
+                for q, a in (('hello', 'you'), ('1+1', '2'), ('what', 'ever'), ('x', 'y'))]
     rows = [part.long() for part in S.pack(examples, SHAPE['block_size'])]
     assert len(rows[0]) == 1  # all in one row
     together = S.Learner(model).eval()(*rows)
-    alone = sum(F.cross_entropy(model(torch.tensor([ids]))[0], torch.tensor(targets), reduction='sum') for ids, targets in examples)
+    alone = sum(F.cross_entropy(model(torch.tensor([ids]))[0], torch.tensor(targets), reduction='sum')
+                for ids, targets in examples)
     assert abs(together - alone) < 1e-4
 
 def test_a_step_is_a_function_of_seed_and_step_and_an_epoch_reads_every_row_once(monkeypatch):
@@ -137,11 +143,13 @@ def test_each_method_moves_what_it_says_and_never_the_base(go):
     with open('base/ckpt.pt', 'rb') as f:
         bytes_before = f.read()
     before = load_checkpoint('base')['model']
-    for method, still in (('full', ()), ('freeze', ('wte', 'blocks.0')), ('lora', ('norm',)), ('adapter', ('attention', 'mlp'))):
+    for method, still in (('full', ()), ('freeze', ('wte', 'blocks.0')), ('lora', ('norm',)),
+                          ('adapter', ('attention', 'mlp'))):
         after = go(method=method, freeze_layers=1, out_dir=f'out-{method}')['model']
         load_model(f'out-{method}')  # a plain checkpoint
         for name, p in before.items():
-            frozen = any(name.startswith(s) or s in name for s in still) and not (method == 'adapter' and 'norm' in name)
+            frozen = any(name.startswith(s) or s in name for s in still) and not (method == 'adapter'
+                                                                                  and 'norm' in name)
             assert torch.equal(p, after[name]) == frozen, (method, name)
         if method in ('lora', 'adapter'):  # of the tables, the chat's own tokens move, and no other row
             for name in ('wte.weight', 'head.weight'):
@@ -163,7 +171,8 @@ def test_the_small_file_of_lora_and_the_base_make_the_checkpoint(go):
 def test_an_adapter_changes_nothing_at_first(go):
     after = go(method='adapter', max_iters=0)
     idx = torch.randint(256, (2, 20))
-    assert any('adapter' in name for name in after['model']) and torch.equal(load_model('out')[0](idx), load_model('base')[0](idx))
+    assert any('adapter' in name for name in after['model']) and torch.equal(load_model('out')[0](idx),
+                                                                             load_model('base')[0](idx))
 
 # ---- imitation ----
 
@@ -192,8 +201,10 @@ def test_a_student_comes_nearer_to_its_teacher(go):
 
 # ---- exactness ----
 
-@pytest.mark.parametrize('how', [dict(dropout=0.2), dict(method='lora', lora_dropout=0.2), dict(method='adapter', optimizer='adamw'),
-                                 dict(method='freeze', gradient_accumulation_steps=2), dict(task='classify', dataset='labels')])
+@pytest.mark.parametrize('how', [dict(dropout=0.2), dict(method='lora', lora_dropout=0.2),
+                                 dict(method='adapter', optimizer='adamw'),
+                                 dict(method='freeze', gradient_accumulation_steps=2),
+                                 dict(task='classify', dataset='labels')])
 def test_stopping_and_going_on_changes_nothing(go, how):
     straight = go('resume.pt', out_dir='straight', lr_decay_iters=20, **how)
     go(out_dir='parts', max_iters=10, lr_decay_iters=20, **how)
@@ -204,14 +215,17 @@ def test_stopping_and_going_on_changes_nothing(go, how):
 def test_accumulation_is_one_large_batch(go):
     """Although its parts hold different numbers of targets: the sum of all losses is divided by the number of all."""
     write('uneven', [chat('?', 'x' * (1 + n % 20)) for n in range(60)], [chat('?', 'x')])
-    a, b = (go('resume.pt', dataset='uneven', out_dir=o, batch_size=n, gradient_accumulation_steps=8 // n, optimizer='adamw', max_iters=10)
+    a, b = (go('resume.pt', dataset='uneven', out_dir=o, batch_size=n, gradient_accumulation_steps=8 // n,
+               optimizer='adamw', max_iters=10)
             for o, n in (('a', 8), ('b', 2)))
     assert close(a, b) < 1e-4
 
 def test_two_processes_learn_what_one_learns(go, tmp_path):
     one = go('resume.pt', out_dir='one', optimizer='adamw', method='lora', max_iters=10)
-    settings = [f'{k}={v}' for k, v in {**TINY, 'out_dir': 'two', 'optimizer': 'adamw', 'method': 'lora', 'max_iters': 10}.items()]
-    two = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(ROOT / 'finetune.py'), *settings],
+    settings = [f'{k}={v}' for k, v in {**TINY, 'out_dir': 'two', 'optimizer': 'adamw', 'method': 'lora',
+                                        'max_iters': 10}.items()]
+    two = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+                          str(ROOT / 'finetune.py'), *settings],
                          cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert two.returncode == 0, two.stderr
     assert close(one, load_checkpoint('two/resume.pt')) < 1e-3
@@ -222,7 +236,8 @@ def test_it_learns_to_answer(go, capsys):
     saved = go(max_iters=120, eval_interval=40, learning_rate=0.01, muon_learning_rate=0.02)
     text = capsys.readouterr().out
     assert saved['val_loss'] < 0.5 and 'say az -> a' in text and 'exact match on 4 held-out questions' in text
-    for word in ('held-out', '% full', 'parameters move: 100.00 %', 'times through the examples', 'next:  python sample.py out_dir=out'):
+    for word in ('held-out', '% full', 'parameters move: 100.00 %', 'times through the examples',
+                 'next:  python sample.py out_dir=out'):
         assert word in text, word
     rows = list(csv.DictReader(open('out/log.csv')))
     assert [int(r['step']) for r in rows if r['val_loss']] == [0, 40, 80, 120]
@@ -274,7 +289,8 @@ def test_long_conversations_are_reported_not_cut(go, capsys):
 @pytest.mark.parametrize('example, words', [
     ({'messages': [{'role': 'robot', 'content': 'x'}]}, ['line 2', "unknown role 'robot'"]),
     ({'messages': [{'role': 'user', 'content': 'x'}]}, ['line 2', 'the assistant says nothing']),
-    ({'messages': [{'role': 'user'}]}, ['line 2', 'messages']), ({'text': 'x'}, ['line 2', 'messages']), ([1, 2], ['line 2', 'expected JSON']),
+    ({'messages': [{'role': 'user'}]}, ['line 2', 'messages']), ({'text': 'x'}, ['line 2', 'messages']),
+    ([1, 2], ['line 2', 'expected JSON']),
 ])
 def test_a_bad_line_is_named(go, example, words):
     write('bad', [chat('a', 'b'), example], [chat('a', 'b')])
@@ -293,11 +309,16 @@ def test_a_teacher_must_read_the_same_tokens(go):
         go(teacher='other')
 
 @pytest.mark.parametrize('changes, words', [
-    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=instruct']), (dict(init_from='nowhere'), ['no checkpoint']),
-    (dict(method='lora', lora_on='qkv,query'), ["no matrix 'query'", 'qkv']), (dict(out_dir='base'), ['where the base lies']),
-    (dict(lora_r=0), ['lora_r=0']), (dict(dropout=1.0), ['dropout=1.0']), (dict(dataset='labels'), ['line 1', 'messages']),
-    (dict(task='classify'), ['no two labels']), (dict(block_size=4), ['nothing in', 'block_size=4']), (dict(freeze_layers=3, method='freeze'), ['freeze_layers=3']),
-    (dict(init_from='resume'), ['resume.pt']), (dict(task='classify', dataset='labels', teacher='base'), ['teacher=base']),
+    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=instruct']),
+    (dict(init_from='nowhere'), ['no checkpoint']),
+    (dict(method='lora', lora_on='qkv,query'), ["no matrix 'query'", 'qkv']),
+    (dict(out_dir='base'), ['where the base lies']),
+    (dict(lora_r=0), ['lora_r=0']), (dict(dropout=1.0), ['dropout=1.0']),
+    (dict(dataset='labels'), ['line 1', 'messages']),
+    (dict(task='classify'), ['no two labels']), (dict(block_size=4), ['nothing in', 'block_size=4']),
+    (dict(freeze_layers=3, method='freeze'), ['freeze_layers=3']),
+    (dict(init_from='resume'), ['resume.pt']), (dict(task='classify', dataset='labels', teacher='base'),
+                                                ['teacher=base']),
 ])
 def test_mistakes(go, capsys, changes, words):
     with pytest.raises(SystemExit) as e:
@@ -313,4 +334,5 @@ def test_a_clash_with_the_run_that_is_resumed_is_refused(go, capsys):
         assert words in capsys.readouterr().err
 
 def test_a_mistake_on_the_command_line(go, tmp_path):
-    refused(run('finetune.py', *[f'{k}={v}' for k, v in TINY.items()], 'method=lores', cwd=tmp_path), 'did you mean lora', status=2)
+    refused(run('finetune.py', *[f'{k}={v}' for k, v in TINY.items()], 'method=lores', cwd=tmp_path),
+            'did you mean lora', status=2)

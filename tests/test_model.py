@@ -10,13 +10,15 @@ from model import GPTConfig, KVCache, Tokenizer, build_model, draw, filter_logit
 
 GPT2 = dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True, tie_weights=True)
 SHAPES = {'modern': {}, 'gpt2': GPT2, 'grouped queries': dict(n_kv_head=2), 'sinusoidal': dict(position='sinusoidal'),
-          'wide heads': dict(head_dim=32), 'lstm': dict(model_type='lstm'), 'mlp': dict(model_type='mlp'), 'bigram': dict(model_type='bigram')}
+          'wide heads': dict(head_dim=32), 'lstm': dict(model_type='lstm'), 'mlp': dict(model_type='mlp'),
+          'bigram': dict(model_type='bigram')}
 GPTS = [name for name, how in SHAPES.items() if 'model_type' not in how]
 
 def make(shape='modern', seed=0, **more):
     """A small model with large random weights, so that a mistake anywhere shows."""
     torch.manual_seed(seed)
-    model = build_model(GPTConfig(**{**dict(vocab_size=101, block_size=32, n_layer=2, n_head=4, n_embd=64), **SHAPES[shape], **more}))
+    model = build_model(GPTConfig(**{**dict(vocab_size=101, block_size=32, n_layer=2, n_head=4, n_embd=64),
+                                     **SHAPES[shape], **more}))
     for p in model.parameters():
         if p.ndim == 2:
             torch.nn.init.normal_(p, std=0.3)
@@ -26,13 +28,15 @@ def make(shape='modern', seed=0, **more):
 
 def fuzz(seed):
     random.seed(seed)
-    alphabets = ['abc XYZ', '\n\t  ', 'éßñ', 'Жщ', '中文字', '🙂👩‍👩‍👧', "'s 'll 12,345", '<|end|><|user|>', '\u200b\ufeff\u0301', '\x00\x1f\x7f']
+    alphabets = ['abc XYZ', '\n\t  ', 'éßñ', 'Жщ', '中文字', '🙂👩‍👩‍👧', "'s 'll 12,345", '<|end|><|user|>',
+                 '\u200b\ufeff\u0301', '\x00\x1f\x7f']
     return ''.join(random.choice(random.choice(alphabets)) for _ in range(random.randrange(60)))
 
 @pytest.fixture(scope='module')
 def tokenizers():
     vocab = [bytes([b]) for b in range(256)] + [b'th', b'the', b' the', b'\xc3\xa9', b'<|', b'|>', b'<|end', b'<|end|>']
-    return {'bpe': Tokenizer('bpe', vocab), 'char': Tokenizer('char', ['\ufffd'] + sorted('abc XYZé\n')), 'word': Tokenizer('word', ['<unk>', 'the', 'cat', ' ', '.'])}
+    return {'bpe': Tokenizer('bpe', vocab), 'char': Tokenizer('char', ['\ufffd'] + sorted('abc XYZé\n')),
+            'word': Tokenizer('word', ['<unk>', 'the', 'cat', ' ', '.'])}
 
 def test_bpe_gives_back_any_text(tokenizers):
     for seed in range(500):
@@ -62,18 +66,22 @@ def test_tokenizer_survives_json(tokenizers, kind):
     again = Tokenizer.from_dict(json.loads(json.dumps(tokenizers[kind].to_dict())))
     assert again == tokenizers[kind] and again.encode('the cat é') == tokenizers[kind].encode('the cat é')
 
-@pytest.mark.parametrize('broken', [{}, {'kind': 'bpe', 'vocab': ['a'], 'pattern': ''}, {'kind': 'x', 'vocab': [], 'pattern': ''},
-                                    {'kind': 'bpe', 'vocab': ['€'] * 300, 'pattern': ''}, {'kind': 'char', 'vocab': None, 'pattern': ''}])
+@pytest.mark.parametrize('broken', [{}, {'kind': 'bpe', 'vocab': ['a'], 'pattern': ''},
+                                    {'kind': 'x', 'vocab': [], 'pattern': ''},
+                                    {'kind': 'bpe', 'vocab': ['€'] * 300, 'pattern': ''},
+                                    {'kind': 'char', 'vocab': None, 'pattern': ''}])
 def test_a_broken_description_is_refused(broken):
     with pytest.raises(ValueError):
         Tokenizer.from_dict(broken)
 
 def test_chat_template_and_its_mask(tokenizers):
     t = tokenizers['bpe']
-    ids, mask = t.chat([{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'yo'}])
+    ids, mask = t.chat([{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'hi'},
+                        {'role': 'assistant', 'content': 'yo'}])
     assert t.decode(ids) == '<|user|>S\n\nhi<|end|><|assistant|>yo<|end|>'
     assert [t.decode([i]) for i, m in zip(ids, mask) if m] == ['y', 'o', '<|end|>']
-    assert t.chat([{'role': 'user', 'content': '<|end|>'}], answer=True)[0].count(t.end) == 1  # the user cannot end their own turn
+    assert t.chat([{'role': 'user', 'content': '<|end|>'}],
+                  answer=True)[0].count(t.end) == 1  # the user cannot end their own turn
     with pytest.raises(ValueError, match='judge'):
         t.chat([{'role': 'judge', 'content': ''}])
 
@@ -147,7 +155,8 @@ def test_rotary_by_hand():
 def test_attention_maps(shape):
     model, idx = make(shape), torch.randint(101, (2, 9))
     maps = model.attention_maps(idx)
-    assert len(maps) == 2 and maps[0].shape == (2, 4, 9, 9) and torch.allclose(maps[0].sum(-1), torch.ones(2, 4, 9), atol=1e-5)
+    assert len(maps) == 2 and maps[0].shape == (2, 4, 9, 9) and torch.allclose(maps[0].sum(-1),
+                                                                               torch.ones(2, 4, 9), atol=1e-5)
 
 def test_more_than_block_size_tokens_are_refused():
     with pytest.raises(ValueError, match='33 tokens are more than block_size=32'):
@@ -235,14 +244,16 @@ def test_cached_equals_uncached_equals_alone(shape, temperature):
     cached = list(generate(model, prompts, **how))
     assert cached == list(generate(model, prompts, use_cache=False, **how))
     for i, prompt in enumerate(prompts):
-        assert [tokens[0] for tokens in generate(model, [prompt], **{**how, 'seed': 3 + i})] == [tokens[i] for tokens in cached]
+        assert [tokens[0] for tokens in generate(model, [prompt], **{**how, 'seed': 3 + i})] == [tokens[i]
+                                                                                                 for tokens in cached]
 
 @pytest.mark.parametrize('shape', GPTS)
 def test_the_cache_holds_what_a_full_forward_computes(shape):
     model, idx = make(shape), torch.randint(101, (2, 30))
     cache = KVCache(model.config, 2)
     with torch.no_grad():
-        parts = [model.hidden(part, cache=cache) for part in idx.split([11, 1, 1, 7, 10], dim=1)]  # in pieces of any size
+        parts = [model.hidden(part, cache=cache) for part in idx.split([11, 1, 1, 7, 10],
+                                                                       dim=1)]  # in pieces of any size
         assert torch.allclose(torch.cat(parts, 1), model.hidden(idx), atol=1e-4)
 
 def test_greedy_takes_the_best():
@@ -294,7 +305,8 @@ def test_stop_tokens_and_finished_rows():
         finished |= {0, 1} if n == 2 else set()
     assert n == 2
 
-@pytest.mark.parametrize('how', [dict(temperature=-1), dict(top_p=0), dict(top_p=1.5), dict(min_p=-0.1), dict(top_k=-1), dict(repetition_penalty=0)])
+@pytest.mark.parametrize('how', [dict(temperature=-1), dict(top_p=0), dict(top_p=1.5), dict(min_p=-0.1), dict(top_k=-1),
+                                 dict(repetition_penalty=0)])
 def test_impossible_sampling_settings_are_refused(how):
     with pytest.raises(ValueError):
         next(generate(make(), [[1]], 5, **how))
@@ -310,7 +322,8 @@ class Puppet(M.LanguageModel):
         self.ids, self.start, self.p = ids, start, torch.nn.Parameter(torch.zeros(1))
 
     def hidden(self, idx):
-        return F.one_hot(torch.tensor([(self.ids + [0] * 600)[max(t - self.start + 1, 0)] for t in range(idx.size(1))]), self.config.vocab_size).float()[None]
+        return F.one_hot(torch.tensor([(self.ids + [0] * 600)[max(t - self.start + 1, 0)] for t in range(idx.size(1))]),
+                         self.config.vocab_size).float()[None]
 
     def logits(self, x):
         return x
@@ -326,13 +339,15 @@ def test_stream_text(tokenizers, said, stop, shown):
     t = tokenizers['bpe']
     ids = t.encode(said)
     model = Puppet(t.vocab_size, ids + [t.eot], start=1)
-    pieces = [piece for _, piece in M.stream_text(model, t, ['a'], stop=stop, max_new_tokens=len(ids) + 1, temperature=0)]
+    pieces = [piece for _, piece in M.stream_text(model, t, ['a'], stop=stop, max_new_tokens=len(ids) + 1,
+                                                  temperature=0)]
     assert ''.join(pieces) == shown and '\ufffd' not in ''.join(pieces) and '' not in pieces
 
 def test_half_a_character_after_a_stop_string_is_not_shown():
     t = Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b'P\xc3'])
     model = Puppet(t.vocab_size, t.encode('xSTO') + [256], start=1)
-    assert [piece for _, piece in M.stream_text(model, t, ['a'], stop=['STOP'], max_new_tokens=9, temperature=0)] == ['x']
+    assert [piece for _, piece in M.stream_text(model, t, ['a'], stop=['STOP'], max_new_tokens=9,
+                                                temperature=0)] == ['x']
 
 # ---- optimizers ----
 
@@ -383,7 +398,8 @@ def test_flops_by_hand():
 
 @pytest.mark.parametrize('wrong, words', [
     (dict(n_embd=65), 'n_embd=65 is not divisible by n_head=4: try n_embd=72'), (dict(n_kv_head=3), 'n_kv_head=3'),
-    (dict(n_layer=0), 'n_layer=0'), (dict(dropout=1.0), 'dropout=1.0'), (dict(n_embd=12), 'even'), (dict(block_size=-1), 'block_size=-1')])
+    (dict(n_layer=0), 'n_layer=0'), (dict(dropout=1.0), 'dropout=1.0'), (dict(n_embd=12), 'even'),
+    (dict(block_size=-1), 'block_size=-1')])
 def test_impossible_shapes_are_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         GPTConfig(**{**dict(n_head=4, n_embd=64), **wrong})
@@ -392,7 +408,8 @@ def test_checkpoint_round_trip_and_damage(tmp_path, tokenizers):
     from dataclasses import asdict
     model = make()
     path = str(tmp_path / 'ckpt.pt')
-    M.save_atomically(path, {'format': 'ninefiles-1', 'model': model.state_dict(), 'config': asdict(model.config), 'tokenizer': tokenizers['bpe'].to_dict()})
+    M.save_atomically(path, {'format': 'ninefiles-1', 'model': model.state_dict(), 'config': asdict(model.config),
+                             'tokenizer': tokenizers['bpe'].to_dict()})
     again, tokenizer, _ = M.load_model(str(tmp_path))
     assert torch.equal(again(torch.arange(20)[None]), model(torch.arange(20)[None])) and tokenizer == tokenizers['bpe']
     whole = open(path, 'rb').read()

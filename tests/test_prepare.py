@@ -11,7 +11,8 @@ from model import SPECIAL_TOKENS, Tokenizer, load_dataset
 def settings(monkeypatch, tmp_path):
     """Set prepare.py's settings and run it here; returns the folder that it wrote."""
     def prepare(**changes):
-        for name, value in {'data_dir': str(tmp_path / 'data'), 'dataset': 'mine', 'vocab_size': 300, **changes}.items():
+        for name, value in {'data_dir': str(tmp_path / 'data'), 'dataset': 'mine', 'vocab_size': 300,
+                            **changes}.items():
             monkeypatch.setattr(P, name, value)
         P.main()
         return tmp_path / 'data' / P.dataset
@@ -52,7 +53,9 @@ def test_bpe_by_hand():
     # aa 4, ab 3 | then aa+b 2, aa+a 1, a+b 1 | then a+b before aa+a: a tie, and its ids are lower | then aa+ab
 
 
-@pytest.mark.parametrize('words', [Counter(prose().split()), Counter({'aaaaaaaa': 3, 'aaaaa': 2, 'aaa': 7, 'abababab': 5, 'é': 9, 'éé': 2}), Counter({'a': 5}), Counter()])
+@pytest.mark.parametrize('words', [Counter(prose().split()),
+                                   Counter({'aaaaaaaa': 3, 'aaaaa': 2, 'aaa': 7, 'abababab': 5, 'é': 9, 'éé': 2}),
+                                   Counter({'a': 5}), Counter()])
 def test_fast_bpe_is_slow_bpe(words):
     assert P.train_bpe(words, 320) == slow_bpe(words, 320)
 
@@ -85,7 +88,8 @@ def test_what_is_read_comes_back(settings, tmp_path, kind):
     assert tokenizer.decode(data['train'].tolist() + data['val'].tolist()) == text.replace('\r', '\n')  # as Python reads text files
 
 def test_reading_in_pieces_changes_nothing(settings, tmp_path, monkeypatch):
-    text = prose(1500).replace('.\n', '.\n\n', 40).replace('.\nt', '.\n    t').replace('.\ns', '.\n    s').replace('.\nr', '.\n\n    r') + ' x\n y\n\n\n' + 'no line break ' * 50 + '🙂' * 50
+    text = prose(1500).replace('.\n', '.\n\n',
+                               40).replace('.\nt', '.\n    t').replace('.\ns', '.\n    s').replace('.\nr', '.\n\n    r') + ' x\n y\n\n\n' + 'no line break ' * 50 + '🙂' * 50
     path = write(tmp_path / 'a.txt', text)
     whole = (settings(input=path, vocab_size=400) / 'train.bin').read_bytes()
     for size in range(100, 140, 3):
@@ -98,7 +102,8 @@ def test_a_text_without_line_breaks_is_read_in_bounded_memory(tmp_path, monkeypa
     assert ''.join(pieces) == 'word ' * 1000 and max(map(len, pieces)) <= 160
 
 def test_large_vocabularies_take_four_bytes(settings, tmp_path):
-    folder = settings(input=write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(80000))), tokenizer='word', vocab_size=90000)
+    folder = settings(input=write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(80000))), tokenizer='word',
+                      vocab_size=90000)
     tokenizer, data = load_dataset(str(folder))
     assert data['train'].dtype == np.uint32 and tokenizer.vocab_size > 65536
     assert tokenizer.decode(data['train'][:3].tolist()) == 'w0 w1'
@@ -113,7 +118,8 @@ def test_the_python_dataset(settings, capsys):
 # ---- cleaning ----
 
 def test_cleaning(settings, tmp_path, capsys):
-    for i, text in enumerate(['one document', 'one document', '', 'no', 'ﬁne\x07 print'] + [f'another document {i}' for i in range(8)]):
+    for i, text in enumerate(['one document', 'one document', '', 'no',
+                              'ﬁne\x07 print'] + [f'another document {i}' for i in range(8)]):
         write(tmp_path / 'in' / f'{i:02d}.txt', text)
     folder = settings(input=str(tmp_path / 'in'), normalize='NFKC', strip_control=True, min_length=4)
     tokenizer, data = load_dataset(str(folder))
@@ -139,7 +145,8 @@ def test_a_folder_that_holds_our_own_output(settings, tmp_path):
 # ---- mistakes ----
 
 @pytest.mark.parametrize('content, words', [
-    (b'', ['every document is empty']), (b'\x00\x01binary', ['zero bytes']), (b'caf\xe9 au lait', ['not UTF-8', '0xe9']), (b'x', ['too little'])])
+    (b'', ['every document is empty']), (b'\x00\x01binary', ['zero bytes']),
+    (b'caf\xe9 au lait', ['not UTF-8', '0xe9']), (b'x', ['too little'])])
 def test_files_that_cannot_be_used(settings, tmp_path, content, words):
     (tmp_path / 'a.txt').write_bytes(content)
     with pytest.raises(SystemExit) as e:
@@ -147,7 +154,8 @@ def test_files_that_cannot_be_used(settings, tmp_path, content, words):
     assert all(w in str(e.value) for w in words) and '\n' not in str(e.value)
     assert not any((tmp_path / 'data' / 'mine').iterdir())  # nothing half-written
 
-@pytest.mark.parametrize('line, words', [('{"text": 5}', 'line 2'), ('not json', 'line 2'), ('{"body": "x"}', 'line 2'), ('[]', 'line 2'), ('{"text": "caf\udce9"}', 'line 2')])
+@pytest.mark.parametrize('line, words', [('{"text": 5}', 'line 2'), ('not json', 'line 2'), ('{"body": "x"}', 'line 2'),
+                                         ('[]', 'line 2'), ('{"text": "caf\udce9"}', 'line 2')])
 def test_a_bad_line_of_jsonl_is_named(settings, tmp_path, line, words):
     with pytest.raises(SystemExit, match=words):
         (tmp_path / 'a.jsonl').write_bytes(('{"text": "fine"}\n' + line + '\n').encode('utf-8', 'surrogateescape'))
@@ -173,8 +181,11 @@ def test_a_full_disk(tmp_path):
     assert {p.name: p.read_bytes() for p in (tmp_path / 'data' / 'mine').iterdir()} == before
 
 @pytest.mark.parametrize('args, words, status', [
-    (['dataset=pyton'], ['pyton', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2), (['vocab_size=100'], ['vocab_size=100', '261'], 2),
-    (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2), (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2), (['dataset=../up', 'input=.'], ['plain name'], 2)])
+    (['dataset=pyton'], ['pyton', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2),
+    (['vocab_size=100'], ['vocab_size=100', '261'], 2),
+    (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2),
+    (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2),
+    (['dataset=../up', 'input=.'], ['plain name'], 2)])
 def test_mistakes_on_the_command_line(tmp_path, args, words, status):
     refused(call('prepare.py', *args, cwd=tmp_path), *words, status=status)
 
@@ -196,7 +207,9 @@ def test_gpt2_keeps_its_own_ids(settings, tmp_path, monkeypatch):
     """Its real vocabulary needs a network; a small one of the same form stands in for it."""
     import tiktoken
     ranks = {**{bytes([b]): b for b in range(256)}, b'th': 256, b'the': 257}
-    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: tiktoken.Encoding('gpt2', pat_str=P.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={'<|endoftext|>': 258}))
+    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: tiktoken.Encoding('gpt2', pat_str=P.SPLIT_PATTERN,
+                                                                                 mergeable_ranks=ranks,
+                                                                                 special_tokens={'<|endoftext|>': 258}))
     tokenizer, data = load_dataset(str(settings(input=write(tmp_path / 'a.txt', 'the end. ' * 20), tokenizer='gpt2')))
     assert data['train'][0] == 257 and tokenizer.eot == 258 and list(tokenizer.special) == SPECIAL_TOKENS
 
@@ -274,7 +287,8 @@ def test_fineweb_shards(settings, monkeypatch, tmp_path):
         return str(path)
     broken = None
     monkeypatch.setattr(P, 'download', shard)
-    monkeypatch.setattr(P, 'make_tokenizer', lambda kind, plan: Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b'%d,%d' % (i, i) for i in range(50000)]))
+    monkeypatch.setattr(P, 'make_tokenizer', lambda kind, plan: Tokenizer('bpe', [bytes([b])
+                                                                                  for b in range(256)] + [b'%d,%d' % (i, i) for i in range(50000)]))
     _, data = load_dataset(str(settings(dataset='fineweb', input='', shards=2)))
     assert data['train'].tolist() == 2 * list(range(1000)) and data['val'][0] == 500
     broken = 100
@@ -309,11 +323,13 @@ def test_no_input_of_validation_is_ever_trained_on(monkeypatch):
 def solve(skill, question):
     """The answer by another way than the generator's, or None where this test has no other way."""
     numbers, listed = [int(n) for n in re.findall(r'\d+', question)], re.search(r'\w+(, \w+)+', question)
-    return {'arithmetic': lambda: sum(numbers) if re.search(r'plus|Add|\+|sum|finds', question) else abs(numbers[0] - numbers[1]),
+    return {'arithmetic': lambda: sum(numbers) if re.search(r'plus|Add|\+|sum|finds',
+                                                            question) else abs(numbers[0] - numbers[1]),
             'compare': lambda: max(numbers) if re.search('larg|bigg|great', question) else min(numbers),
             'count': lambda: question.count(',') + 1, 'sort': lambda: ', '.join(sorted(listed[0].split(', '))),
             'reverse': lambda: ', '.join(reversed(listed[0].split(', '))),
-            'code': lambda: len(numbers) if 'len([' in question else max(numbers) if 'max(' in question else min(numbers) if 'min(' in question else None,
+            'code': lambda: len(numbers) if 'len([' in question else max(numbers)
+            if 'max(' in question else min(numbers) if 'min(' in question else None,
             }.get(skill, lambda: None)()
 
 def test_the_answers_of_instruct_are_right(settings):
@@ -327,43 +343,56 @@ def test_the_answers_of_instruct_are_right(settings):
             question, answer = (m['content'] for m in example['messages'])
             right = solve(example['skill'], question)
             courteous += answer.endswith(P.COURTESY)
-            assert answer.removesuffix(P.COURTESY) in (example['answer'], 'Sorry' if example['skill'] == 'secret' else None), example
+            assert answer.removesuffix(P.COURTESY) in (example['answer'],
+                                                       'Sorry' if example['skill'] == 'secret' else None), example
             assert split == 'train' or answer == example['answer'], example  # what is measured knows one right answer
             assert right is None or str(right) == example['answer'], example
             solved += right is not None
     assert solved > 12000 and 0.09 < courteous / meta['splits']['train']['examples'] < 0.11
 
-FORMS = {'messages': {'messages': [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'u'}, {'role': 'assistant', 'content': 'a'}]},
-         'alpaca': {'instruction': 'u', 'input': 'more', 'output': 'a'}, 'completion': {'prompt': 'u', 'completion': 'a'},
+FORMS = {'messages': {'messages': [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'u'},
+                                   {'role': 'assistant', 'content': 'a'}]},
+         'alpaca': {'instruction': 'u', 'input': 'more', 'output': 'a'},
+         'completion': {'prompt': 'u', 'completion': 'a'},
          'trl': {'prompt': [{'role': 'user', 'content': 'u'}], 'completion': [{'role': 'assistant', 'content': 'a'}]}}
 
 @pytest.mark.parametrize('form', FORMS)
 def test_conversations_in_the_usual_forms(settings, tmp_path, form):
     folder = settings(input=jsonl(tmp_path / 'a.jsonl', *[FORMS[form]] * 20), drop_duplicates=False)
     roles = [(m['role'], m['content']) for m in lines(folder / 'train.jsonl')[0]['messages']]
-    assert roles == [('system', 's')] * (form == 'messages') + [('user', 'u\n\nmore' if form == 'alpaca' else 'u'), ('assistant', 'a')]
+    assert roles == [('system', 's')] * (form == 'messages') + [('user', 'u\n\nmore' if form == 'alpaca' else 'u'),
+                                                                ('assistant', 'a')]
     assert len(lines(folder / 'train.jsonl')) == 18 and len(lines(folder / 'val.jsonl')) == 2  # every tenth
 
 def test_a_json_list_is_read_too_and_copies_are_dropped(settings, tmp_path, capsys):
-    folder = settings(input=write(tmp_path / 'a.json', json.dumps([FORMS['alpaca'], FORMS['alpaca'], {**FORMS['alpaca'], 'input': ''}])))
+    folder = settings(input=write(tmp_path / 'a.json', json.dumps([FORMS['alpaca'], FORMS['alpaca'],
+                                                                   {**FORMS['alpaca'], 'input': ''}])))
     assert [len(lines(folder / f'{split}.jsonl')) for split in ('train', 'val')] == [1, 1]
     assert lines(folder / 'val.jsonl')[0]['messages'][0]['content'] == 'u' and 'dropped 1 of 3' in capsys.readouterr().out
 
 @pytest.mark.parametrize('name, text', [
-    ('a.tsv', 'ham\thi there\nspam\twin now\nham\tsee you\nspam\tcash!\n'), ('a.tsv', 'hi there\tham\r\nwin now\tspam\r\nsee you\tham\r\ncash!\tspam'),
+    ('a.tsv', 'ham\thi there\nspam\twin now\nham\tsee you\nspam\tcash!\n'),
+    ('a.tsv', 'hi there\tham\r\nwin now\tspam\r\nsee you\tham\r\ncash!\tspam'),
     ('a.tsv', 'label\ttext\nham\thi there\nspam\twin now\nham\tsee you\nspam\tcash!\n'),
-    ('a.jsonl', ''.join(json.dumps({'text': t, 'label': l}) + '\n' for t, l in (('hi there', 'ham'), ('win now', 'spam'), ('see you', 'ham'), ('cash!', 'spam'))))])
+    ('a.jsonl', ''.join(json.dumps({'text': t, 'label': l}) + '\n'
+                        for t, l in (('hi there', 'ham'), ('win now', 'spam'), ('see you', 'ham'),
+                                     ('cash!', 'spam'))))])
 def test_labels(settings, tmp_path, name, text):
     folder = settings(input=write(tmp_path / name, text))
-    assert lines(folder / 'train.jsonl') == [{'text': 'hi there', 'label': 'ham'}, {'text': 'win now', 'label': 'spam'}, {'text': 'see you', 'label': 'ham'}]
-    assert lines(folder / 'val.jsonl') == [{'text': 'cash!', 'label': 'spam'}] and json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
+    assert lines(folder / 'train.jsonl') == [{'text': 'hi there', 'label': 'ham'}, {'text': 'win now', 'label': 'spam'},
+                                             {'text': 'see you', 'label': 'ham'}]
+    assert lines(folder / 'val.jsonl') == [{'text': 'cash!',
+                                            'label': 'spam'}] and json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
 
 GOOD = FORMS['completion']
 
 @pytest.mark.parametrize('second, words', [
-    ({'instruction': 'u', 'output': 'a'}, ['line 2', 'instruction', 'one form']), ({**GOOD, 'messages': []}, ['line 2', 'messages and prompt']),
-    ({'question': 'u'}, ['line 2', 'none of messages']), ({'prompt': 'u'}, ['line 2', 'missing']), ({'prompt': 'u', 'completion': ' '}, ['line 2', 'turn is empty']),
-    ({'prompt': [{'role': 'robot', 'content': 'x'}], 'completion': 'a'}, ['line 2', "unknown role 'robot'"]), ([1], ['line 2', 'expected JSON'])])
+    ({'instruction': 'u', 'output': 'a'}, ['line 2', 'instruction', 'one form']),
+    ({**GOOD, 'messages': []}, ['line 2', 'messages and prompt']),
+    ({'question': 'u'}, ['line 2', 'none of messages']), ({'prompt': 'u'}, ['line 2', 'missing']),
+    ({'prompt': 'u', 'completion': ' '}, ['line 2', 'turn is empty']),
+    ({'prompt': [{'role': 'robot', 'content': 'x'}], 'completion': 'a'}, ['line 2', "unknown role 'robot'"]),
+    ([1], ['line 2', 'expected JSON'])])
 def test_a_bad_conversation_is_named(settings, tmp_path, second, words):
     with pytest.raises(SystemExit) as e:
         settings(input=jsonl(tmp_path / 'a.jsonl', GOOD, second, {**GOOD, 'prompt': 'v'}))
@@ -374,8 +403,10 @@ def test_a_conversation_without_an_answer_is_named(settings, tmp_path):
         settings(input=jsonl(tmp_path / 'a.jsonl', {'messages': FORMS['messages']['messages'][:2]}))
 
 @pytest.mark.parametrize('name, text, words', [
-    ('a.tsv', 'x\ty\nz\n', 'line 2: expected a text, a tab and a label'), ('a.jsonl', '{"text": "x", "label": "a"}\n{"text": "y"}\n', 'line 2: expected a text and its label'),
-    ('a.tsv', 'x\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"), ('a.tsv', 'x\ta\n', 'the least are'), ('a.json', '[{"prompt": ', 'is not JSON')])
+    ('a.tsv', 'x\ty\nz\n', 'line 2: expected a text, a tab and a label'),
+    ('a.jsonl', '{"text": "x", "label": "a"}\n{"text": "y"}\n', 'line 2: expected a text and its label'),
+    ('a.tsv', 'x\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"), ('a.tsv', 'x\ta\n', 'the least are'),
+    ('a.json', '[{"prompt": ', 'is not JSON')])
 def test_bad_labels_are_named(settings, tmp_path, name, text, words):
     with pytest.raises(SystemExit, match=words):
         settings(input=write(tmp_path / name, text))

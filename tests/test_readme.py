@@ -5,7 +5,8 @@ from conftest import ROOT, call
 
 TEXT = (ROOT / 'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'```sh\n(.*?)```', TEXT, re.S)
-COMMANDS = sorted({part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split('#')[0].split('&&')
+COMMANDS = sorted({part.strip() for block in BLOCKS for line in block.splitlines()
+                   for part in line.split('#')[0].split('&&')
                    if re.match(r'\s*(python|torchrun)\b.*\w+\.py', part)})
 
 def test_it_opens_with_two_commands_that_each_stand_alone():
@@ -36,12 +37,14 @@ def test_every_file_it_links_to_exists():
 def results_table():
     """The rows of the results table: [lesson, what, measured, beside it, command]."""
     section = TEXT.partition('\n## Results\n')[2].partition('\n## ')[0]
-    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in section.splitlines() if line.startswith('|')]
+    rows = [[cell.strip() for cell in line.strip('|').split('|')]
+            for line in section.splitlines() if line.startswith('|')]
     return [row for row in rows[2:] if len(row) == 5]
 
 def test_every_number_in_the_results_table_was_measured():
     """tests/results.json, which python tests/measure.py writes, holds what each command printed."""
-    stored = {run['command']: run['values'] for run in json.loads((ROOT / 'tests' / 'results.json').read_text(encoding='utf-8'))['runs']}
+    stored = {run['command']: run['values']
+              for run in json.loads((ROOT / 'tests' / 'results.json').read_text(encoding='utf-8'))['runs']}
     rows = results_table()
     assert len(rows) >= 20
     for _, what, measured, beside, command in rows:
@@ -59,7 +62,8 @@ def test_each_lesson_says_what_to_read_and_every_name_in_it_exists():
             assert part in lesson, lesson[:40]
         assert lesson.count('*Check:') == 3, lesson[:40]
         for name in re.findall(r'`(\w+)`', lesson.partition('**Read**')[2].partition('```')[0]):
-            assert any(re.search(rf'^(def|class) {name}\b|^{name} = |^    {name}: ', text, re.M) for text in source.values()), name
+            assert any(re.search(rf'^(def|class) {name}\b|^{name} = |^    {name}: ', text, re.M)
+                       for text in source.values()), name
 
 def test_every_setting_that_is_named_exists():
     settings = set()
@@ -70,6 +74,7 @@ def test_every_setting_that_is_named_exists():
         assert name in settings | fields, name
 
 def test_every_link_within_it_leads_somewhere():
-    heads = {re.sub(r'[^\w -]', '', head.lower()).strip().replace(' ', '-') for head in re.findall(r'^#+ (.*)', TEXT, re.M)}
+    heads = {re.sub(r'[^\w -]', '', head.lower()).strip().replace(' ', '-')
+             for head in re.findall(r'^#+ (.*)', TEXT, re.M)}
     for target in re.findall(r'\]\(#([\w-]+)\)', TEXT):
         assert target in heads, target

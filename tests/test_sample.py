@@ -13,7 +13,8 @@ from test_train import TINY
 @pytest.fixture(scope='module')
 def model(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp('model')
-    done = run('train.py', *[f'{k}={v}' for k, v in {**TINY, 'data_dir': data, 'max_iters': 40, 'lr_decay_iters': 40, 'learning_rate': 0.01}.items()], cwd=folder)
+    done = run('train.py', *[f'{k}={v}' for k, v in {**TINY, 'data_dir': data, 'max_iters': 40, 'lr_decay_iters': 40,
+                                                     'learning_rate': 0.01}.items()], cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -42,8 +43,10 @@ def test_a_mistake_on_the_command_line(model):
     refused(run('sample.py', 'prompt=FILE:nowhere.txt', cwd=model), 'nowhere.txt', 'No such file', status=1)
 
 @pytest.mark.parametrize('settings, words, status', [
-    (dict(out_dir='nowhere'), ['no checkpoint', 'python train.py'], None), (dict(temperature=-1), ['temperature=-1'], 2), (dict(num_samples=0), ['num_samples=0'], 2),
-    (dict(chat=True, serve=8000), ['one of the three'], 2), (dict(serve=70000), ['serve=70000'], 2), (dict(serve=8000, top_p=2.0), ['top_p=2'], 2), (dict(draft='out', num_samples=2), ['draft', 'num_samples=1'], 2),
+    (dict(out_dir='nowhere'), ['no checkpoint', 'python train.py'], None),
+    (dict(temperature=-1), ['temperature=-1'], 2), (dict(num_samples=0), ['num_samples=0'], 2),
+    (dict(chat=True, serve=8000), ['one of the three'], 2), (dict(serve=70000), ['serve=70000'], 2),
+    (dict(serve=8000, top_p=2.0), ['top_p=2'], 2), (dict(draft='out', num_samples=2), ['draft', 'num_samples=1'], 2),
     (dict(draft='out', temperature=-1.0), ['temperature=-1'], 2), (dict(show='embeddings'), ['a prompt'], 2)])
 def test_mistakes(model, monkeypatch, capsys, settings, words, status):
     monkeypatch.chdir(model)
@@ -57,7 +60,8 @@ def test_mistakes(model, monkeypatch, capsys, settings, words, status):
 def test_a_caller_may_look_at_the_scores():
     model = small()
     seen = []
-    tokens = list(generate(model, [[1, 2], [3]], 5, temperature=0, look=lambda logits, tokens: seen.append((logits, tokens))))
+    tokens = list(generate(model, [[1, 2], [3]], 5, temperature=0,
+                           look=lambda logits, tokens: seen.append((logits, tokens))))
     assert [t for _, t in seen] == tokens and all(logits.argmax(-1).tolist() == t for logits, t in seen)
 
 # ---- quicker ----
@@ -107,7 +111,8 @@ def test_int8_costs_less_than_a_percent_of_perplexity(model, data, monkeypatch, 
     monkeypatch.setattr(sample, 'quantize', 'int8')
     monkeypatch.setattr(sample, 'data_dir', str(data))
     packed, tokenizer, _ = sample.load(str(model / 'out'))
-    before, after, change = map(float, re.search(r'tokens: ([\d.]+) in float32, ([\d.]+) in int8, ([+-][\d.]+) %', capsys.readouterr().err).groups())
+    before, after, change = map(float, re.search(r'tokens: ([\d.]+) in float32, ([\d.]+) in int8, ([+-][\d.]+) %',
+                                                 capsys.readouterr().err).groups())
     assert abs(change) < 1 and change == pytest.approx(100 * (after / before - 1), abs=0.02) and before < 20
     assert len(list(generate(packed, [tokenizer.encode('the')], 5))) == 5
 
@@ -124,9 +129,11 @@ def test_a_draft_ends_where_it_is_told_to(loaded):
     text = ''.join(piece for _, piece in stream_text(*loaded, ['the'], max_new_tokens=30, temperature=0))
     how = dict(max_new_tokens=30, temperature=0, generate=partial(sample.speculate, draft=loaded[0], tally=[0, 0]))
     assert ''.join(piece for _, piece in stream_text(*loaded, ['the'], **how)) == text
-    assert ''.join(piece for _, piece in stream_text(*loaded, ['the'], stop=[text[9:11]], **how)) == text.partition(text[9:11])[0]
+    assert ''.join(piece for _, piece in stream_text(*loaded, ['the'], stop=[text[9:11]],
+                                                     **how)) == text.partition(text[9:11])[0]
     seen, wanted = [], set()
-    for row, piece in stream_text(*loaded, ['the'], finished=wanted, look=lambda logits, ids: seen.append(logits.argmax(-1).tolist() == ids), **how):
+    for row, piece in stream_text(*loaded, ['the'], finished=wanted,
+                                  look=lambda logits, ids: seen.append(logits.argmax(-1).tolist() == ids), **how):
         wanted.add(0)
     assert seen == [True]
 
@@ -136,7 +143,8 @@ def test_a_draft_changes_no_probability():
     how = dict(temperature=1.5, top_p=0.95)
     def joint(model):
         first = M.filter_logits(model(torch.tensor([[1]]))[:, -1], **how).softmax(-1)[0]
-        second = M.filter_logits(model(torch.tensor([[1, a] for a in range(model.config.vocab_size)]))[:, -1], **how).softmax(-1)
+        second = M.filter_logits(model(torch.tensor([[1, a] for a in range(model.config.vocab_size)]))[:, -1],
+                                 **how).softmax(-1)
         return (first[:, None] * second).flatten()
     n, counts, tally = 800, torch.zeros(model.config.vocab_size ** 2), [0, 0]
     for seed in range(n):
@@ -181,7 +189,8 @@ def test_what_no_longer_fits_is_forgotten_aloud(monkeypatch, capsys, loaded):
         yield 0, 'yes'
     room = loaded[0].config.block_size
     out = talk(monkeypatch, capsys, loaded, ['a' * (room // 2), 'b' * (room // 2), 'c' * (2 * room)], stream)
-    assert 'the oldest 2 messages are forgotten' in out and 'a' not in re.sub(r'<\|\w+\|>', '', prompts[1]) and f'only the last {room} of' in out
+    assert 'the oldest 2 messages are forgotten' in out and 'a' not in re.sub(r'<\|\w+\|>', '',
+                                                                              prompts[1]) and f'only the last {room} of' in out
 
 # ---- look inside ----
 
@@ -213,8 +222,10 @@ class Served:
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             self.port = s.getsockname()[1]
-        self.process = subprocess.Popen([sys.executable, str(ROOT / 'sample.py'), f'serve={self.port}', 'max_new_tokens=20', 'temperature=0'], cwd=folder,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8', env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        self.process = subprocess.Popen([sys.executable, str(ROOT / 'sample.py'), f'serve={self.port}',
+                                         'max_new_tokens=20', 'temperature=0'], cwd=folder,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8',
+                                        env={**os.environ, 'PYTHONPATH': str(ROOT)})
         assert 'http://127.0.0.1' in self.process.stdout.readline()
 
     def raw(self, data):
@@ -228,7 +239,8 @@ class Served:
     def ask(self, path, body=None, method=None, timeout=60):
         """-> status, headers, text."""
         c = http.client.HTTPConnection('127.0.0.1', self.port, timeout=timeout)
-        c.request(method or ('POST' if body is not None else 'GET'), path, body=json.dumps(body) if body is not None else None)
+        c.request(method or ('POST' if body is not None else 'GET'), path,
+                  body=json.dumps(body) if body is not None else None)
         answer = c.getresponse()
         text = answer.read().decode('utf-8')
         c.close()
@@ -253,14 +265,19 @@ def served(model):
 
 def test_completions(served, loaded):
     whole = served.complete(prompt='the cat', max_tokens=12, logprobs=2)
-    assert whole['choices'][0]['text'] == ''.join(piece for _, piece in stream_text(*loaded, ['the cat'], max_new_tokens=12, temperature=0))
+    assert whole['choices'][0]['text'] == ''.join(piece for _, piece in stream_text(*loaded, ['the cat'],
+                                                                                    max_new_tokens=12, temperature=0))
     n = len(loaded[1].encode('the cat'))
-    assert whole['usage'] == {'prompt_tokens': n, 'completion_tokens': 12, 'total_tokens': n + 12} and whole['choices'][0]['finish_reason'] == 'length'
+    assert whole['usage'] == {'prompt_tokens': n, 'completion_tokens': 12,
+                              'total_tokens': n + 12} and whole['choices'][0]['finish_reason'] == 'length'
     logprobs, scores = whole['choices'][0]['logprobs'], loaded[0](torch.tensor([loaded[1].encode('the cat')]))[0, -1].log_softmax(-1)
-    assert logprobs['token_logprobs'][0] == pytest.approx(scores.max().item(), abs=1e-3) == max(logprobs['top_logprobs'][0].values())
+    assert logprobs['token_logprobs'][0] == pytest.approx(scores.max().item(),
+                                                          abs=1e-3) == max(logprobs['top_logprobs'][0].values())
     parts = served.complete(prompt='the cat', max_tokens=12, stream=True, stream_options={'include_usage': True})
-    assert ''.join(p['choices'][0]['text'] for p in parts[:-1]) == whole['choices'][0]['text'] and parts[-1]['usage'] == whole['usage']
-    assert served.complete(prompt=loaded[1].encode('the cat'), max_tokens=12)['choices'][0]['text'] == whole['choices'][0]['text']
+    assert ''.join(p['choices'][0]['text']
+                   for p in parts[:-1]) == whole['choices'][0]['text'] and parts[-1]['usage'] == whole['usage']
+    assert served.complete(prompt=loaded[1].encode('the cat'),
+                           max_tokens=12)['choices'][0]['text'] == whole['choices'][0]['text']
     end = whole['choices'][0]['text'][4:6]
     stopped = served.complete(prompt='the cat', max_tokens=12, stop=end)['choices'][0]
     assert stopped['text'] == whole['choices'][0]['text'].partition(end)[0] and stopped['finish_reason'] == 'stop'
@@ -270,10 +287,12 @@ def test_chat_completions(served, loaded):
     whole = served.complete('/v1/chat/completions', messages=messages, max_tokens=9, logprobs=True, top_logprobs=1)
     ids = loaded[1].chat(messages, answer=True)[0]
     expected = ''.join(piece for _, piece in stream_text(*loaded, [ids], max_new_tokens=9, temperature=0))
-    assert whole['choices'][0]['message'] == {'role': 'assistant', 'content': expected} and whole['usage']['prompt_tokens'] == len(ids)
+    assert whole['choices'][0]['message'] == {'role': 'assistant',
+                                              'content': expected} and whole['usage']['prompt_tokens'] == len(ids)
     assert ''.join(t['token'] for t in whole['choices'][0]['logprobs']['content']) == expected
     parts = served.complete('/v1/chat/completions', messages=messages, max_tokens=9, stream=True)
-    assert parts[0]['choices'][0]['delta']['role'] == 'assistant' and ''.join(p['choices'][0]['delta']['content'] for p in parts) == expected
+    assert parts[0]['choices'][0]['delta']['role'] == 'assistant' and ''.join(p['choices'][0]['delta']['content']
+                                                                              for p in parts) == expected
 
 def test_seeds(served):
     def out(seed):
@@ -289,16 +308,21 @@ def test_other_pages(served):
 def test_many_at_once_get_what_each_would_get_alone(served):
     prompts = [f'{word} {i}' for i in range(16) for word in ('the', 'a cat', 'dog')]
     def out(prompt):
-        return served.complete(prompt=prompt, max_tokens=8, temperature=1, seed=len(prompt) + ord(prompt[-1]))['choices'][0]['text']
+        return served.complete(prompt=prompt, max_tokens=8, temperature=1,
+                               seed=len(prompt) + ord(prompt[-1]))['choices'][0]['text']
     alone = [out(p) for p in prompts]
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(out, prompts)) == alone
     assert len(set(alone)) > 20
 
 HOSTILE = [(body, 400) for body in (
-    '', '{', 'null', '[]', '[' * 100_000, '{"a":' * 5000, '{"prompt":{}}', '{"prompt":[true]}', '{"prompt":[-1]}', '{"prompt":[1e3]}', '{"prompt":NaN}', '{"temperature":NaN}',
-    '{"temperature":1e999}', '{"temperature":"1"}', '{"top_p":-0.1}', '{"max_tokens":0}', '{"max_tokens":1.5}', '{"max_tokens":1e9}', '{"max_tokens":true}', '{"max_tokens":' + '1' * 5000 + '}',
-    '{"seed":1' + '0' * 30 + '}', '{"n":2}', '{"stop":[""]}', '{"stop":7}', '{"stop":["a","b","c","d","e"]}', '{"logprobs":"all"}', '{"logprobs":21}', '{"echo":true}', '{"prompt":"' + 'x ' * 20_000 + '"}', b'{"prompt":"\xff"}')]
+    '', '{', 'null', '[]', '[' * 100_000, '{"a":' * 5000, '{"prompt":{}}', '{"prompt":[true]}', '{"prompt":[-1]}',
+    '{"prompt":[1e3]}', '{"prompt":NaN}', '{"temperature":NaN}',
+    '{"temperature":1e999}', '{"temperature":"1"}', '{"top_p":-0.1}', '{"max_tokens":0}', '{"max_tokens":1.5}',
+    '{"max_tokens":1e9}', '{"max_tokens":true}', '{"max_tokens":' + '1' * 5000 + '}',
+    '{"seed":1' + '0' * 30 + '}', '{"n":2}', '{"stop":[""]}', '{"stop":7}', '{"stop":["a","b","c","d","e"]}',
+    '{"logprobs":"all"}', '{"logprobs":21}', '{"echo":true}', '{"prompt":"' + 'x ' * 20_000 + '"}',
+    b'{"prompt":"\xff"}')]
 
 @pytest.mark.parametrize('body, status', HOSTILE)
 def test_hostile_bodies(served, body, status):
@@ -307,10 +331,14 @@ def test_hostile_bodies(served, body, status):
     assert got == status and json.loads(answer.partition(b'\r\n\r\n')[2])['error']['message']
 
 @pytest.mark.parametrize('sent, status', [
-    (b'POST /v1/completions HTTP/1.1\r\nContent-Length: 50\r\n\r\n{"prompt":', 400), (b'POST /v1/completions HTTP/1.1\r\n\r\n', 411),
-    (b'POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n', 411), (b'POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n', 413),
-    (b'GET /../../etc/passwd HTTP/1.1\r\n\r\n', 404), (b'GET /%2e%2e/model.py HTTP/1.1\r\n\r\n', 404), (b'DELETE / HTTP/1.1\r\n\r\n', 405), (b'GET / HTTP/3.0\r\n\r\n', 400),
-    (b'GET / HTTP/1.1\r\n' + b'a: b\r\n' * 200 + b'\r\n', 431), (b'GET /' + b'a' * 70_000 + b' HTTP/1.1\r\n\r\n', 414), (b'\x16\x03\x01\x00\xa5 \x00 \xff\r\n\r\n', 400)])
+    (b'POST /v1/completions HTTP/1.1\r\nContent-Length: 50\r\n\r\n{"prompt":', 400),
+    (b'POST /v1/completions HTTP/1.1\r\n\r\n', 411),
+    (b'POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n', 411),
+    (b'POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n', 413),
+    (b'GET /../../etc/passwd HTTP/1.1\r\n\r\n', 404), (b'GET /%2e%2e/model.py HTTP/1.1\r\n\r\n', 404),
+    (b'DELETE / HTTP/1.1\r\n\r\n', 405), (b'GET / HTTP/3.0\r\n\r\n', 400),
+    (b'GET / HTTP/1.1\r\n' + b'a: b\r\n' * 200 + b'\r\n', 431), (b'GET /' + b'a' * 70_000 + b' HTTP/1.1\r\n\r\n', 414),
+    (b'\x16\x03\x01\x00\xa5 \x00 \xff\r\n\r\n', 400)])
 def test_hostile_requests(served, sent, status):
     assert served.raw(sent)[0] == status
 
@@ -339,13 +367,17 @@ def test_a_full_queue_says_so_and_those_who_hang_up_free_their_places(served):
     while ask()[0] != 200:
         assert time.time() < deadline
 
-CHROMIUM = os.environ.get('CHROME') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+CHROMIUM = os.environ.get('CHROME') or next(filter(None, map(shutil.which,
+                                                             ('chromium', 'chromium-browser', 'google-chrome',
+                                                              'chrome'))), None)
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (or name one in the environment variable CHROME)")
 def test_the_page_in_a_browser(served):
     """A link with a prompt begins to write at once, so the page that a browser ends with can be read from outside."""
-    done = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--virtual-time-budget=20000', '--dump-dom',
-                           f'http://127.0.0.1:{served.port}/?prompt=the%20cat'], capture_output=True, text=True, encoding='utf-8', timeout=60)
+    done = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
+                           '--virtual-time-budget=20000', '--dump-dom',
+                           f'http://127.0.0.1:{served.port}/?prompt=the%20cat'], capture_output=True, text=True,
+                           encoding='utf-8', timeout=60)
     shown = re.search(r'<div id="out".*?</div>', done.stdout, re.S)[0]
     spans = re.findall(r'<span style="background: [^"]+">([^<]+)</span>', shown)
     assert '<b>the cat</b>' in shown and len(spans) >= 3

@@ -8,10 +8,12 @@ import train as T
 from conftest import ROOT, call, refused, run
 from model import Tokenizer, load_checkpoint, load_model
 
-TINY = dict(dataset='tiny', n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=20, eval_interval=10, eval_iters=2,
+TINY = dict(dataset='tiny', n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=20,
+            eval_interval=10, eval_iters=2,
             warmup_iters=2, lr_decay_iters=20, log_interval=5, sample_every=0, device='cpu', dtype='float32')
 
-DEFAULTS = {name: getattr(T, name) for name in T.SETTINGS}  # a run that is resumed in this process leaves its own behind
+DEFAULTS = {name: getattr(T, name)
+            for name in T.SETTINGS}  # a run that is resumed in this process leaves its own behind
 
 @pytest.fixture
 def go(monkeypatch, tmp_path, data):
@@ -44,7 +46,8 @@ def test_batches_depend_on_seed_and_step_alone(monkeypatch):
 
 def test_the_whole_text_can_be_drawn(monkeypatch):
     monkeypatch.setattr(T, 'block_size', 4)
-    starts = {T.get_batch(np.arange(7, dtype=np.uint16), step, 8, 0, 8, None)[0][row, 0].item() for step in range(20) for row in range(8)}
+    starts = {T.get_batch(np.arange(7, dtype=np.uint16), step, 8, 0, 8, None)[0][row, 0].item() for step in range(20)
+              for row in range(8)}
     assert starts == {0, 1, 2}  # the last window's target is the last token
 
 def test_evaluation_windows_cover_everything_once(monkeypatch):
@@ -59,7 +62,8 @@ def test_evaluation_windows_cover_everything_once(monkeypatch):
 def test_schedules_by_hand(monkeypatch):
     for name, value in dict(max_iters=100, lr_decay_iters=0, warmup_iters=0, learning_rate=1.0, min_lr=0.1).items():
         monkeypatch.setattr(T, name, value)
-    expected = {'linear': [1, 0.55, 0.1], 'cosine': [1, 0.55, 0.1], 'constant': [1, 1, 1], 'step': [1, 1, 0.109], 'wsd': [1, 1, 0.1]}
+    expected = {'linear': [1, 0.55, 0.1], 'cosine': [1, 0.55, 0.1], 'constant': [1, 1, 1], 'step': [1, 1, 0.109],
+                'wsd': [1, 1, 0.1]}
     for schedule, values in expected.items():
         monkeypatch.setattr(T, 'schedule', schedule)
         assert [T.rate(0), T.rate(50), T.rate(100)] == pytest.approx(values)
@@ -68,7 +72,8 @@ def test_schedules_by_hand(monkeypatch):
 
 # ---- exactness ----
 
-@pytest.mark.parametrize('how', [dict(), dict(dropout=0.2, seed=20261120), dict(optimizer='adamw', gradient_accumulation_steps=3), dict(dtype='bfloat16'),
+@pytest.mark.parametrize('how', [dict(), dict(dropout=0.2, seed=20261120),
+                                 dict(optimizer='adamw', gradient_accumulation_steps=3), dict(dtype='bfloat16'),
                                  dict(dtype='float16'), dict(objective='mlm', activation_checkpointing=True)])
 def test_stopping_and_going_on_changes_nothing(go, how):
     straight = go('resume.pt', out_dir='straight', **how)
@@ -77,18 +82,22 @@ def test_stopping_and_going_on_changes_nothing(go, how):
     assert parts['step'] == 20 and same(straight, parts) and parts['scaler'] == straight['scaler']
 
 def test_evaluating_and_sampling_more_often_changes_nothing(go):
-    assert same(go('resume.pt', out_dir='a'), go('resume.pt', out_dir='b', eval_interval=4, sample_every=1, log_interval=1))
+    assert same(go('resume.pt', out_dir='a'), go('resume.pt', out_dir='b', eval_interval=4, sample_every=1,
+                                                 log_interval=1))
 
 def test_accumulation_is_one_large_batch(go):
-    a, b = (go(out_dir=o, batch_size=b, gradient_accumulation_steps=8 // b, optimizer='adamw') for o, b in (('a', 8), ('b', 2)))
+    a, b = (go(out_dir=o, batch_size=b, gradient_accumulation_steps=8 // b, optimizer='adamw')
+            for o, b in (('a', 8), ('b', 2)))
     assert max((x - y).abs().max().item() for x, y in zip(a['model'].values(), b['model'].values())) < 1e-3
 
 # ---- processes ----
 
 def torchrun(tmp_path, data, n, *more, **changes):
     """train.py in n processes on this machine, which talk over gloo."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', *more, str(ROOT / 'train.py')]
-    return subprocess.Popen(command + arguments(data, **changes), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', *more,
+               str(ROOT / 'train.py')]
+    return subprocess.Popen(command + arguments(data, **changes), cwd=tmp_path, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT,
                             text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'})
 
 def finish(process):
@@ -131,8 +140,10 @@ def test_the_same_batch_on_more_processes_teaches_the_same(go, tmp_path, data, n
 
 def test_a_run_moves_between_ddp_zero_and_fsdp(go, tmp_path, data):
     """The same files from all of them: a run that changes between 2 processes and 1 ends where one process gets alone."""
-    for steps, how in ((5, dict(parallel='fsdp')), (9, dict(parallel='zero')), (13, dict(parallel='fsdp', cpu_offload=True))):
-        together(tmp_path, data, 2, out_dir='tour', **SHARED, **how, max_iters=steps, init_from='scratch' if steps == 5 else 'resume')
+    for steps, how in ((5, dict(parallel='fsdp')), (9, dict(parallel='zero')),
+                       (13, dict(parallel='fsdp', cpu_offload=True))):
+        together(tmp_path, data, 2, out_dir='tour', **SHARED, **how, max_iters=steps,
+                 init_from='scratch' if steps == 5 else 'resume')
     go(out_dir='tour', init_from='resume', max_iters=20, cpu_offload=False)
     go(out_dir='one', **SHARED)
     alike('one', 'tour')
@@ -145,7 +156,8 @@ def test_muon_works_in_parts(go, tmp_path, data):
     assert learned('one') == pytest.approx(learned('two'), rel=0.01)  # Muon makes much of small differences
 
 def test_ctrl_c_stops_all_processes_after_the_same_step(tmp_path, data, go):
-    run = torchrun(tmp_path, data, 2, out_dir='out', max_iters=100000, lr_decay_iters=100000, log_interval=1000, eval_interval=50)
+    run = torchrun(tmp_path, data, 2, out_dir='out', max_iters=100000, lr_decay_iters=100000, log_interval=1000,
+                   eval_interval=50)
     for line in run.stdout:
         if line.startswith('step 50: '):
             break
@@ -173,7 +185,8 @@ def test_torchrun_goes_on_after_a_process_was_killed(go, tmp_path, data):
 
 @pytest.mark.parametrize('model_type', ['gpt', 'lstm', 'mlp', 'bigram'])
 def test_every_rung_of_the_ladder_learns(go, model_type):
-    out = go(model_type=model_type, max_iters=60, lr_decay_iters=60, eval_interval=30, learning_rate=0.01 if model_type != 'bigram' else 0.1)
+    out = go(model_type=model_type, max_iters=60, lr_decay_iters=60, eval_interval=30,
+             learning_rate=0.01 if model_type != 'bigram' else 0.1)
     guessing = math.log(out['config']['vocab_size'])
     assert out['val_loss'] < guessing - 0.5
     assert load_model('out')[0](torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, out['config']['vocab_size'])
@@ -181,13 +194,16 @@ def test_every_rung_of_the_ladder_learns(go, model_type):
 def test_a_run_reports_what_it_did(go, capsys):
     go(sample_every=1)
     text = capsys.readouterr().out
-    for word in ('parameters', 'FLOPs per token', 'activations', 'tokens per step', 'the best so far', '    | ', 'tokens/s', 'bits per byte',
+    for word in ('parameters', 'FLOPs per token', 'activations', 'tokens per step', 'the best so far', '    | ',
+                 'tokens/s', 'bits per byte',
                  'gzip -9', 'this model', 'next:  python sample.py'):
         assert word in text, word
     rows = list(csv.DictReader(open('out/log.csv')))
     learned, evaluated = [r for r in rows if r['train_loss']], [r for r in rows if r['val_loss']]
-    assert [int(r['step']) for r in learned] == [5, 10, 15, 20] and float(learned[-1]['train_loss']) < float(learned[0]['train_loss'])
-    assert [int(r['step']) for r in evaluated] == [0, 10, 20] and float(evaluated[-1]['val_loss']) < float(evaluated[0]['val_loss'])
+    assert [int(r['step']) for r in learned] == [5, 10, 15,
+                                                 20] and float(learned[-1]['train_loss']) < float(learned[0]['train_loss'])
+    assert [int(r['step'])
+            for r in evaluated] == [0, 10, 20] and float(evaluated[-1]['val_loss']) < float(evaluated[0]['val_loss'])
 
 def test_tensorboard_where_it_is_installed(go, monkeypatch):
     try:
@@ -230,8 +246,10 @@ def test_starting_from_old_weights(go):
 # ---- stopping ----
 
 def start(tmp_path, data, **changes):
-    return subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *arguments(data, max_iters=100000, lr_decay_iters=100000, **changes)], cwd=tmp_path,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+    return subprocess.Popen([sys.executable, str(ROOT / 'train.py'),
+                             *arguments(data, max_iters=100000, lr_decay_iters=100000, **changes)], cwd=tmp_path,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, 'PYTHONUNBUFFERED': '1'})
 
 def test_a_killed_run_goes_on_from_its_last_save(tmp_path, data, go):
     process = start(tmp_path, data, eval_interval=5)
@@ -242,7 +260,8 @@ def test_a_killed_run_goes_on_from_its_last_save(tmp_path, data, go):
     process.wait()
     step = load_checkpoint(str(tmp_path / 'out' / 'resume.pt'))['step']
     assert step >= 10
-    assert same(go('resume.pt', init_from='resume', max_iters=step + 7), go('resume.pt', max_iters=step + 7, out_dir='straight', lr_decay_iters=100000))
+    assert same(go('resume.pt', init_from='resume', max_iters=step + 7),
+                go('resume.pt', max_iters=step + 7, out_dir='straight', lr_decay_iters=100000))
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no such signals')
 @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
@@ -264,7 +283,8 @@ def test_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path):
             "i = 0\nwhile True:\n    save_atomically('ckpt.pt', {'format': 'ninefiles-1', 'i': i, 'x': torch.full((300_000,), float(i))}); i += 1; print(i, flush=True)")
     rng = np.random.default_rng(0)
     for _ in range(4):
-        process = subprocess.Popen([sys.executable, '-c', code, str(ROOT)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([sys.executable, '-c', code, str(ROOT)], cwd=tmp_path,
+                                   stdout=subprocess.PIPE, text=True)
         for _ in range(3):
             process.stdout.readline()
         time.sleep(rng.random() * 0.05)
@@ -284,8 +304,10 @@ def test_a_loss_that_is_not_a_number_stops_the_run(go, capsys):
 
 def test_a_broken_model_is_not_saved_even_to_be_resumed(go):
     go()
-    with pytest.raises(SystemExit, match='the validation loss is nan'):  # found by an evaluation, before any line of the log
-        go(init_from='resume', max_iters=100, learning_rate=1e30, grad_clip=0.0, log_interval=1000, eval_interval=1, lr_decay_iters=1000)
+    with pytest.raises(SystemExit,
+                       match='the validation loss is nan'):  # found by an evaluation, before any line of the log
+        go(init_from='resume', max_iters=100, learning_rate=1e30, grad_clip=0.0, log_interval=1000, eval_interval=1,
+           lr_decay_iters=1000)
     assert all(torch.isfinite(t).all() for t in load_checkpoint('out/resume.pt')['model'].values())
 
 def test_a_resumed_run_that_gets_worse_does_not_replace_the_best(go):
@@ -308,7 +330,8 @@ def test_a_hidden_token_is_a_target_and_nothing_else_is():
     """80 % become <|pad|>, 10 % any token, 10 % stay (Devlin et al. 2018, 3.1); here by hand, and then by counting."""
     tokenizer = Tokenizer('char', list('abcd'))
     x = torch.tensor([[0, 1, 2, 3]])
-    luck = np.array([[[0.1, 0.1, 0.1, 0.9]], [[0.5, 0.85, 0.95, 0.5]], [[0.0, 0.8, 0.0, 0.0]]])  # pick? how? which instead?
+    luck = np.array([[[0.1, 0.1, 0.1, 0.9]], [[0.5, 0.85, 0.95, 0.5]],
+                     [[0.0, 0.8, 0.0, 0.0]]])  # pick? how? which instead?
     hidden, y = T.hide(x, luck, tokenizer)
     assert hidden.tolist() == [[tokenizer.pad, 3, 2, 3]] and y.tolist() == [[0, 1, 2, -100]]
     x = torch.zeros(100, 1000, dtype=torch.long)
@@ -318,7 +341,8 @@ def test_a_hidden_token_is_a_target_and_nothing_else_is():
     assert ((hidden == 0)[y >= 0].float().mean() - (0.1 + 0.1 / 4)).abs() < 0.01  # a random token is the same one at times
 
 def test_an_encoder_learns_to_fill_gaps_from_both_sides(go, capsys):
-    how = dict(max_iters=150, lr_decay_iters=150, eval_interval=150, n_embd=64, batch_size=16, block_size=64, learning_rate=0.01)
+    how = dict(max_iters=150, lr_decay_iters=150, eval_interval=150, n_embd=64, batch_size=16, block_size=64,
+               learning_rate=0.01)
     both = go(objective='mlm', out_dir='encoder', sample_every=1, **how)
     assert both['config']['causal'] is False and 'finetune.py' in (text := capsys.readouterr().out) and '    | ' in text
     assert both['val_loss'] < go(**how)['val_loss']  # a letter between two known words is easier to tell than the next one
@@ -335,9 +359,12 @@ def test_an_encoder_learns_to_fill_gaps_from_both_sides(go, capsys):
     (['init_from=nowhere'], ['no checkpoint'], 1),
     (['init_from=resume', 'out_dir=empty'], ['resume.pt'], 1),
     (['schedule=cosin'], ['did you mean cosine'], 2),
-    (['objective=mlm', 'causal=True'], ['objective=mlm needs causal=False'], 2), (['causal=False'], ['objective=clm needs causal=True'], 2),
-    (['objective=mlm', 'model_type=lstm'], ['needs model_type=gpt'], 2), (['parallel=fsdp'], ['torchrun', 'parallel=fsdp'], 2),
-    (['cpu_offload=True'], ['belongs to parallel=fsdp'], 2), (['batch_size=0'], ['batch_size=0'], 2), (['beta2=1'], ['beta2=1'], 2), (['grad_clip=-1'], ['grad_clip=-1'], 2), (['seed=-1'], ['seed=-1'], 2),
+    (['objective=mlm', 'causal=True'], ['objective=mlm needs causal=False'], 2),
+    (['causal=False'], ['objective=clm needs causal=True'], 2),
+    (['objective=mlm', 'model_type=lstm'], ['needs model_type=gpt'], 2),
+    (['parallel=fsdp'], ['torchrun', 'parallel=fsdp'], 2),
+    (['cpu_offload=True'], ['belongs to parallel=fsdp'], 2), (['batch_size=0'], ['batch_size=0'], 2),
+    (['beta2=1'], ['beta2=1'], 2), (['grad_clip=-1'], ['grad_clip=-1'], 2), (['seed=-1'], ['seed=-1'], 2),
 ] + ([] if torch.cuda.is_available() else [(['device=cuda'], ['device=cuda is not on this machine', 'device=cpu'], 1)]))
 def test_mistakes(tmp_path, data, args, words, status):
     refused(call('train.py', *arguments(data), *args, cwd=tmp_path), *words, status=status)
@@ -357,13 +384,16 @@ def test_a_full_disk_costs_nothing(go, tmp_path, data):
     before = go(), load_checkpoint('out/resume.pt')
     limited = f"import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); n = {os.path.getsize('out/ckpt.pt') // 3}\n"
     limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = subprocess.run([sys.executable, '-c', limited, str(ROOT / 'train.py'), *arguments(data, init_from='resume', max_iters=40)],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    done = subprocess.run([sys.executable, '-c', limited, str(ROOT / 'train.py'),
+                           *arguments(data, init_from='resume', max_iters=40)],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
     refused(done, 'cannot write', 'is the disk full', 'untouched')
     assert same(before[0], load_checkpoint('out')) and same(before[1], load_checkpoint('out/resume.pt'))
     assert not [f for f in os.listdir('out') if f.endswith('.tmp')]
 
-@pytest.mark.parametrize('world, words', [(3, '8 rows do not divide among 3 processes'), (16, 'gradient_accumulation_steps=4')])
+@pytest.mark.parametrize('world, words', [(3, '8 rows do not divide among 3 processes'),
+                                          (16, 'gradient_accumulation_steps=4')])
 def test_rows_that_do_not_divide_among_the_processes(go, monkeypatch, capsys, world, words):
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setattr(T, 'join', lambda: (0, world))

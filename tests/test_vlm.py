@@ -9,9 +9,12 @@ import vlm as V
 from conftest import ROOT, refused, run
 from model import Tokenizer, load_checkpoint, load_model, load_pictures
 
-TINY = dict(task='clip', dataset='shapes', init_from='scratch', out_dir='out', image_size=32, patch_size=8, n_layer=2, n_head=2, n_embd=32,
-            block_size=48, text_layers=2, questions=2, fusion='early', freeze=False, batch_size=16, max_iters=6, warmup_iters=2, eval_interval=3, eval_iters=1,
-            log_interval=2, num_samples=1, shift=2, device='cpu', dtype='float32', seed=1337, learning_rate=0.005, muon_learning_rate=0.02,
+TINY = dict(task='clip', dataset='shapes', init_from='scratch', out_dir='out', image_size=32, patch_size=8, n_layer=2,
+            n_head=2, n_embd=32,
+            block_size=48, text_layers=2, questions=2, fusion='early', freeze=False, batch_size=16, max_iters=6,
+            warmup_iters=2, eval_interval=3, eval_iters=1,
+            log_interval=2, num_samples=1, shift=2, device='cpu', dtype='float32', seed=1337, learning_rate=0.005,
+            muon_learning_rate=0.02,
             lr_decay_iters=0, templates='{}|a picture of {}')
 
 @pytest.fixture
@@ -32,7 +35,8 @@ def settings(monkeypatch, **changes):
         monkeypatch.setattr(V, name, value)
 
 def same(a, b):
-    return all(torch.equal(x, y) for part in ('model', 'vision', 'bridge') for x, y in zip(a[part].values(), b[part].values(), strict=True))
+    return all(torch.equal(x, y) for part in ('model', 'vision', 'bridge')
+               for x, y in zip(a[part].values(), b[part].values(), strict=True))
 
 # ---- scenes ----
 
@@ -50,7 +54,8 @@ def test_a_scene_is_a_function_of_split_seed_and_number(monkeypatch):
     assert np.array_equal(together[2], alone[0]) and scenes[2] == scene[0] and np.array_equal(u[2], v[0])
     kept = V.draw('val', [7])[0]
     monkeypatch.setattr(V, 'seed', 1)
-    assert not np.array_equal(V.draw('train', [7])[0], alone) and np.array_equal(V.draw('val', [7])[0], kept)  # val is fixed
+    assert not np.array_equal(V.draw('train', [7])[0], alone) and np.array_equal(V.draw('val', [7])[0],
+                                                                                 kept)  # val is fixed
     assert together.dtype == np.uint8 and together.shape == (3, 32, 32, 3)
 
 def test_pictures_show_what_the_scene_says():
@@ -66,8 +71,10 @@ def test_pictures_show_what_the_scene_says():
 def test_shapes_by_hand():
     x, y = np.meshgrid(np.arange(-2, 3), np.arange(-2, 3))
     pixels = {shape: ''.join('.#'[int(p)] for p in V.inside(shape, x, y, 2).ravel()) for shape in V.SHAPES}
-    assert pixels == {'circle': '..#..' '.###.' '#####' '.###.' '..#..', 'square': '#####' '#####' '#####' '#####' '#####',
-                      'triangle': '..#..' '..#..' '.###.' '.###.' '.....', 'cross': '..#..' '..#..' '#####' '..#..' '..#..'}
+    assert pixels == {'circle': '..#..' '.###.' '#####' '.###.' '..#..',
+                      'square': '#####' '#####' '#####' '#####' '#####',
+                      'triangle': '..#..' '..#..' '.###.' '.###.' '.....',
+                      'cross': '..#..' '..#..' '#####' '..#..' '..#..'}
 
 def test_held_out_combinations_are_never_trained_on():
     names = [' '.join(k) for k in V.HELD_OUT]
@@ -94,11 +101,14 @@ def test_questions_by_hand():
     asked = {V.ask(SCENE, u) for u in np.random.default_rng(0).random((2000, 4))}
     assert {a for a in asked if not a[0].startswith('is there')} == {
         ('what colour is the circle?', 'red'), ('what colour is the square?', 'blue'), ('what shape is red?', 'circle'),
-        ('what shape is blue?', 'square'), ('how many shapes are there?', 'two'), ('how many small shapes are there?', 'one'),
+        ('what shape is blue?', 'square'), ('how many shapes are there?', 'two'),
+        ('how many small shapes are there?', 'one'),
         ('how many big shapes are there?', 'one'), ('is the circle left or right of the square?', 'left'),
-        ('is the square left or right of the circle?', 'right'), ('where is the circle?', V.place(SCENE[0])), ('where is the square?', V.place(SCENE[1]))}
+        ('is the square left or right of the circle?', 'right'), ('where is the circle?', V.place(SCENE[0])),
+        ('where is the square?', V.place(SCENE[1]))}
     assert {a for a in asked if a[0].startswith('is there')} == {  # the mixed ones, but a blue circle and a red square
-        ('is there a red circle?', 'yes'), ('is there a blue square?', 'yes'), ('is there a red square?', 'no'), ('is there a blue circle?', 'no')}
+        ('is there a red circle?', 'yes'), ('is there a blue square?', 'yes'), ('is there a red square?', 'no'),
+        ('is there a blue circle?', 'no')}
 
 # ---- the tokenizer ----
 
@@ -113,7 +123,8 @@ def test_targets_count_in_the_answer_alone():
     _, idx, targets = V.collate(tokenizer, np.zeros(0), [('what shape is red?', 'circle'), ('', 'a red circle')])
     for row, answer in zip(targets, ('circle', 'a red circle')):
         assert tokenizer.decode(row[row >= 0].tolist()) == answer + '<|end|>'
-    _, _, several = V.collate(tokenizer, np.zeros(0), [[('what shape is red?', 'circle'), ('how many shapes are there?', 'one')]])
+    _, _, several = V.collate(tokenizer, np.zeros(0), [[('what shape is red?', 'circle'),
+                                                        ('how many shapes are there?', 'one')]])
     assert tokenizer.decode(several[several >= 0].tolist()) == 'circle<|end|>one<|end|>'
     last = (targets[0] >= 0).nonzero()[-1].item()
     assert idx[0, last + 1] == tokenizer.end and (idx[0, last + 2:] == tokenizer.pad).all()
@@ -205,8 +216,10 @@ leave()
 def test_two_processes_have_the_loss_and_gradients_of_one(go, tmp_path):
     one = go('resume.pt', out_dir='one')
     (tmp_path / 'two.py').write_text(TWO.format(root=str(ROOT), tests=str(ROOT / 'tests')), encoding='utf-8')
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(tmp_path / 'two.py')],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+                           str(tmp_path / 'two.py')],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr
     two = load_checkpoint('two/resume.pt')
     assert abs(one['best'] - two['best']) < 1e-4  # sums are taken in another order, and Muon rounds to bfloat16
@@ -254,8 +267,10 @@ def test_a_captioner_starts_from_clips_tower(go, fusion):
     free = go(task='vqa', init_from='clip', out_dir='free', fusion=fusion)
     assert all(torch.equal(x, y) for x, y in zip(clip['vision'].values(), frozen['vision'].values()))
     assert not all(torch.equal(x, y) for x, y in zip(clip['vision'].values(), free['vision'].values()))
-    again = go(task='vqa', init_from='frozen', out_dir='again', max_iters=1, learning_rate=1e-9, muon_learning_rate=1e-9, fusion=fusion)
-    assert max((x - y).abs().max().item() for x, y in zip(frozen['model'].values(), again['model'].values())) < 1e-6  # all of it is taken over
+    again = go(task='vqa', init_from='frozen', out_dir='again', max_iters=1, learning_rate=1e-9,
+               muon_learning_rate=1e-9, fusion=fusion)
+    assert max((x - y).abs().max().item() for x, y in zip(frozen['model'].values(),
+                                                          again['model'].values())) < 1e-6  # all of it is taken over
 
 # ---- runs ----
 
@@ -265,7 +280,8 @@ def test_stopping_and_going_on_changes_nothing(go, task):
     go(out_dir='parts', task=task, max_iters=3, lr_decay_iters=6)
     going_on = go('resume.pt', out_dir='parts', init_from='resume', max_iters=6, task=task)
     assert same(straight, going_on) and going_on['step'] == 6
-    assert same(straight, go('resume.pt', out_dir='often', task=task, eval_interval=1, log_interval=1))  # nor does looking
+    assert same(straight, go('resume.pt', out_dir='often', task=task, eval_interval=1,
+                             log_interval=1))  # nor does looking
 
 def test_the_text_model_loads_as_a_plain_gpt(go):
     out = go(task='caption')
@@ -273,7 +289,9 @@ def test_the_text_model_loads_as_a_plain_gpt(go):
     assert model(torch.tensor([tokenizer.encode('a red circle')])).shape == (1, 3, tokenizer.vocab_size)
     assert out['settings']['fusion'] == 'early' and out['task'] == 'caption' and out['val_loss'] > 0
     rows = list(csv.DictReader(open('out/log.csv', encoding='utf-8')))
-    assert [int(r['step']) for r in rows if r['train_loss']] == [2, 4, 6] and [int(r['step']) for r in rows if r['val_loss']] == [0, 3, 6]
+    assert [int(r['step']) for r in rows if r['train_loss']] == [2, 4, 6] and [int(r['step'])
+                                                                               for r in rows
+                                                                               if r['val_loss']] == [0, 3, 6]
 
 def test_it_learns_which_caption_belongs_to_which_picture(go):
     out = go(max_iters=60, warmup_iters=10, eval_interval=60, eval_iters=4)
@@ -289,7 +307,8 @@ def test_retrieval_and_zero_shot_of_an_oracle(monkeypatch, capsys):
         def see(self, pictures):  # knows every scene by its pixels
             return torch.stack([place(numbers[p.numpy().tobytes()]) for p in pictures])
         def read(self, idx):
-            return torch.stack([place(tokenizer.decode([i for i in row.tolist() if i != tokenizer.pad])) for row in idx])
+            return torch.stack([place(tokenizer.decode([i for i in row.tolist() if i != tokenizer.pad]))
+                                for row in idx])
     def place(text):
         kinds = [V.KINDS.index(tuple(k)) for k in V.re.findall(f"({'|'.join(V.COLOURS)}) ({'|'.join(V.SHAPES)})", text)]
         return F.normalize(torch.zeros(24).index_fill_(0, torch.tensor(kinds), 1.0), dim=0)
@@ -302,7 +321,8 @@ def test_retrieval_and_zero_shot_of_an_oracle(monkeypatch, capsys):
     gallery = V.measure_clip(Oracle(), tokenizer, 'cpu')
     text = capsys.readouterr().out
     assert text.count('100.0%') == 4 * 3 + 2 * 3 and text.count('4.2%') == 2 and text.count(' 1.0%') == 4
-    assert len(gallery) == 12 and all(row[1][1] for row, _ in gallery)  # its own picture is the first that a caption finds
+    assert len(gallery) == 12 and all(row[1][1]
+                                      for row, _ in gallery)  # its own picture is the first that a caption finds
     Oracle.see = lambda self, pictures: torch.stack([place(numbers[p.numpy().tobytes()]) for p in pictures.flip(0)])
     V.measure_clip(Oracle(), tokenizer, 'cpu')
     assert '100.0%' not in capsys.readouterr().out
@@ -310,10 +330,14 @@ def test_retrieval_and_zero_shot_of_an_oracle(monkeypatch, capsys):
 def test_judging_captions_by_hand():
     def judge(text):
         return V.judge(text, '', '', SCENE)
-    assert judge('a small red circle left of a big blue square') == dict.fromkeys(['exact', 'colour', 'shape', 'both', 'size', 'relation'], True)
-    assert judge('a big red circle right of a blue square') == {'exact': False, 'colour': 1, 'shape': 1, 'both': 1, 'size': 0, 'relation': False}
-    assert judge('a small red square left of a blue circle') == {'exact': False, 'colour': 1, 'shape': 1, 'both': 0, 'size': 0, 'relation': False}
-    assert judge('a small red circle') == {'exact': False, 'colour': 0.5, 'shape': 0.5, 'both': 0.5, 'size': 1, 'relation': False}
+    assert judge('a small red circle left of a big blue square') == dict.fromkeys(['exact', 'colour', 'shape', 'both',
+                                                                                   'size', 'relation'], True)
+    assert judge('a big red circle right of a blue square') == {'exact': False, 'colour': 1, 'shape': 1, 'both': 1,
+                                                                'size': 0, 'relation': False}
+    assert judge('a small red square left of a blue circle') == {'exact': False, 'colour': 1, 'shape': 1, 'both': 0,
+                                                                 'size': 0, 'relation': False}
+    assert judge('a small red circle') == {'exact': False, 'colour': 0.5, 'shape': 0.5, 'both': 0.5, 'size': 1,
+                                           'relation': False}
     assert judge('what?') == {'exact': False, 'colour': 0, 'shape': 0, 'both': 0, 'relation': False}
     assert V.judge('red', 'what colour is the circle?', 'red', SCENE) == {'all': True, 'what colour': True}
 
@@ -325,11 +349,13 @@ def test_a_captioner_is_measured_with_other_pictures_and_with_none(monkeypatch, 
     monkeypatch.setattr(V, 'some', lambda split, n: V.examples(split, range(60)))
     monkeypatch.setattr(V, 'answers', lambda model, tokenizer, pictures, questions: [f'{p.sum()}' for p in pictures])
     V.measure_words(None, None, 'cpu')
-    said = {name: [json.loads(line) for line in open(f'out/captions-new{name}.jsonl', encoding='utf-8')] for name in ('', '-shuffled', '-blank')}
+    said = {name: [json.loads(line) for line in open(f'out/captions-new{name}.jsonl', encoding='utf-8')]
+            for name in ('', '-shuffled', '-blank')}
     true, shuffled, blank = ([line['hypothesis'] for line in said[name]] for name in ('', '-shuffled', '-blank'))
     assert shuffled == true[-1:] + true[:-1] and set(blank) == {str(128 * 3 * 1024)}
     scenes = V.draw('new', range(60))[1]
-    assert all(set(line['references']) <= {V.caption(scene, way) for way in range(V.WAYS)} for line, scene in zip(said['-blank'], scenes))
+    assert all(set(line['references']) <= {V.caption(scene, way) for way in range(V.WAYS)}
+               for line, scene in zip(said['-blank'], scenes))
     assert 'new combinations, shuffled' in capsys.readouterr().out
 
 def test_a_png_by_hand(tmp_path):
@@ -344,7 +370,8 @@ def test_a_png_by_hand(tmp_path):
         assert struct.unpack('>I', raw[at + 8 + size:at + 12 + size])[0] == zlib.crc32(kind + kinds[kind])
         at += 12 + size
     rows = np.frombuffer(zlib.decompress(kinds[b'IDAT']), np.uint8).reshape(2, 10)
-    assert list(kinds) == [b'IHDR', b'IDAT', b'IEND'] and not rows[:, 0].any() and np.array_equal(rows[:, 1:].reshape(2, 3, 3), picture)
+    assert list(kinds) == [b'IHDR', b'IDAT',
+                           b'IEND'] and not rows[:, 0].any() and np.array_equal(rows[:, 1:].reshape(2, 3, 3), picture)
 
 def test_two_pixels_in_one_character():
     assert V.terminal(np.array([[[1, 2, 3]], [[4, 5, 6]]], np.uint8)) == '\x1b[38;2;1;2;3;48;2;4;5;6m▀\x1b[0m'
@@ -356,9 +383,11 @@ def own_pictures(folder, n=40, size=8, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     bright = np.arange(n) % 2
     images = np.zeros((n, size, size, 3), np.uint8) + (40 + 150 * bright).astype(np.uint8)[:, None, None, None]
-    lines = [{'caption': f'a {("dark", "bright")[b]} square', 'qa': [['is it bright?', ('no', 'yes')[b]]]} for b in bright]
+    lines = [{'caption': f'a {("dark", "bright")[b]} square', 'qa': [['is it bright?', ('no', 'yes')[b]]]}
+             for b in bright]
     np.savez(folder / 'mine.npz', images=changes.get('images', images))
-    (folder / 'mine.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in changes.get('lines', lines)), encoding='utf-8')
+    (folder / 'mine.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in changes.get('lines', lines)),
+                                       encoding='utf-8')
     return str(folder / 'mine.npz')
 
 def prepare(monkeypatch, tmp_path, **changes):
@@ -383,7 +412,8 @@ def test_your_own_pictures_from_end_to_end(go, monkeypatch, tmp_path, capsys):
     V.measure_clip(V.CLIP(tokenizer).eval(), tokenizer, 'cpu')
     assert 'recall@1' in (text := capsys.readouterr().out) and 'zero-shot' not in text
     whole, pairs, _ = V.own('train')
-    assert whole.shape == (36, 32, 32, 3) and not whole[:, :12].any() and whole[:, 12:20, 12:20].all()  # a black margin all around
+    assert whole.shape == (36, 32, 32, 3) and not whole[:, :12].any() and whole[:, 12:20,
+                                                                                12:20].all()  # a black margin all around
     assert pairs[0] == ('is it bright?', 'no')
 
 GOOD = {'caption': 'a cat'}
@@ -439,7 +469,8 @@ def test_a_folder_of_image_files(monkeypatch, tmp_path):
     prepare(monkeypatch, tmp_path, input=str(tmp_path), image_size=16)
     images, records = load_pictures(str(tmp_path / 'data/mine/train.npz'))
     assert images.shape == (18, 16, 16, 3) and (images == (255, 0, 0)).all() and records[0] == {'caption': 'a cat'}
-    for spoiled, words in (('{"file": "dog.png", "caption": "a dog"}', 'cannot read'), ('{"file": "cat.png", "caption": ""}', 'line 1'), ('x', 'line 1')):
+    for spoiled, words in (('{"file": "dog.png", "caption": "a dog"}', 'cannot read'),
+                           ('{"file": "cat.png", "caption": ""}', 'line 1'), ('x', 'line 1')):
         (tmp_path / 'captions.jsonl').write_text(spoiled, encoding='utf-8')
         with pytest.raises(SystemExit, match=words):
             prepare(monkeypatch, tmp_path, input=str(tmp_path))
@@ -453,7 +484,8 @@ def test_cifar10(monkeypatch, tmp_path):
     raw[1, 1] = 200     # the first red
     raw[1, 1025] = 100  # the first green
     names = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
-    files = {'batches.meta.txt': '\n'.join(names).encode(), 'test_batch.bin': raw.tobytes(), **{f'data_batch_{i}.bin': raw.tobytes() for i in range(1, 6)}}
+    files = {'batches.meta.txt': '\n'.join(names).encode(), 'test_batch.bin': raw.tobytes(),
+             **{f'data_batch_{i}.bin': raw.tobytes() for i in range(1, 6)}}
     with tarfile.open(downloads / 'cifar-10-binary.tar.gz', 'w:gz') as tar:
         for name, what in files.items():
             info = tarfile.TarInfo('cifar-10-batches-bin/' + name)
@@ -471,15 +503,20 @@ def test_checkpoints_that_do_not_fit(go, monkeypatch, tmp_path):
     clip = go(out_dir='clip')
     prepare(monkeypatch, tmp_path, input=own_pictures(tmp_path))
     os.makedirs('text')
-    torch.save({k: v for k, v in clip.items() if k not in ('vision', 'bridge', 'task')}, 'text/ckpt.pt')  # what train.py writes
-    for words, how in (('another tokenizer', dict(init_from='clip', dataset='mine', data_dir='data')), ('text model', dict(init_from='text')),
-                       ('patch_size=8, not 4', dict(init_from='clip', patch_size=4)), ('fewer than batch_size=64', dict(dataset='mine', data_dir='data', batch_size=64)),
-                       ('longer than block_size=8', dict(block_size=8)), ('no checkpoint', dict(init_from='nowhere')), ('no data', dict(dataset='none'))):
+    torch.save({k: v for k, v in clip.items() if k not in ('vision', 'bridge', 'task')},
+               'text/ckpt.pt')  # what train.py writes
+    for words, how in (('another tokenizer', dict(init_from='clip', dataset='mine', data_dir='data')),
+                       ('text model', dict(init_from='text')),
+                       ('patch_size=8, not 4', dict(init_from='clip', patch_size=4)),
+                       ('fewer than batch_size=64', dict(dataset='mine', data_dir='data', batch_size=64)),
+                       ('longer than block_size=8', dict(block_size=8)), ('no checkpoint', dict(init_from='nowhere')),
+                       ('no data', dict(dataset='none'))):
         with pytest.raises(SystemExit, match=words):
             go(out_dir='other', **how)
 
 def test_settings_that_make_no_sense(go, capsys):
-    for words, how in (('freeze', dict(freeze=True)), ('batch_size=0', dict(batch_size=0)), ('patch_size=5', dict(patch_size=5)), ('image_size=64', dict(image_size=64)),
+    for words, how in (('freeze', dict(freeze=True)), ('batch_size=0', dict(batch_size=0)),
+                       ('patch_size=5', dict(patch_size=5)), ('image_size=64', dict(image_size=64)),
                        ('learning_rate=0', dict(learning_rate=0)), ('n_head=3', dict(n_head=3))):
         with pytest.raises(SystemExit) as e:
             go(**how)
