@@ -37,6 +37,7 @@ n_embd = 128
 block_size = 96         # longest text, in tokens
 fusion = 'early'        # early | intermediate | late: tokens before the text, cross-attention, or added at the end
 freeze = False          # caption, vqa: leave the vision tower as it came
+word_dropout = 0.3      # caption, vqa: of the words said so far, so many are hidden in training; 0: none
 questions = 5           # vqa: asked about each scene in training, one after the other: looking costs more than asking
 # how much
 batch_size = 128        # pictures a step, over all processes. clip: 128 captions to choose from, so no accumulation
@@ -287,6 +288,17 @@ def collate(tokenizer, pictures, pairs):
         targets[b, :len(ids) - 1] = ids[1:].masked_fill(~mask[1:], -100)
     return torch.from_numpy(pictures), idx, targets
 
+def hide(tokenizer, idx, targets, step, first):
+    """
+    Word dropout (Bowman et al. 2016, 3.1): some words that the answers idx (B, T) have said so far become <|pad|>, which
+    ones being a function of (seed, step, row). Else a captioner learns that "red" is never followed by "circle", and
+    believes that more than its eyes (README: 74 % -> 91 % of new combinations are described without a fault).
+    """
+    said = F.pad(targets[:, :-1], (1, 0), value=-100) >= 0  # what was a target one position before
+    luck = np.random.default_rng([seed, step, 1]).random((batch_size, block_size), np.float32)
+    luck = torch.from_numpy(luck[first:first + len(idx), :idx.size(1)])
+    return idx.masked_fill(said & (idx != tokenizer.end) & (luck < word_dropout), tokenizer.pad)
+
 # ------------------------------------------------------------------------------------------------------------
 # 3. Models
 
@@ -480,6 +492,7 @@ def train():
                       'log_interval', least=1)
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip shift num_samples seed', least=0)
     expect(globals(), 'learning_rate muon_learning_rate', above=0)
+    expect(globals(), 'word_dropout', least=0, below=1)
     if freeze and (task == 'clip' or init_from == 'scratch'):
         usage("freeze=True keeps a tower that has learned to see: it needs task=caption or vqa, and init_from=out-clip")
 
@@ -569,6 +582,8 @@ def train():
 
     def loss_of(run, pictures, pairs, **how):
         pictures, idx, targets = collate(tokenizer, pictures, pairs)
+        if task != 'clip' and run.training:
+            idx = hide(tokenizer, idx, targets, step, rank * batch_size // world)
         with autocast:
             return run(pictures.to(where), idx.to(where), targets.to(where), **how)
 

@@ -129,6 +129,22 @@ def test_targets_count_in_the_answer_alone():
     last = (targets[0] >= 0).nonzero()[-1].item()
     assert idx[0, last + 1] == tokenizer.end and (idx[0, last + 2:] == tokenizer.pad).all()
 
+def test_word_dropout_hides_what_the_answer_has_said(monkeypatch):
+    settings(monkeypatch, task='caption', word_dropout=0.5)
+    tokenizer = V.make_tokenizer()
+    _, idx, targets = V.collate(tokenizer, np.zeros(0), [('what shape is red?', 'a red circle, a red circle')] * 8)
+    hidden = V.hide(tokenizer, idx, targets, 3, 0)
+    gone, first = hidden != idx, (idx == tokenizer.assistant).nonzero()[0, 1].item()
+    assert (hidden[gone] == tokenizer.pad).all() and not gone[:, :first + 1].any()  # the question stays …
+    assert not gone[idx == tokenizer.end].any()  # … and so does the end
+    words = slice(first + 1, first + 1 + len(tokenizer.encode('a red circle, a red circle')))
+    assert 0.3 < gone[:, words].float().mean() < 0.7 and (hidden[0] != hidden[1]).any()
+    parts = [V.hide(tokenizer, idx[i:i + 4], targets[i:i + 4], 3, i) for i in (0, 4)]
+    assert torch.equal(torch.cat(parts), hidden)  # however many processes share the batch out
+    assert not torch.equal(V.hide(tokenizer, idx, targets, 4, 0), hidden)
+    monkeypatch.setattr(V, 'word_dropout', 0.0)
+    assert torch.equal(V.hide(tokenizer, idx, targets, 3, 0), idx)
+
 # ---- the vision tower ----
 
 def test_a_patch_embedding_is_a_strided_convolution(monkeypatch):
