@@ -2,7 +2,7 @@
 Fine-tuning: a model that has read a lot learns to do something with it.
 
     python prepare.py dataset=instruct && python finetune.py      # SFT: it learns to answer, minutes on a laptop
-    python finetune.py method=lora optimizer=adamw learning_rate=0.01 out_dir=out-lora   # with 5 % of the weights
+    python finetune.py method=lora optimizer=adamw out_dir=out-lora   # with 5 % of the weights
     python finetune.py dataset=mine                               # your own chats; prepare.py reads three usual forms
     python finetune.py show=True                                  # see what is learned from: a row, token by token
     python finetune.py task=lm dataset=shakespeare                # go on pretraining on another text: an author's style
@@ -29,7 +29,8 @@ max_new_tokens = 48     # longest of those answers
 method = 'full'         # full | freeze | lora | adapter
 freeze_layers = 2       # freeze: so many of the lower layers stay as they are, and the embeddings
 lora_r = 8              # lora: rank of the change of each matrix
-lora_alpha = 16.0       # lora: the change is scaled by alpha / r, so that another r needs no other learning rate
+lora_alpha = 64.0       # lora: the change is scaled by alpha / r, so that another r needs no other learning rate; and B,
+                        # which begins at zero, learns so many times as quickly as A, which is what it wants (LoRA+)
 lora_dropout = 0.0      # lora: of what goes into the change
 lora_on = 'qkv,proj,gate,up,down'  # lora: which matrices; the original paper took queries and values only
 adapter_size = 32       # adapter: width of the two small layers that each block gets
@@ -229,9 +230,9 @@ def adapt(model, tokenizer):
         for name, p in model.named_parameters():
             layer = int(name.split('.')[1]) if name.startswith('blocks.') else -1 if name.startswith('w') else math.inf
             p.requires_grad_(layer >= freeze_layers)  # embeddings lie below all layers, the head above them
-    if method == 'adapter':  # with the norms, as in the paper: they cost next to nothing
+    if method in ('lora', 'adapter'):  # with the norms, as in the adapters' paper: they cost next to nothing
         for name, p in model.named_parameters():
-            p.requires_grad_('adapter' in name or 'norm' in name)
+            p.requires_grad_('norm' in name or (method == 'adapter' and 'adapter' in name))
     if method == 'lora':
         matrices = [(name, m) for name, m in model.blocks.named_modules() if isinstance(m, nn.Linear)]
         there = {name.split('.')[-1] for name, _ in matrices}
@@ -535,7 +536,7 @@ def finetune():
                 if chief:
                     save('ckpt.pt', val_loss=best, dataset=dataset)
                     if method == 'lora':
-                        alone = {k: v for k, v in model.state_dict().items() if k.endswith(('.A', '.B'))}
+                        alone = {k: v for k, v in model.state_dict().items() if k.endswith(('.A', '.B')) or 'norm' in k}
                         ours = {k: model.state_dict()[k][list(tokenizer.special.values())].clone()
                                 for k in ('wte.weight', 'head.weight')}
                         save_atomically(os.path.join(out_dir, 'lora.pt'), {
