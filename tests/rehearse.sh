@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Types all that the README tells people to type, in its order, in a folder of its own, with settings behind each command
 # that make it tiny: tests/rehearse.sh, in an environment that has the packages; some minutes. It ends at the first
-# command that fails. What needs a network, another machine or a person is named and passed over.
+# command that fails. What needs a network, another machine, a person or a model that has learned something is named and
+# passed over.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
@@ -11,7 +12,7 @@ cp "$here"/*.py "$here/README.md" "$work" && cd "$work"
 # 1. what makes each script tiny; a later setting wins
 tiny() {
   case "$1" in
-    train.py) echo n_layer=1 n_head=1 n_embd=32 block_size=128 batch_size=4 max_iters=2 eval_interval=1 eval_iters=1 ;;
+    train.py) echo n_layer=2 n_head=1 n_embd=32 block_size=128 batch_size=4 max_iters=2 eval_interval=1 eval_iters=1 ;;
     finetune.py) echo max_iters=2 eval_interval=1 eval_iters=1 batch_size=2 num_samples=4 max_new_tokens=4 ;;
     align.py) echo max_iters=1 batch_size=4 group_size=4 num_samples=4 num_prompts=8 max_new_tokens=4 ;;
     vlm.py) echo n_layer=1 n_embd=32 text_layers=1 batch_size=8 max_iters=2 eval_interval=1 eval_iters=1 ;;
@@ -43,7 +44,7 @@ PYTHON
 # 3. the README's blocks, but for the first two, line by line
 while IFS= read -r line; do
   case "$line" in
-    *fineweb* | *hellaswag* | *cifar10* | *weights=* | *--nnodes* | *serve=* | *vllm* | *ollama*) echo "-- passed over: $line"; continue ;;
+    *fineweb* | *hellaswag* | *cifar10* | *weights=* | *--nnodes* | *serve=* | *method=constitution* | *vllm* | *ollama*) echo "-- passed over: $line"; continue ;;
     *out-smol* | *teacher=out-big* | *chat=True*) for there in out-smol out-big out-sft; do [ -d $there ] || cp -r out $there; done ;;
   esac
   eval "$line" < /dev/null
