@@ -1054,7 +1054,9 @@ def load_checkpoint(path, device='cpu', mmap=False):
     """
     path = path if path.endswith('.pt') else os.path.join(path, 'ckpt.pt')
     if not os.path.exists(path):
-        sys.exit(f"no checkpoint {path}: train one with  python train.py out_dir={os.path.dirname(path) or '.'}")
+        folder = os.path.dirname(path) or '.'
+        script = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py'}.get(folder)  # by default
+        sys.exit(f"no checkpoint {path}: train one with  python {script or f'train.py out_dir={folder}'}")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if checkpoint['format'] != 'ninefiles-1':

@@ -404,7 +404,7 @@ def test_impossible_shapes_are_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         GPTConfig(**{**dict(n_head=4, n_embd=64), **wrong})
 
-def test_checkpoint_round_trip_and_damage(tmp_path, tokenizers):
+def test_checkpoint_round_trip_and_damage(monkeypatch, tmp_path, tokenizers):
     from dataclasses import asdict
     model = make()
     path = str(tmp_path / 'ckpt.pt')
@@ -419,6 +419,10 @@ def test_checkpoint_round_trip_and_damage(tmp_path, tokenizers):
             M.load_model(path)
     with pytest.raises(SystemExit, match='no checkpoint'):
         M.load_model(str(tmp_path / 'nowhere'))
+    monkeypatch.chdir(tmp_path)
+    for folder, maker in (('out', 'train.py out_dir=out$'), ('out-sft', 'finetune.py$'), ('out-clip', 'vlm.py$')):
+        with pytest.raises(SystemExit, match=f'train one with  python {maker}'):
+            M.load_checkpoint(folder)
     torch.save({'format': 'someone else'}, path)
     with pytest.raises(SystemExit, match='not a checkpoint of ours'):
         M.load_model(path)
