@@ -2,7 +2,7 @@
 Fine-tuning: a model that has read a lot learns to do something with it.
 
     python prepare.py dataset=instruct && python finetune.py      # SFT: it learns to answer, minutes on a laptop
-    python finetune.py method=lora optimizer=adamw out_dir=out-lora   # with 5 % of the weights
+    python finetune.py method=lora out_dir=out-lora               # with 5 % of the weights
     python finetune.py dataset=mine                               # your own chats; prepare.py reads three usual forms
     python finetune.py show=True                                  # see what is learned from: a row, token by token
     python finetune.py task=lm dataset=shakespeare                # go on pretraining on another text: an author's style
@@ -45,7 +45,8 @@ batch_size = 8                   # rows that a process computes at once: halve i
 gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
 max_iters = 1700                 # 1700 steps * 8 rows * 256 tokens = 3.5M tokens
 # how fast
-optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
+optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all,
+                            # as method=lora and adapter have it unless told otherwise: Muon is not for thin matrices
 learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, because there is something to lose
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, so it is a scale of its own
 schedule = 'linear'         # cosine | linear | step | wsd | constant: how it falls; wsd: only in the last fifth
@@ -351,6 +352,8 @@ def finetune():
                       'freeze_layers num_samples patience', least=0)
     expect(globals(), 'learning_rate muon_learning_rate temperature', above=0)
     expect(globals(), 'beta1 beta2 lora_dropout dropout', least=0, below=1)
+    if method in ('lora', 'adapter') and 'optimizer' not in given and not resumed:
+        globals()['optimizer'] = 'adamw'
     if not 0 <= distill_weight <= 1:
         usage(f"distill_weight={distill_weight}: expected 0 <= distill_weight <= 1")
     if os.path.realpath(out_dir) == os.path.realpath(init_from):

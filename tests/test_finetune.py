@@ -157,6 +157,11 @@ def test_each_method_moves_what_it_says_and_never_the_base(go):
     with open('base/ckpt.pt', 'rb') as f:
         assert f.read() == bytes_before
 
+def test_thin_matrices_learn_by_adamw_unless_told_otherwise(go):
+    for how, wanted in ((dict(), 'muon'), (dict(method='lora'), 'adamw'), (dict(method='adapter'), 'adamw'),
+                        (dict(method='lora', optimizer='muon'), 'muon')):
+        assert go(max_iters=1, **how)['settings']['optimizer'] == wanted
+
 def test_the_small_file_of_lora_and_the_base_make_the_checkpoint(go):
     saved = go(method='lora', lora_alpha=4.0)
     small = load_checkpoint('out/lora.pt')
