@@ -6,7 +6,8 @@ import pytest
 import torch
 import train as T
 from conftest import ROOT, call, refused, run
-from model import Tokenizer, load_checkpoint, load_model
+from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_dataset, load_model
+from torch.nn import functional as F
 
 TINY = dict(dataset='tiny', n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=20,
             eval_interval=10, eval_iters=2,
@@ -69,6 +70,22 @@ def test_schedules_by_hand(monkeypatch):
         assert [T.rate(0), T.rate(50), T.rate(100)] == pytest.approx(values)
     monkeypatch.setattr(T, 'warmup_iters', 4)
     assert [T.rate(s) for s in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+
+# ---- what a step is ----
+
+@pytest.mark.parametrize('how', [dict(), dict(gradient_accumulation_steps=2, batch_size=2), dict(objective='mlm')])
+def test_the_first_line_of_the_log_is_the_mean_of_minus_log_p_and_its_gradient(go, data, how):
+    go(max_iters=1, log_interval=1, grad_clip=0.0, **how)
+    row = next(r for r in csv.DictReader(open('out/log.csv')) if r['train_loss'])
+    tokenizer, ids = load_dataset(str(data / 'tiny'))
+    x, y, targets = T.get_batch(ids['train'], 0, 4, 0, 4, tokenizer)
+    torch.manual_seed(T.seed)
+    model = build_model(GPTConfig(**load_checkpoint('out')['config']))
+    loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())  # over all targets: -100 counts for nothing
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+    assert targets == (y >= 0).sum() and float(row['train_loss']) == pytest.approx(loss.item(), rel=1e-5)
+    assert float(row['grad_norm']) == pytest.approx(norm.item(), rel=1e-4)
 
 # ---- exactness ----
 
