@@ -26,7 +26,7 @@ show = False            # print the first row as a table of tokens, targets and 
 num_samples = 500       # held-out questions that are answered before and after; 0: none
 max_new_tokens = 48     # longest of those answers
 # which weights move
-method = 'full'         # full | freeze | lora | adapter
+method = 'full'         # full | freeze | lora | adapter; the last two, of thin matrices, take AdamW unless told otherwise
 freeze_layers = 2       # freeze: so many of the lower layers stay as they are, and the embeddings
 lora_r = 8              # lora: rank of the change of each matrix
 lora_alpha = 64.0       # lora: the change is scaled by alpha / r, so that another r needs no other learning rate; and B,
@@ -45,8 +45,7 @@ batch_size = 8                   # rows that a process computes at once: halve i
 gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
 max_iters = 1700                 # 1700 steps * 8 rows * 256 tokens = 3.5M tokens
 # how fast
-optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all,
-                            # as method=lora and adapter have it unless told otherwise: Muon is not for thin matrices
+optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
 learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, because there is something to lose
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, so it is a scale of its own
 schedule = 'linear'         # cosine | linear | step | wsd | constant: how it falls; wsd: only in the last fifth
