@@ -26,11 +26,11 @@ show = False            # print the first row as a table of tokens, targets and 
 num_samples = 500       # held-out questions that are answered before and after; 0: none
 max_new_tokens = 48     # longest of those answers
 # which weights move
-method = 'full'         # full | freeze | lora | adapter: the last two, of thin matrices, take AdamW unless told otherwise
+method = 'full'         # full | freeze | lora | adapter: the last two, thin matrices, take AdamW unless told otherwise
 freeze_layers = 2       # freeze: so many of the lower layers stay as they are, and the embeddings
 lora_r = 8              # lora: rank of the change of each matrix
-lora_alpha = 64.0       # lora: the change is scaled by alpha / r, so that another r needs no other learning rate; and B,
-                        # which begins at zero, learns so many times as quickly as A, which is what it wants (LoRA+)
+lora_alpha = 64.0       # lora: the change is scaled by alpha / r, so that another r needs no other learning rate; and
+                        # B, which begins at zero, learns so many times as quickly as A, as it should (LoRA+)
 lora_dropout = 0.0      # lora: of what goes into the change
 lora_on = 'qkv,proj,gate,up,down'  # lora: which matrices; the original paper took queries and values only
 adapter_size = 32       # adapter: width of the two small layers that each block gets
