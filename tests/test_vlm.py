@@ -227,7 +227,7 @@ for mine, whole in ((a.grad / 2, want[1]), (b.grad / 2, want[2])):
     assert (mine - whole[2 * rank:2 * rank + 2]).abs().max() < 1e-6, (mine, whole)
 dist.barrier()
 leave()
-os._exit(0)  # on a busy machine one exit in ten was an abort, in threads of torch's own, after all was done
+os._exit(0)  # on a busy machine an exit is now and then an abort, in threads of torch's own, after all is done
 """
 
 def test_two_processes_have_the_loss_and_gradients_of_one(go, tmp_path):
