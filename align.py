@@ -636,7 +636,8 @@ def align():
         step += 1
         # 7.3 report
         if step == 1 and method in ('dpo', 'constitution'):
-            price = {'sigmoid': 'ln 2 = 0.693147', 'hinge': '1', 'ipo': f'1 / (2 beta)² = {1 / (4 * beta**2):.3f}'}[loss]
+            ipo = f'1 / (2 beta)² = {1 / (4 * beta**2):.3f}'
+            price = {'sigmoid': 'ln 2 = 0.693147', 'hinge': '1', 'ipo': ipo}[loss]
             say(f"the first dpo loss is {seen['dpo'][0]:.6f}: the policy is the reference, every margin is 0, and that "
                 f"costs {price}")
         if step % log_interval == 0 or step == max_iters or stop:
