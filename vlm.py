@@ -290,8 +290,8 @@ def collate(tokenizer, pictures, pairs):
 
 def hide(tokenizer, idx, targets, step, first):
     """
-    Word dropout (Bowman et al. 2016, 3.1): some words that the answers idx (B, T) have said so far become <|pad|>, which
-    ones being a function of (seed, step, row). Else a captioner learns that "red" is never followed by "circle", and
+    Word dropout (Bowman et al. 2016, 3.1): some words that the answers idx (B, T) have said so far become <|pad|>;
+    which ones is a function of (seed, step, row). Else a captioner learns that "red" is never followed by "circle", and
     believes that more than its eyes (README: 74 % -> 90 % of new combinations are described without a fault).
     """
     said = F.pad(targets[:, :-1], (1, 0), value=-100) >= 0  # what was a target one position before
