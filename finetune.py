@@ -2,7 +2,7 @@
 Fine-tuning: a model that has read a lot learns to do something with it.
 
     python prepare.py dataset=instruct && python finetune.py      # SFT: it learns to answer, minutes on a laptop
-    python finetune.py method=lora out_dir=out-lora               # with 5 % of the weights
+    python finetune.py method=lora out_dir=out-lora               # with 5 % of the weights; also freeze, adapter
     python finetune.py dataset=mine                               # your own chats; prepare.py reads three usual forms
     python finetune.py show=True                                  # see what is learned from: a row, token by token
     python finetune.py task=lm dataset=shakespeare                # go on pretraining on another text: an author's style

@@ -354,7 +354,7 @@ def train():
         """Mean loss in nats over the targets in these windows, which the processes share out among them."""
         model.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        size = 4 * batch_size  # rows at once: without gradients, memory is no matter
+        size = 4 * batch_size  # rows at once: without gradients, they need little memory
         for i in range(0, len(starts), world * size):
             some = starts[i + rank * size:][:size]
             x, y = window(ids, some if len(some) else [len(ids) - 1], tokenizer)  # with fsdp, all take part to the end
