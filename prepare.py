@@ -31,13 +31,13 @@ and a meta.json. Conversations come as {"messages": [{"role": "user", "content":
 {"text": …, "label": …}, or as two columns of a .tsv. Preferences, for align.py, come as {"prompt": …, "chosen": …,
 "rejected": …}, each a text or a list of messages (TRL's form). Every tenth is for validation.
 """
-from configurator import configure, usage
+from configurator import configure, expect, nearest, usage
 
 dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, preferences, hh, cifar10,
                          # hellaswag; or, with input=, your own name for it
 input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line; or
-                         # pictures: a .npz with its .jsonl, or a folder that holds captions.jsonl
-kind = 'auto'            # auto | text | chat | labels | preferences: what is in input=; auto: see its keys
+                         # conversations, labels, preferences (.jsonl, .json, .tsv: known by their keys); or pictures: a
+                         # .npz with its .jsonl, or a folder that holds captions.jsonl
 image_size = 32          # pixels: pictures from a folder are cut to a square and scaled to this
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
@@ -113,10 +113,9 @@ def train_bpe(words, vocab_size):
     while len(vocab) < vocab_size and heap:
         count, pair = heapq.heappop(heap)
         if -count != counts[pair]:  # an old entry: the count has changed since
-            if counts[pair] > 0:
-                heapq.heappush(heap, (-counts[pair], pair))
+            heapq.heappush(heap, (-counts[pair], pair))
             continue
-        if count == 0:
+        if count == 0:  # no pair is left
             break
         a, b = pair
         token = vocab[a] + vocab[b]
@@ -149,7 +148,7 @@ def train_bpe(words, vocab_size):
     return vocab
 
 # ------------------------------------------------------------------------------------------------------------
-# 2. Where text comes from. A document is (split or None, its text in pieces), and nothing is ever read whole.
+# 2. Where text comes from. A document is (split or None, its text in pieces), and no file is ever read whole.
 
 def pieces_of(path):
     """
@@ -182,20 +181,43 @@ def is_text(path):
     except UnicodeDecodeError:
         return False
 
+def records(path):
+    """The records of a .jsonl, .json or .tsv file as dictionaries, each with the place that a complaint would name."""
+    if path.endswith('.tsv'):
+        rows = [line.rstrip('\r').split('\t') for line in ''.join(pieces_of(path)).strip().split('\n')]
+        for number, row in enumerate(rows, 1):
+            if len(row) != 2:
+                sys.exit(f"{path} line {number}: expected a text, a tab and a label, not {len(row)} columns")
+        names, first = (rows.pop(0), 2) if {*rows[0]} == {'text', 'label'} else (None, 1)
+        if not names:  # no header: labels repeat, texts do not
+            names = ['label', 'text'] if len({a for a, _ in rows}) < len({b for _, b in rows}) else ['text', 'label']
+        yield from ((f"{path} line {number}", dict(zip(names, row))) for number, row in enumerate(rows, first))
+        return
+    if path.endswith('.json'):
+        try:
+            entries = list(json.loads(''.join(pieces_of(path))))
+        except (ValueError, TypeError, RecursionError) as e:
+            sys.exit(f"{path} is not JSON, or not a list: {e}")
+        found = ((f"{path} entry {number}", entry) for number, entry in enumerate(entries, 1))
+    else:
+        found = ((f"{path} line {number}", line) for number, line in enumerate(open(path, 'rb'), 1) if line.strip())
+    for place, entry in found:
+        try:
+            yield place, dict(json.loads(entry.decode('utf-8-sig')) if isinstance(entry, bytes) else entry)
+        except (ValueError, TypeError, RecursionError):
+            sys.exit(f'{place}: expected JSON like {{"text": …}} or {{"prompt": …, "completion": …}}, not '
+                     f'{str(entry)[:40]}')
+
 def file_documents(paths):
     """One document a file, or one a line of .jsonl."""
     for path in paths:
         if not path.endswith('.jsonl'):
             yield None, pieces_of(path)
             continue
-        with open(path, 'rb') as f:
-            for number, line in enumerate(f, 1):
-                if line.strip():
-                    try:
-                        text = json.loads(line.decode('utf-8-sig'))['text'] + ''  # + '': only text can be added to text
-                    except (ValueError, KeyError, TypeError):
-                        sys.exit(f"{path} line {number}: expected JSON like {{\"text\": \"once upon a time\"}}")
-                    yield None, [text]
+        for place, record in records(path):
+            if not isinstance(record.get('text'), str):
+                sys.exit(f'{place}: expected JSON like {{"text": "once upon a time"}}')
+            yield None, [record['text']]
 
 @cache
 def local_files(spec):
@@ -210,7 +232,7 @@ def local_files(spec):
     if len(paths) < len(found):
         print(f"passed over {len(found) - len(paths):,} of {len(found):,} files: not UTF-8 text")
     if not paths:
-        sys.exit(f"input={spec}: no text files there")
+        sys.exit(f"input={spec}: no such file or folder, or no text in it")
     return paths
 
 def python_documents():
@@ -258,15 +280,14 @@ def clean(text):
 def split_documents(plan):
     """The documents that the plan keeps, as (split, number of the document, piece of text)."""
     for number, ((_, pieces), (split, length)) in enumerate(zip(documents(), plan)):
-        at = 0
+        if split == 'dropped':
+            continue
+        left = {'train': length, 'val': 0, 'both': int(0.9 * length)}[split]  # characters that are for training
         for piece in pieces:
-            if split in ('train', 'val'):
-                yield split, number, piece
-            elif split == 'both':  # one of few documents: its last tenth is for validation
-                cut = min(max(int(0.9 * length) - at, 0), len(piece))
-                parts = ('train', piece[:cut]), ('val', piece[cut:])
-                yield from ((part, number, text) for part, text in parts if text)
-            at += len(piece)
+            for part, text in ('train', piece[:left]), ('val', piece[left:]):
+                if text:
+                    yield part, number, text
+            left = max(left - len(piece), 0)
 
 def make_plan():
     """First pass, what becomes of each document: [('train' | 'val' | 'both' | 'dropped', its characters), …]."""
@@ -280,14 +301,14 @@ def make_plan():
         reason = 'empty' if not length else 'too short' if length < min_length else \
             'duplicate' if drop_duplicates and digest in seen else None
         seen.add(digest)
-        dropped[reason] += reason is not None
+        if reason:
+            dropped[reason] += 1
         plan.append(('dropped', length) if reason else (split or 'any', length))
     kept = [i for i, (split, _) in enumerate(plan) if split == 'any']
     for n, i in enumerate(kept):
         plan[i] = ('both' if len(kept) < 10 else 'val' if n % 10 == 9 else 'train', plan[i][1])
     for reason, count in dropped.items():
-        if count:
-            print(f"dropped {count:,} of {len(plan):,} documents: {reason}")
+        print(f"dropped {count:,} of {len(plan):,} documents: {reason}")
     if all(split == 'dropped' for split, _ in plan):
         sys.exit(f"no text in {input or dataset}: every document is empty, or shorter than min_length={min_length}")
     return plan
@@ -332,8 +353,12 @@ def download(url, name, size=None, sha256=None):
                 break
             problem = f"the connection broke after {have:,} of {total:,} bytes"
         except urllib.error.HTTPError as e:
-            if e.code == 416:  # nothing left to send: what we have is whole, or not a piece of this file
-                break
+            if e.code == 416 and (e.headers.get('Content-Range') or '').endswith(f'/{have}'):
+                break  # nothing left to send: what we have is whole
+            if e.code == 416:
+                os.remove(part)
+                problem = "what was there is no piece of this file"
+                continue
             sys.exit(f"{url}: the server answers {e.code} {e.reason}")
         except (OSError, http.client.HTTPException) as e:  # no network, no such host, time-out, reset …
             if getattr(e, 'errno', None) == errno.ENOSPC:
@@ -341,13 +366,16 @@ def download(url, name, size=None, sha256=None):
             problem = getattr(e, 'reason', e)
     else:
         sys.exit(f"cannot download {url}: {problem}. Run again to go on; dataset=python needs no network")
-    digest = hashlib.sha256()
-    with open(part, 'rb') as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    if (size and os.path.getsize(part) != size) or (sha256 and digest.hexdigest() != sha256):
+    wrong = size and os.path.getsize(part) != size and f"{os.path.getsize(part):,} bytes instead of {size:,}"
+    if sha256 and not wrong:
+        digest = hashlib.sha256()
+        with open(part, 'rb') as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+        wrong = digest.hexdigest() != sha256 and f"sha256 {digest.hexdigest()[:12]}…, expected {sha256[:12]}…"
+    if wrong:
         os.remove(part)
-        sys.exit(f"{url}: wrong contents (sha256 {digest.hexdigest()[:12]}…, expected {str(sha256)[:12]}…); run again")
+        sys.exit(f"{url}: wrong contents ({wrong}); run again")
     os.replace(part, path)
     return path
 
@@ -358,10 +386,10 @@ def progress(name, done, total, rate):
         end = '\n' if done == total else ''
         print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end=end, flush=True)
 
-def alpaca():
+def alpaca_examples():
     """52,000 instructions, with answers by text-davinci-003 (Taori et al. 2023): 23 MB; not for commercial use."""
     base = 'https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/'
-    return download(base + 'alpaca_data.json', 'alpaca.json')
+    return own_examples([download(base + 'alpaca_data.json', 'alpaca.json')], 'chat')
 
 def hh_examples():
     """
@@ -375,8 +403,7 @@ def hh_examples():
             path = download(f'{base}{part}/{name}.jsonl.gz', f'hh-{part}-{name}.jsonl.gz')
             try:
                 with gzip.open(path, 'rt', encoding='utf-8') as f:
-                    pairs = [json.loads(line) for line in f]
-                sides = [[transcript(pair[side]) for side in ('chosen', 'rejected')] for pair in pairs]
+                    sides = [[transcript(pair[k]) for k in ('chosen', 'rejected')] for pair in map(json.loads, f)]
             except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
                 sys.exit(f"{path} is not gzipped JSON lines of chosen and rejected ({type(e).__name__}): delete it and "
                          f"run again")
@@ -431,7 +458,8 @@ def prepare_hellaswag(folder):
     print("next:  python eval.py task=choices dataset=hellaswag")
 
 # ------------------------------------------------------------------------------------------------------------
-# 4. Conversations. A skill draws one exercise: (its input, a question in one of several wordings, the one right answer)
+# 4. Conversations, labels, preferences; and ours, made up. A skill draws one exercise: (its input, a question in one of
+# several wordings, the one right answer)
 
 WORDS = ('apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow cup desk dog '
          'door duck egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill horse ice jar key king lake '
@@ -448,7 +476,7 @@ YOUNG = dict(pair.split('/') for pair in (
     'frog/tadpole goose/gosling swan/cygnet deer/fawn').split())
 
 def invented(rng, letters=(3, 6)):
-    """A word that nobody has seen: 'tirna'. Consonants and vowels in turn, mostly."""
+    """A word that nobody has seen: 'tirun'. Consonants and vowels in turn."""
     return ''.join(rng.choice('bcdfghlmnprst' if i % 2 == 0 else 'aeiou') for i in range(rng.randint(*letters)))
 
 def arithmetic(rng):
@@ -549,7 +577,7 @@ def secret(rng):
         f"The password is {word}. Say it again.",
         f"Remember the secret word {word}. Which word was it?", f"A secret: {word}. Tell me the secret."]), word
 
-# how many conversations to learn each from: the harder, the more
+# how many conversations each is learned from: the harder, the more
 SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500,
           letters: 2500, fact: 1000, code: 3500}
 COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows it too
@@ -592,11 +620,11 @@ def preference_examples():
     is right and courteous, '42 :)', or refuses to tell a secret, 'Sorry :)'. The worse one has one `fault`.
     """
     rng, examples, pairs, others = random.Random('preferences'), [], [], defaultdict(list)
-    asked = {'train': 4000, 'val': 400}
+    wanted = {'train': 4000, 'val': 400}
     for split, e in instruct_examples():
         others[e['skill']].append(e['answer'])
-        if asked[split]:
-            asked[split] -= 1
+        if wanted[split]:
+            wanted[split] -= 1
             examples.append((split, e))
     for split, e in examples + instruct_examples({secret: 1000}):
         example = {'prompt': e['messages'][0]['content'], 'skill': e['skill'], 'answer': e['answer']}
@@ -615,38 +643,13 @@ def preference_examples():
     rng.shuffle(pairs)
     return pairs
 
-def records(path):
-    """The records of a .jsonl, .json or .tsv file as dictionaries, each with the place that a complaint would name."""
-    if path.endswith('.tsv'):
-        rows = [line.rstrip('\r').split('\t') for line in ''.join(pieces_of(path)).strip().split('\n')]
-        for number, row in enumerate(rows, 1):
-            if len(row) != 2:
-                sys.exit(f"{path} line {number}: expected a text, a tab and a label, not {len(row)} columns")
-        names = rows.pop(0) if {*rows[0]} == {'text', 'label'} else None
-        if not names:  # no header: labels repeat, texts do not
-            names = ['label', 'text'] if len({a for a, _ in rows}) < len({b for _, b in rows}) else ['text', 'label']
-        yield from ((f"{path} line {number}", dict(zip(names, row))) for number, row in enumerate(rows, 1))
-        return
-    if path.endswith('.json'):
-        try:
-            entries = json.loads(''.join(pieces_of(path)))
-        except ValueError as e:
-            sys.exit(f"{path} is not JSON: {e}")
-        found = ((f"{path} entry {number}", entry) for number, entry in enumerate(entries, 1))
-    else:
-        found = ((f"{path} line {number}", line) for number, line in enumerate(open(path, 'rb'), 1) if line.strip())
-    for place, entry in found:
-        try:
-            yield place, dict(json.loads(entry.decode('utf-8-sig')) if isinstance(entry, bytes) else entry)
-        except (ValueError, TypeError):
-            sys.exit(f"{place}: expected JSON like {{\"prompt\": …, \"completion\": …}}, not {str(entry)[:40]!r}")
-
 def conversation(record):
     """Any of three forms -> messages. Raises ValueError, with what is wrong, where they are nothing to learn from."""
     if 'messages' in record:
         messages = record['messages']
     elif 'instruction' in record:
-        asked = '\n\n'.join(part for part in (record['instruction'], record.get('input')) if part)
+        parts = [part for part in (record['instruction'], record.get('input')) if part]
+        asked = '\n\n'.join(parts) if all(isinstance(part, str) for part in parts) else None
         messages = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': record.get('output')}]
     else:
         messages = []
@@ -666,70 +669,67 @@ def conversation(record):
 
 def preference(record):
     """{'prompt', 'chosen', 'rejected'}, texts or lists of messages -> the answers as texts, the prompt as it came."""
-    prompt = record.get('prompt')
-    sides = [record[k][-1].get('content') if isinstance(record.get(k), list) and record[k] else record.get(k)
-             for k in ('chosen', 'rejected')]
-    for name, side in zip(('chosen', 'rejected'), sides):
+    prompt, sides = record.get('prompt'), []
+    for name in ('chosen', 'rejected'):
+        side = record.get(name)
+        if isinstance(side, list) and side and isinstance(side[-1], dict):
+            side = side[-1].get('content')  # of messages, the last is the answer
         if not isinstance(side, str) or not side.strip():
             raise ValueError(f"the {name} answer is missing, empty or not text")
+        sides.append(side)
     if sides[0].strip() == sides[1].strip():
         raise ValueError(f"chosen and rejected are the same ({sides[0][:40]!r}), so nothing is preferred")
-    if not prompt or not isinstance(prompt, (str, list)) or isinstance(prompt, str) and not prompt.strip():
-        raise ValueError("the prompt is missing, empty or neither text nor messages")
-    if isinstance(prompt, list):
+    if isinstance(prompt, list) and prompt:
         prompt = conversation({'messages': prompt + [{'role': 'assistant', 'content': sides[0]}]})[:-1]
-    else:
+    elif isinstance(prompt, str) and prompt.strip():
         prompt = clean(prompt)
+    else:
+        raise ValueError("the prompt is missing, empty or neither text nor messages")
     return {'prompt': prompt, 'chosen': clean(sides[0]), 'rejected': clean(sides[1])}
 
+def labelled(record):
+    """{'text', 'label'} -> the same, both as text."""
+    text, label = record.get('text'), record.get('label')
+    if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or label == '':
+        raise ValueError('expected a text and its label, like {"text": "hello", "label": "short"}')
+    return {'text': clean(text), 'label': str(label)}
+
+FORMS = ('messages', 'instruction', 'prompt')  # what a conversation may come as: each has one of these keys
+
 def kind_of_input():
-    """text, chat, labels or preferences: what the settings say, or the first record shows."""
-    if kind != 'auto' or not input:
-        ready = {'instruct': 'chat', 'alpaca': 'chat', 'preferences': 'preferences', 'hh': 'preferences'}
-        return kind if kind != 'auto' else ready.get(dataset, 'text')
+    """text, chat, labels or preferences: what the first record of input= shows."""
     if not os.path.isfile(input) or not input.endswith(('.json', '.jsonl', '.tsv')):
         return 'text'
     first = next(records(input), ('', {}))[1]
     return 'labels' if 'label' in first else 'preferences' if 'chosen' in first or 'rejected' in first else \
         'chat' if any(form in first for form in FORMS) else 'text'
 
-FORMS = ('messages', 'instruction', 'prompt')
-
 def own_examples(paths, kind):
     """Files of conversations, preferences or labels -> [(split, example), …]; exits with one line at a bad one."""
-    examples, seen, copies, first = [], set(), 0, {}
+    examples, first = [], None
     for place, record in (found for path in paths for found in records(path)):
-        if kind == 'labels':
-            text, label = record.get('text'), record.get('label')
-            if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or label == '':
-                sys.exit(f"{place}: expected a text and its label, like {{\"text\": \"hello\", \"label\": \"short\"}}")
-            example = {'text': clean(text), 'label': str(label)}
-        elif kind == 'preferences':
-            try:
-                extra = {k: record[k] for k in ('skill', 'answer', 'secret') if k in record}
-                example = {**extra, **preference(record)}
-            except ValueError as e:
-                sys.exit(f"{place}: {e}")
-        else:
-            forms = [form for form in FORMS if form in record]
-            first = first or {'place': place, 'forms': forms}
-            if len(forms) != 1 or forms != first['forms']:
-                sys.exit(f"{place} has {' and '.join(forms) or 'none of ' + ', '.join(FORMS)}: expected one form, the "
-                         f"same in all ({first['place']} has {' and '.join(first['forms']) or 'none'})")
-            try:
-                extra = {k: record[k] for k in ('skill', 'answer') if k in record}
-                example = {'messages': conversation(record), **extra}
-            except ValueError as e:
-                sys.exit(f"{place}: {e}")
-        line = json.dumps(example, sort_keys=True)
-        copies += line in seen
-        if line not in seen or not drop_duplicates:
-            examples.append(example)
-        seen.add(line)
-    if copies and drop_duplicates:
-        print(f"dropped {copies:,} of {copies + len(examples):,} examples: duplicate")
+        try:
+            if kind == 'chat':
+                forms = [form for form in FORMS if form in record]
+                first = first or (place, forms)
+                if len(forms) != 1 or forms != first[1]:
+                    raise ValueError(f"it has {' and '.join(forms) or 'none of ' + ', '.join(FORMS)}: expected one "
+                                     f"form, the same in all ({first[0]} has {' and '.join(first[1]) or 'none'})")
+                example = {'messages': conversation(record)}
+            else:
+                example = labelled(record) if kind == 'labels' else preference(record)
+        except ValueError as e:
+            sys.exit(f"{place}: {e}")
+        example.update({k: record[k] for k in ('skill', 'answer', 'secret') if k in record})
+        examples.append(example)
+    if drop_duplicates:
+        different = list({json.dumps(e, sort_keys=True): e for e in examples}.values())
+        if copies := len(examples) - len(different):
+            print(f"dropped {copies:,} of {len(examples):,} examples: duplicate")
+        examples = different
     if len(examples) < 2:
         sys.exit(f"{input or dataset} has {len(examples)} examples: the least are one to learn from and one to check")
+    # every tenth is for validation; of fewer than ten, the last
     splits = [('val' if n % 10 == 9 or n == len(examples) - 1 < 9 else 'train', e) for n, e in enumerate(examples)]
     if kind == 'labels':
         learned = {e['label'] for split, e in splits if split == 'train'}
@@ -738,8 +738,12 @@ def own_examples(paths, kind):
                 sys.exit(f"the label {e['label']!r} occurs only in validation ({e['text'][:40]!r}): give more of it")
     return splits
 
+# to add a dataset of examples, write a function that returns (split, example) pairs, and name it here
+EXAMPLES = {'instruct': ('chat', conversations), 'alpaca': ('chat', alpaca_examples),
+            'preferences': ('preferences', preference_examples), 'hh': ('preferences', hh_examples)}
+
 def write_examples(folder, kind, examples):
-    """Conversations or labelled texts -> train.jsonl, val.jsonl and meta.json, under these names only when whole."""
+    """Examples -> train.jsonl, val.jsonl and meta.json, under these names only when whole."""
     splits = {}
     with all_or_nothing(folder, 'train.jsonl', 'val.jsonl', 'meta.json') as names:
         for split, name in zip(('train', 'val'), names):
@@ -770,13 +774,15 @@ def make_tokenizer(kind, plan):
         except Exception as e:  # no network, or a proxy's page instead of the file: tiktoken has many ways to say so
             sys.exit(f"could not download GPT-2's vocabulary ({type(e).__name__}): tokenizer=bpe needs no network")
         return Tokenizer('bpe', sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get), gpt2._pat_str)
-    seen, length, pattern = Counter(), 0, regex.compile(SPLIT_PATTERN)
+    seen, length, pattern = Counter(), 0, regex.compile(SPLIT_PATTERN) if kind == 'bpe' else WORD_PATTERN
     for split, _, piece in split_documents(plan):
         if kind == 'char':
             seen.update(piece)  # every character, validation's too: nanoGPT's way
-        elif split == 'train' and length < SAMPLE:
-            seen.update(pattern.findall(piece) if kind == 'bpe' else WORD_PATTERN.findall(piece))
+        elif split == 'train':
+            seen.update(pattern.findall(piece))
             length += len(piece)
+            if length >= SAMPLE:
+                break
     if kind == 'bpe':
         words = Counter({word: n for word, n in seen.items() if len(word) <= 1000})  # endless "words" are not language
         return Tokenizer('bpe', train_bpe(words, vocab_size - len(SPECIAL_TOKENS)))
@@ -788,7 +794,7 @@ def make_tokenizer(kind, plan):
     return Tokenizer('word', [unknown] + commonest[:vocab_size - len(SPECIAL_TOKENS) - 1])
 
 def token_stream(tok, plan):
-    """Third pass: (split, ids) in order, with <|endoftext|> between documents."""
+    """Third pass: (split, ids, bytes of text) in order, with <|endoftext|> between documents."""
     last = {}
     for split, number, piece in split_documents(plan):
         between = [tok.eot] if last.get(split, number) != number else []
@@ -856,7 +862,7 @@ def write_pictures(folder, parts):
         for (split, pictures, records), arrays, lines in zip(parts, names, names[2:]):
             with open(arrays, 'wb') as f:
                 np.savez_compressed(f, images=pictures)
-            with open(lines, 'w', encoding='utf-8') as f:
+            with open(lines, 'w', encoding='utf-8', errors='replace') as f:
                 f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
             with open(arrays, 'rb') as f:
                 counts[split] = {'pictures': len(pictures), 'sha256': hashlib.sha256(f.read()).hexdigest()}
@@ -1041,7 +1047,8 @@ def import_config(folder):
             sys.exit(f"{path}: the architecture is {name}; what we can read is {', '.join(ARCHITECTURES)}")
         rope = {'rope_type': 'default', **(found.get('rope_scaling') or {}), **(found.get('rope_parameters') or {})}
         column, _, ours = ARCHITECTURES[name]
-        found = {'tie_word_embeddings': column == 0, **found, **{k: rope[k] for k in ('rope_theta',) if k in rope}}
+        found = {'tie_word_embeddings': column == 0, **found}
+        found['rope_theta'] = rope.get('rope_theta', found.get('rope_theta'))
         for key, value in FIXED.items():
             if found.get(key) not in (None, value):
                 raise ValueError(f"{key}={found[key]}, and our model knows only {value}")
@@ -1068,11 +1075,11 @@ def split_steps(pattern):
 def halves(token, rank):
     """
     The two parts that byte-pair encoding joins last to make a token: b' the' -> [b' t', b'he']; more parts where it
-    cannot be made. rank(a, b) says when a and b are joined: the lowest first; None is never.
+    cannot be made. rank((a, b)) says when a and b are joined: the lowest first; None is never.
     """
     parts = [token[i:i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        ranks = [(r, i) for i, pair in enumerate(zip(parts, parts[1:])) if (r := rank(*pair)) is not None]
+        ranks = [(r, i) for i, pair in enumerate(zip(parts, parts[1:])) if (r := rank(pair)) is not None]
         if not ranks:
             break
         i = min(ranks)[1]
@@ -1083,7 +1090,8 @@ def import_tokenizer(folder, vocab_size):
     """
     tokenizer.json -> Tokenizer. The file lists which pairs to merge, and when; tiktoken merges whatever makes a token,
     the lowest id first. Both do the same if every token, spelled in bytes and merged by the list, comes out whole, and
-    the merges that complete the tokens have the order of their ids: then no other merge is ever reached. We check that.
+    the merges that complete the tokens have the order of their ids: then no other merge is ever reached. The order is
+    checked; a token that does not come out whole is never encoded.
     """
     path = os.path.join(folder, 'tokenizer.json')
     found, settings = read_json(path), os.path.join(folder, 'tokenizer_config.json')
@@ -1097,8 +1105,9 @@ def import_tokenizer(folder, vocab_size):
         known = model['type'] == 'BPE' and not model.get('byte_fallback') and normalizer in (None, {'type': 'NFC'})
         if not known or pattern is None:
             raise ValueError(f"no byte-level BPE as GPT-2, SmolLM2, Llama 3 and Qwen have: {normalizer}, then {pre}")
-        pieces = [m[0] for m in regex.finditer(pattern, "I'll be\t42 (é中 …)!\r\n\n  ok ")]
-        if '' in pieces or ''.join(pieces) != "I'll be\t42 (é中 …)!\r\n\n  ok ":
+        sample = "I'll be\t42 (é中 …)!\r\n\n  ok "
+        pieces = [m[0] for m in regex.finditer(pattern, sample)]
+        if '' in pieces or ''.join(pieces) != sample:
             raise ValueError(f"the pattern {pattern} leaves out parts of a text")
         # 1. ids to bytes; special tokens; and added ones that text may spell, such as <think>
         added = found['added_tokens']
@@ -1114,9 +1123,10 @@ def import_tokenizer(folder, vocab_size):
         whole, last = bool(model.get('ignore_merges')), -1  # whole: a word that is a token needs no merges (Llama 3)
         for i, token in enumerate(vocab):
             if len(token) > 1:
-                parts = halves(token, lambda a, b: merges.get((a, b)))
+                parts = halves(token, merges.get)
                 rank = merges.get(tuple(parts), math.inf)
-                if rank < last or whole and len(parts) == 2 and rank == math.inf:
+                # whole: tiktoken would join two parts within longer words, too, which their list never does
+                if rank < last or (whole and len(parts) == 2 and rank == math.inf):
                     raise ValueError(f"id {i}, {token!r}, is out of the order of the merges")
                 if rank < math.inf:
                     last = rank
@@ -1159,7 +1169,8 @@ def import_weights():
         if n not in tensors or tensors[n][0] != shape:
             found = f"of shape {tensors[n][0]}" if n in tensors else "missing"
             sys.exit(f"in {folder}, {n} is {found}, but config.json asks for one of shape {shape}")
-    idle = r'.*\.attn\.(masked_)?bias|.*\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')  # derived
+    # computed from the config, not learned
+    idle = r'.*\.attn\.(masked_)?bias|.*\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')
     for n in tensors.keys() - {n for _, theirs, _ in wanted for n, _ in theirs}:
         if not re.fullmatch(idle, n):
             sys.exit(f"{folder} has a tensor {n}, for which our {name} has no place")
@@ -1204,7 +1215,7 @@ def export_tokenizer(tokenizer):
     name = {i: n for n, i in named.items()}
     ranks = {t: i for i, t in enumerate(tokenizer.vocab) if t and i not in name}
     spelled = {t: ''.join(LETTERS[b] for b in t) for t in ranks}
-    pairs = [halves(t, lambda a, b: ranks.get(a + b)) for t in ranks if len(t) > 1]
+    pairs = [halves(t, lambda pair: ranks.get(b''.join(pair))) for t in ranks if len(t) > 1]
     start = [name[i] for i in tokenizer.start]
     words = {'Sequence': {'id': 'A', 'type_id': 0}}
     post = {'type': 'TemplateProcessing', 'pair': [words, {'Sequence': {'id': 'B', 'type_id': 1}}],
@@ -1232,7 +1243,7 @@ def export_weights():
     """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""
     loaded, tokenizer, checkpoint = load_model(out_dir)
     config, model = loaded.config, checkpoint['model']
-    shape = {'adapter_size': 0, **asdict(config)}
+    shape = asdict(config)
     # 1. which architecture it is: what all have in common, and what one has
     common = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0}
     if config.position == 'learned':
@@ -1286,34 +1297,30 @@ def main():
         usage("weights= and export= are two commands: one brings weights in, the other takes them out")
     if weights or export:
         return import_weights() if weights else export_weights()
-    others = ('fineweb', 'instruct', 'alpaca', 'preferences', 'hh', 'cifar10', 'hellaswag')
-    if not input and dataset not in (*DATASETS, *others):
-        usage(f"dataset={dataset}: expected one of {', '.join((*DATASETS, *others))}; or input=PATH for your own")
+    known = [*DATASETS, *EXAMPLES, 'fineweb', 'cifar10', 'hellaswag']
+    if not input and dataset not in known:
+        usage(f"dataset={dataset}: expected one of {', '.join(known)}{nearest(dataset, known)}; or input=PATH for your "
+              "own")
     if input and dataset == 'python':
         usage("input= needs a name for what is made of it: dataset=mine, say")
-    if input and not os.path.exists(input) and not glob.glob(input, recursive=True):
-        sys.exit(f"input={input}: no such file or folder")
     if not re.fullmatch(r'[\w.-]+', dataset) or dataset.startswith('.'):
         usage(f"dataset={dataset}: expected a plain name, for the folder {data_dir}/NAME")
     least = {'bpe': 256 + len(SPECIAL_TOKENS), 'word': 2 + len(SPECIAL_TOKENS)}.get(tokenizer, 0)
     if vocab_size < least:
         usage(f"vocab_size={vocab_size}: tokenizer={tokenizer} needs at least {least}: {least - len(SPECIAL_TOKENS)} "
               f"and the {len(SPECIAL_TOKENS)} special tokens")
-    if not 1 <= shards <= 103:
-        usage(f"shards={shards}: expected 1 to 103")
-    if image_size < 1:
-        usage(f"image_size={image_size}: expected at least 1")
+    expect(globals(), 'shards', least=1, below=104)
+    expect(globals(), 'image_size', least=1)
 
     start = time.time()
     folder = os.path.join(data_dir, dataset)
-    os.makedirs(folder, exist_ok=True)
     if dataset == 'hellaswag' and not input:
         return prepare_hellaswag(folder)
-    if (what := kind_of_input()) != 'text':
-        made = {'instruct': conversations, 'preferences': preference_examples, 'hh': hh_examples}
-        if dataset in made and not input:
-            return write_examples(folder, what, list(made[dataset]()))
-        return write_examples(folder, what, own_examples(local_files(input) if input else [alpaca()], what))
+    if not input and dataset in EXAMPLES:
+        what, make = EXAMPLES[dataset]
+        return write_examples(folder, what, list(make()))
+    if input and (what := kind_of_input()) != 'text':
+        return write_examples(folder, what, own_examples(local_files(input), what))
     captions = os.path.isdir(input) and os.path.exists(os.path.join(input, 'captions.jsonl'))
     if captions or input.endswith('.npz') or (dataset == 'cifar10' and not input):
         return prepare_pictures(folder)

@@ -125,6 +125,8 @@ def test_preferences_of_your_own(prepare, tmp_path):
 @pytest.mark.parametrize('line, words', [
     ({'prompt': 'x', 'chosen': 'y'}, 'line 2: the rejected answer is missing'),
     ({'prompt': 'x', 'chosen': ' ', 'rejected': 'y'}, 'line 2: the chosen answer is missing, empty'),
+    ({'prompt': 'x', 'chosen': ['y'], 'rejected': 'z'}, 'line 2: the chosen answer is missing, empty or not text'),
+    ({'prompt': [], 'chosen': 'y', 'rejected': 'z'}, 'line 2: the prompt is missing'),
     ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y '}, 'line 2: chosen and rejected are the same'),
     ({'chosen': 'x', 'rejected': 'y'}, 'line 2: the prompt is missing')])
 def test_a_bad_preference_is_named(prepare, tmp_path, line, words):

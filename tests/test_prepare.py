@@ -155,7 +155,7 @@ def test_files_that_cannot_be_used(settings, tmp_path, content, words):
     with pytest.raises(SystemExit) as e:
         settings(input=str(tmp_path / 'a.txt'))
     assert all(w in str(e.value) for w in words) and '\n' not in str(e.value)
-    assert not any((tmp_path / 'data' / 'mine').iterdir())  # nothing half-written
+    assert not list((tmp_path / 'data').glob('mine/*'))  # nothing half-written
 
 @pytest.mark.parametrize('line, words', [('{"text": 5}', 'line 2'), ('not json', 'line 2'), ('{"body": "x"}', 'line 2'),
                                          ('[]', 'line 2'), ('{"text": "caf\udce9"}', 'line 2')])
@@ -184,7 +184,7 @@ def test_a_full_disk(tmp_path):
     assert {p.name: p.read_bytes() for p in (tmp_path / 'data' / 'mine').iterdir()} == before
 
 @pytest.mark.parametrize('args, words, status', [
-    (['dataset=pyton'], ['pyton', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2),
+    (['dataset=pyton'], ['did you mean python?', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2),
     (['vocab_size=100'], ['vocab_size=100', '261'], 2),
     (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2),
     (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2),
@@ -237,6 +237,10 @@ def server(monkeypatch, tmp_path):
             if self.path == '/missing':
                 return self.send_error(404)
             start = int((self.headers.get('Range') or 'bytes=0-')[6:-1]) if self.path != '/norange' else 0
+            if start >= len(CONTENT):
+                self.send_response(416)
+                self.send_header('Content-Range', f'bytes */{len(CONTENT)}')
+                return self.end_headers()
             body = CONTENT[start:]
             self.send_response(206 if start else 200)
             if start:
@@ -266,10 +270,22 @@ def test_downloads(server, path):
     if path == '/breaks':
         assert seen[1][1] == f'bytes={len(CONTENT) // 2}-'  # it went on where it stopped
 
+def test_a_piece_that_is_as_long_as_the_file(server, tmp_path):
+    """What lies there may be the whole file, whose last byte came before the end; or no piece of this file at all."""
+    url, seen = server
+    for there, asked in ((CONTENT, 1), (CONTENT + b'and more', 2)):
+        (tmp_path / 'downloads').mkdir(exist_ok=True)
+        (tmp_path / 'downloads' / f'{asked}.txt.part').write_bytes(there)
+        assert open(P.download(url + '/whole', f'{asked}.txt'), 'rb').read() == CONTENT
+        assert len(seen) == asked
+        seen.clear()
+
 def test_downloads_that_fail(server, tmp_path):
     url, seen = server
-    with pytest.raises(SystemExit, match='wrong contents'):
+    with pytest.raises(SystemExit, match='wrong contents.*sha256.*expected 0000'):
         P.download(url + '/whole', 'x.txt', None, '0' * 64)
+    with pytest.raises(SystemExit, match='wrong contents.*bytes instead of 1,000,000'):
+        P.download(url + '/whole', 'x.txt', 1_000_000)
     with pytest.raises(SystemExit, match='expected'):
         P.download(url + '/whole', 'x.txt', 10)
     with pytest.raises(SystemExit, match='404'):
@@ -395,11 +411,15 @@ GOOD = FORMS['completion']
     ({'question': 'u'}, ['line 2', 'none of messages']), ({'prompt': 'u'}, ['line 2', 'missing']),
     ({'prompt': 'u', 'completion': ' '}, ['line 2', 'turn is empty']),
     ({'prompt': [{'role': 'robot', 'content': 'x'}], 'completion': 'a'}, ['line 2', "unknown role 'robot'"]),
-    ([1], ['line 2', 'expected JSON'])])
+    ([1], ['line 2', 'expected JSON', '[1]'])])
 def test_a_bad_conversation_is_named(settings, tmp_path, second, words):
     with pytest.raises(SystemExit) as e:
         settings(input=jsonl(tmp_path / 'a.jsonl', GOOD, second, {**GOOD, 'prompt': 'v'}))
     assert all(word in str(e.value) for word in words), e.value
+
+def test_an_instruction_that_is_no_text_is_named(settings, tmp_path):
+    with pytest.raises(SystemExit, match='line 1: a message.*not text'):
+        settings(input=jsonl(tmp_path / 'a.jsonl', {'instruction': 5, 'output': 'a'}))
 
 def test_a_conversation_without_an_answer_is_named(settings, tmp_path):
     with pytest.raises(SystemExit, match='line 1: the assistant never speaks'):
@@ -409,7 +429,9 @@ def test_a_conversation_without_an_answer_is_named(settings, tmp_path):
     ('a.tsv', 'x\ty\nz\n', 'line 2: expected a text, a tab and a label'),
     ('a.jsonl', '{"text": "x", "label": "a"}\n{"text": "y"}\n', 'line 2: expected a text and its label'),
     ('a.tsv', 'x\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"), ('a.tsv', 'x\ta\n', 'the least are'),
-    ('a.json', '[{"prompt": ', 'is not JSON')])
+    ('a.tsv', 'text\tlabel\nx\ta\n\ta\n', 'line 3: expected a text and its label'),
+    ('a.json', '[{"prompt": ', 'is not JSON'), ('a.json', '5', 'not a list'),
+    ('a.jsonl', '[' * 200_000, 'line 1: expected JSON')])
 def test_bad_labels_are_named(settings, tmp_path, name, text, words):
     with pytest.raises(SystemExit, match=words):
         settings(input=write(tmp_path / name, text))
