@@ -34,7 +34,7 @@ label_smoothing = 0.0   # the fraction of pairs taken to be the wrong way round 
 reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
 reward_from = 'out-reward'  # the folder of that model
 kl_coef = 0.02          # what leaving the reference costs, in reward per nat
-group_size = 8          # grpo: answers to each question; best: the largest n
+group_size = 8          # grpo: answers to each question; best: the largest n, a power of 2
 ppo_epochs = 2          # times that a batch of answers is learned from
 minibatches = 2         # steps of the optimizer in each of them
 clip = 0.2              # a probability that has moved by more than this fraction gets no further push
@@ -107,7 +107,7 @@ def read(examples, split, tokenizer, T, say):
             asked = example['prompt']
             asked = asked if isinstance(asked, list) else [{'role': 'user', 'content': asked}]
             sides = [s if isinstance(s, str) else s[-1]['content'] for s in (example['chosen'], example['rejected'])]
-            prompt = tokenizer.chat(asked, answer=True)[0]
+            prompt, question = tokenizer.chat(asked, answer=True)[0], asked[-1]['content']
             chosen, rejected = (tokenizer.encode(text) + [tokenizer.end] for text in sides)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
             sys.exit(f"{path} line {line}: expected prompt, chosen and rejected ({type(e).__name__}: {e})")
@@ -118,7 +118,7 @@ def read(examples, split, tokenizer, T, say):
             long.append(line)
         else:
             ids = {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}
-            found.append({**example, 'ids': ids, 'asked': asked[-1]['content']})
+            found.append({**example, 'ids': ids, 'asked': question})
     if long:
         say(f"left out {len(long):,} of {len(examples):,} in {path}, longer than {T} tokens with an answer of "
             f"{max_new_tokens}: lines {', '.join(map(str, long[:5]))}{' …' if len(long) > 5 else ''}")
@@ -165,7 +165,7 @@ class Policy(nn.Module):
         return self.head(self.model.hidden(x)[torch.arange(len(x)), last]).float().squeeze(1)  # (B,)
 
     def forward(self, x, y):
-        """log p of the answer's tokens, the head's numbers there, and log p of all tokens: (B, T), (B, T), (N, V)."""
+        """log p of the answer's tokens, the head's numbers there: (B, T) both; log p of all tokens, for those N: (N, V)."""
         said = y >= 0
         h = self.model.hidden(x)[said]  # (N, C): only where something is said, which saves most scores
         logp = self.model.logits(h).float().log_softmax(-1)
@@ -254,7 +254,9 @@ def sample(model, prompts, tokenizer, number, temperature=1.0):
 
 def text_of(answer, tokenizer):
     """An answer's ids as text, with a ' …' where it never came to an end, which no right answer has."""
-    return tokenizer.decode(answer[:-1]) + ('' if answer[-1] == tokenizer.end else ' …')
+    if answer[-1] == tokenizer.end:
+        return tokenizer.decode(answer[:-1])
+    return tokenizer.decode(answer) + ' …'
 
 @torch.no_grad()
 def score(examples, answers, tokenizer, judge, where):
@@ -322,7 +324,8 @@ def value_loss(values, old, returns, clip):
 def ppo_updates(policy, reference, judge, examples, tokenizer, step, where):
     """
     One batch of answers, and the losses of the several updates that are made from it. In method=grpo a group of answers
-    to the same question takes the critic's place, and the price of the KL stands in the loss, not in the rewards.
+    to the same question takes the critic's place, and the price of the KL stands in the loss, not in the rewards. (The
+    mean is taken over all tokens, PPO's way; GRPO's paper takes it over each answer first.)
     """
     grpo = method == 'grpo'
     # 3.1 answers, and what was thought of them at the time. Rows stay in the same minibatches as later, so that nothing
@@ -331,7 +334,7 @@ def ppo_updates(policy, reference, judge, examples, tokenizer, step, where):
              for _ in range(group_size if grpo else 1)]
     answers = sample(policy.model, [e['ids']['prompt'] for e in batch], tokenizer, step * batch_size)
     scores = score(batch, answers, tokenizer, judge, where)
-    x, y, _ = (part.to(where) for part in rows([(e['ids']['prompt'], answer) for e, answer in zip(batch, answers)]))
+    x, y, last = (part.to(where) for part in rows([(e['ids']['prompt'], answer) for e, answer in zip(batch, answers)]))
     said, parts = y >= 0, slices(torch.arange(len(batch), device=where), batch_size // minibatches)
     with torch.no_grad():
         old, values, _ = (torch.cat(part) for part in zip(*(policy(x[i], y[i]) for i in parts)))
@@ -342,8 +345,7 @@ def ppo_updates(policy, reference, judge, examples, tokenizer, step, where):
         advantages = group_advantages(scores, group_size)[:, None] * said
     else:
         rewards = -kl_coef * kl  # every token pays for leaving the reference …
-        ends = said.size(1) - 1 - said.flip(1).int().argmax(1)
-        rewards[torch.arange(len(x)), ends] += scores  # … and the last one gets what the answer earned
+        rewards[torch.arange(len(x)), last - 1] += scores  # … and the one that says <|end|> gets what the answer earned
         advantages, returns = gae(rewards, values, said, lam)
         # how much of the returns' variance the critic explains: 1 all, 0 no more than a constant, below 0 worse
         explained = 1 - (returns - values)[said].var() / returns[said].var().clamp(min=1e-8)
@@ -405,19 +407,18 @@ def measure(policy, reference, judge, examples, tokenizer, where, temperature=1.
     'judge's, 'exact' match where no secret is asked for, and 'kl', KL(policy || reference) in nats per answer: summed
     over the vocabulary at each token, so that it is exact but for the choice of the answers.
     """
-    texts, sums = [], defaultdict(list)
+    texts, found = [], {}
     for first, part in zip(range(0, len(examples), 100), slices(examples, 100)):
         answers = sample(policy.model, [e['ids']['prompt'] for e in part], tokenizer, 2**31 + first, temperature)
         texts += [text_of(answer, tokenizer) for answer in answers]
         x, y, _ = (t.to(where) for t in rows([(e['ids']['prompt'], answer) for e, answer in zip(part, answers)]))
         ours, theirs = policy(x, y)[2], reference(x, y)[2]
         kl = (ours.exp() * (ours - theirs)).sum(-1).clamp(min=0)
-        sums['kl'].append(kl.sum().item() / len(part)), sums['weight'].append(len(part))
+        found['kl'] = found.get('kl', 0) + kl.sum().item() / len(examples)
         for name, who in (('gold', None), ('judge', judge)):
             if who is not None or (name == 'gold' and 'answer' in part[0]):
-                sums[name].append(score(part, answers, tokenizer, who, where).mean().item())
-    weight = sums.pop('weight')
-    found = {name: float(np.average(values, weights=weight)) for name, values in sums.items()}
+                rewards = score(part, answers, tokenizer, who, where)
+                found[name] = found.get(name, 0) + rewards.sum().item() / len(examples)
     right = [exact_match(e, text) for e, text in zip(examples, texts) if 'answer' in e and 'secret' not in e]
     return {**found, **({'exact': sum(right) / len(right)} if right else {})}, texts
 
@@ -454,6 +455,7 @@ def best_of(policy, judge, examples, tokenizer, where):
         picked = gold.gather(1, by[:, :k].argmax(1, keepdim=True)).mean()
         print(f"{k:>4}{math.log(k) - (k - 1) / k:>8.3f}{picked:>41.3f}{gold[:, :k].amax(1).mean():>22.3f}")
 
+# what a report shows and log.csv keeps, in this order
 FIGURES = ('dpo accuracy margin chosen rejected reward gold kl entropy approx_kl clip_fraction '
            'explained_variance').split()
 
@@ -478,9 +480,10 @@ def align():
         usage("loss=ipo is a loss of policies: method=reward has loss=sigmoid and loss=hinge")
     if label_smoothing and loss != 'sigmoid':
         usage(f"label_smoothing={label_smoothing} goes with loss=sigmoid, not {loss}")
-    if batch_size % minibatches or (method == 'grpo' and batch_size % group_size):
-        usage(f"batch_size={batch_size} does not divide into minibatches={minibatches}, or into groups of "
-              f"group_size={group_size}")
+    if method in ('ppo', 'grpo') and batch_size % minibatches:
+        usage(f"batch_size={batch_size} does not divide into minibatches={minibatches}")
+    if method == 'grpo' and batch_size % group_size:
+        usage(f"batch_size={batch_size} does not divide into groups of group_size={group_size}")
     if os.path.realpath(out_dir) == os.path.realpath(init_from):
         usage(f"out_dir={out_dir} is where {init_from} lies, which stays as it is: choose another")
     where, number = resolve_device(device, dtype)
@@ -500,7 +503,8 @@ def align():
     if model.config.model_type != 'gpt' or not model.config.causal:
         sys.exit(f"{init_from} is no model that can answer: alignment starts from a chat model, as finetune.py makes")
     config, judge = model.config, None
-    policy = Policy(model).to(where).eval()  # eval: dropout would make two policies of one, and ratios of nothing
+    # eval: with dropout, two passes would be two policies, and ratios would differ from 1 by chance
+    policy = Policy(model).to(where).eval()
     if reward == 'model' and method != 'reward':
         there = load_checkpoint(reward_from)
         if 'reward' not in there:
@@ -514,7 +518,7 @@ def align():
     train, val = (read(examples[split], split, tokenizer, config.block_size, say) for split in ('train', 'val'))
     if 'answer' not in val[0] and (method == 'best' or (reward == 'gold' and method in ('ppo', 'grpo'))):
         sys.exit(f"{dataset} has no answers for a rule to check, so train a reward model: python align.py "
-                 f"method=reward dataset={dataset}, and then method=ppo reward=model")
+                 f"method=reward dataset={dataset} out_dir={reward_from}, and then method=ppo reward=model")
     questions = val[:num_samples]
     say(f"{len(train):,} pairs to learn from, {len(val):,} to validate with; method={method}, on {where}, {number}")
 
@@ -530,10 +534,10 @@ def align():
         reference.load_state_dict(resumed['reference'])
         policy.load_state_dict(resumed['policy'])
         columns = resumed['columns']
+    elif method == 'best':
+        return best_of(policy, judge, questions, tokenizer, where)
     elif method != 'reward':
-        columns['before'] = column(policy) if method != 'best' else None
-    if method == 'best':
-        return best_of(reference, judge, questions, tokenizer, where)
+        columns['before'] = column(policy)
     if method == 'constitution':
         with autocast:
             asked = train[:num_prompts]
@@ -546,7 +550,7 @@ def align():
     if method in ('dpo', 'constitution'):
         with autocast:
             remember(reference, train + val, where)
-    updates = lambda batch: (reward_updates if method == 'reward' else dpo_updates)(policy, batch, where)
+    updates = reward_updates if method == 'reward' else dpo_updates
 
     # 4. the optimizer
     optimizer, = configure_optimizers(policy, 'adamw', learning_rate)
@@ -573,27 +577,24 @@ def align():
     @torch.no_grad()
     def evaluate():
         """-> the loss on validation, figures to print, and what ckpt.pt holds beside the model."""
-        found, more = {}, {}
+        if method == 'reward':
+            batches = [both_sides(part) for part in slices(val, 64)]
+            rewards = torch.cat([policy.rewards(x.to(where), last).view(2, -1) for x, _, last in batches], dim=1)
+            margin, right = rewards[0] - rewards[1], defaultdict(list)  # (pairs,)
+            for e, won in zip(val, (margin > 0).tolist()):
+                for name in ('accuracy', e.get('fault', 'all')):
+                    right[name].append(won)
+            found = {name: sum(won) / len(won) for name, won in right.items()}
+            return pair_loss(margin, loss).mean().item(), found, {'reward': normalised(policy.head, rewards)}
+        found = measure(policy, reference, judge, questions, tokenizer, where)[0]
         if method in ('ppo', 'grpo'):  # these have no pairs to lose: what they maximise, the other way round
-            found = measure(policy, reference, judge, questions, tokenizer, where)[0]
-            return kl_coef * found['kl'] - found['gold' if judge is None else 'judge'], found, more
-        totals, rewards, right = [], [], defaultdict(list)
+            return kl_coef * found['kl'] - found['gold' if judge is None else 'judge'], found, {}
+        value = accuracy = 0.0
         for part in slices(val, 64):
-            value, figures = next(updates(part))
-            totals.append((value.item() * len(part), figures['accuracy'].item() * len(part)))
-            if method == 'reward':
-                x, _, last = both_sides(part)
-                rewards.append(policy.rewards(x.to(where), last).view(2, -1))
-        if method != 'reward':
-            found = measure(policy, reference, judge, questions, tokenizer, where)[0]
-        else:
-            rewards = torch.cat(rewards, dim=1)  # (2, pairs)
-            more['reward'] = normalised(policy.head, rewards)
-            for e, won in zip(val, (rewards[0] > rewards[1]).tolist()):
-                right[e.get('fault', 'all')].append(won)
-            found = {fault: sum(won) / len(won) for fault, won in right.items()}
-        value, accuracy = (sum(column) / len(val) for column in zip(*totals))
-        return value, {'accuracy': accuracy, **found}, more
+            losses, figures = next(dpo_updates(policy, part, where))
+            value += losses.item() * len(part) / len(val)
+            accuracy += figures['accuracy'].item() * len(part) / len(val)
+        return value, {'accuracy': accuracy, **found}, {}
 
     # 6. Ctrl-C and kill ask us to stop after this step
     stop, put_back = stop_when_asked()
@@ -623,7 +624,7 @@ def align():
         for group in optimizer.param_groups:
             group['lr'] = group['initial_lr'] * rate(step)
         losses = (ppo_updates(policy, reference, judge, train, tokenizer, step, where) if method in ('ppo', 'grpo') else
-                  updates(batch_of(train, step, batch_size)))
+                  updates(policy, batch_of(train, step, batch_size), where))
         with autocast:
             for value, figures in losses:
                 check_finite('loss', value.item(), step, learning_rate * rate(step), out_dir, best)

@@ -1055,7 +1055,8 @@ def load_checkpoint(path, device='cpu', mmap=False):
     path = path if path.endswith('.pt') else os.path.join(path, 'ckpt.pt')
     if not os.path.exists(path):
         folder = os.path.dirname(path) or '.'
-        script = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py'}.get(folder)  # by default
+        script = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py',
+                  'out-reward': 'align.py method=reward out_dir=out-reward'}.get(folder)  # by default
         sys.exit(f"no checkpoint {path}: train one with  python {script or f'train.py out_dir={folder}'}")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
@@ -1081,8 +1082,8 @@ def load_model(path, device='cpu'):
 
 def set_aside(folder):
     """Move what an earlier run left in this folder to folder/previous-1, -2, …: a new run costs nobody their model."""
-    ours = ('ckpt.pt', 'resume.pt', 'log.csv', 'lora.pt', 'tensorboard')
-    there = [name for name in ours if os.path.exists(os.path.join(folder, name))]
+    ours = ('ckpt.pt', 'resume.pt', 'log.csv', 'lora.pt', 'tensorboard', 'sheet.png')
+    there = [name for name in os.listdir(folder) if name in ours or name.startswith('captions-')]
     if there:
         n = next(n for n in range(1, 10**6) if not os.path.exists(os.path.join(folder, f'previous-{n}')))
         os.makedirs(os.path.join(folder, f'previous-{n}'))
