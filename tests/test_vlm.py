@@ -48,6 +48,13 @@ def test_processes_share_a_batch_out_with_its_questions(monkeypatch):
     assert (np.concatenate([part[0] for part in parts]) == pictures).all() and parts[0][1] + parts[1][1] == pairs
     assert all(len(asked) == V.questions for asked in pairs)
 
+def test_the_hues_are_those_of_the_colours(monkeypatch):
+    before = V.draw('val', range(50))[0]
+    monkeypatch.setattr(V, 'COLOURS', {**V.COLOURS, 'purple': 280})
+    after, scenes, _ = V.draw('val', range(50))
+    changed = [not np.array_equal(a, b) for a, b in zip(before, after)]
+    assert changed == ['purple' in {thing[1] for thing in scene} for scene in scenes] and any(changed)
+
 def test_a_scene_is_a_function_of_split_seed_and_number(monkeypatch):
     together, scenes, u = V.draw('train', [3, 100, 7])
     alone, scene, v = V.draw('train', [7])
@@ -412,6 +419,20 @@ def prepare(monkeypatch, tmp_path, **changes):
         monkeypatch.setattr(P, name, value)
     P.main()
 
+def test_pictures_of_which_only_some_have_questions(go, monkeypatch, tmp_path, capsys):
+    """The vocabulary is the same for all tasks, and a kind of question that training never asked has no commonest answer."""
+    lines = [{'caption': f'a square number {i}', **({'qa': [['where is it?' if i % 10 == 9 else 'who is it?', 'me']]}
+                                                            if i > 8 else {})}
+             for i in range(40)]
+    prepare(monkeypatch, tmp_path, input=own_pictures(tmp_path, lines=lines))
+    own = dict(dataset='mine', data_dir='data', batch_size=4)
+    go(out_dir='words', task='caption', **own)
+    go(out_dir='asked', task='vqa', init_from='words', **own)
+    settings(monkeypatch, out_dir='asked', task='vqa', **own)
+    tokenizer = V.make_tokenizer()
+    V.measure_words(V.Reader(tokenizer), tokenizer, 'cpu')
+    assert 'commonest answer' in capsys.readouterr().out
+
 def test_your_own_pictures_from_end_to_end(go, monkeypatch, tmp_path, capsys):
     prepare(monkeypatch, tmp_path, input=own_pictures(tmp_path))
     images, records = load_pictures('data/mine/val.npz')
@@ -530,6 +551,15 @@ def test_checkpoints_that_do_not_fit(go, monkeypatch, tmp_path):
                        ('no data', dict(dataset='none'))):
         with pytest.raises(SystemExit, match=words):
             go(out_dir='other', **how)
+
+def test_a_run_goes_on_as_what_it_was(go, capsys):
+    go(out_dir='clip')
+    for words, how in (('task=clip, not caption', dict(init_from='resume', task='caption')),
+                       ('was trained for task=clip', dict(init_from='clip', task='caption', max_iters=0)),
+                       ('is where clip lies', dict(init_from='clip'))):
+        with pytest.raises(SystemExit) as e:
+            go(out_dir='clip', **how)
+        assert words in f'{e.value} {capsys.readouterr().err}'
 
 def test_settings_that_make_no_sense(go, capsys):
     for words, how in (('freeze', dict(freeze=True)), ('batch_size=0', dict(batch_size=0)),
