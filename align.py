@@ -165,7 +165,7 @@ class Policy(nn.Module):
         return self.head(self.model.hidden(x)[torch.arange(len(x)), last]).float().squeeze(1)  # (B,)
 
     def forward(self, x, y):
-        """log p of the answer's tokens, the head's numbers there: (B, T) both; log p of all tokens, for those N: (N, V)."""
+        """log p of the answers' tokens and the head's numbers there, (B, T); log p of all tokens for those N, (N, V)."""
         said = y >= 0
         h = self.model.hidden(x)[said]  # (N, C): only where something is said, which saves most scores
         logp = self.model.logits(h).float().log_softmax(-1)

@@ -391,9 +391,6 @@ def finetune():
     config = replace(base.config, dropout=dropout, adapter_size=size)
     T = min(block_size or config.block_size, config.block_size)
     model = build_model(config)
-    for name, p in model.named_parameters():
-        if 'adapter' in name and name.endswith('proj.weight'):
-            nn.init.zeros_(p)  # whatever the rest starts with: at step 0 nothing has changed
     model.load_state_dict({**model.state_dict(), **base.state_dict()})  # adapters that the base lacks stay as they are
     adapt(model, tokenizer)
 

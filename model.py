@@ -9,15 +9,15 @@ Read it top to bottom; each section needs only those above it:
     4. Sampling     from scores to the next token, one forward pass of one token at a time
     5. Optimizers   AdamW and Muon
     6. Files        datasets and checkpoints, such that a crash never costs a good model; the device
-    7. Arithmetic   parameters, FLOPs and memory, before the machine finds out
+    7. Arithmetic   parameters, FLOPs and memory, before the machine finds out; the learning rate's way; a sparkline
 
 Shape letters, here and in every script: B batch, T time (tokens), C channels (n_embd), H heads, D channels per
-head, V vocabulary. There is nothing to run here: train.py does, and tests/test_model.py shows what must hold.
+head, V vocabulary. There is nothing to run here: train.py trains the model, and tests/test_model.py shows what must
+hold.
 """
 import codecs, csv, ctypes, json, math, os, re, signal, sys, unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cache
 import numpy as np
 import regex
 import tiktoken
@@ -36,7 +36,7 @@ SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pa
 # how byte-pair encoding cuts text before it merges anything, so that no token spans two words (GPT-2's rule): an
 # English contraction; letters, digits or signs with at most one space in front; white space
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LONG_BLANK = re.compile(r"(\s{50000})")
+LONG_BLANK = re.compile(r"(\s{50000})")  # a run of a million spaces would overflow tiktoken's stack, so it gets cut
 WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
 
 # how conversations are written down, ours first and then other people's: special tokens that open a turn, the text
@@ -60,14 +60,14 @@ class Tokenizer:
     """
     def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, foreign=None):
         self.kind, self.vocab, self.pattern, self.foreign = kind, vocab, pattern, foreign
-        own = foreign or {'special': {name: len(vocab) + i for i, name in enumerate(SPECIAL_TOKENS)}, 'text': {},
-                          'start': [], 'eot': '<|endoftext|>', 'pad': '<|pad|>', 'markup': 'ninefiles', 'nfc': False}
-        self.special, self.text, self.start = own['special'], own['text'], own['start']
-        self.markup, self.nfc = own['markup'], own['nfc']
+        about = foreign or {'special': {name: len(vocab) + i for i, name in enumerate(SPECIAL_TOKENS)}, 'text': {},
+                            'start': [], 'eot': '<|endoftext|>', 'pad': '<|pad|>', 'markup': 'ninefiles', 'nfc': False}
+        self.special, self.text, self.start = about['special'], about['text'], about['start']
+        self.markup, self.nfc = about['markup'], about['nfc']
         self.vocab_size = len(vocab) + (0 if foreign else len(SPECIAL_TOKENS))
-        self.eot, self.pad = self.special[own['eot']], self.special[own['pad']]
+        self.eot, self.pad = self.special[about['eot']], self.special[about['pad']]
         self.user, self.assistant = map(self.special.get, ('<|user|>', '<|assistant|>'))  # None in others' markup
-        self.opening, self.lead, self.closing = (text.replace('{eot}', own['eot']) for text in MARKUPS[self.markup])
+        self.opening, self.lead, self.closing = (text.replace('{eot}', about['eot']) for text in MARKUPS[self.markup])
         self.names = {i: name.encode() for name, i in {**self.special, **self.text}.items()}
         if kind == 'bpe':
             ranks = {token: rank for rank, token in enumerate(vocab) if token and not (foreign and rank in self.names)}
@@ -86,8 +86,8 @@ class Tokenizer:
         self.end = self.spell(self.closing)[0]
 
     def encode(self, text):
-        """'hello' -> [71, 68, 75, 75, 78]. What the vocabulary lacks becomes its first entry (never in bpe)."""
-        if self.kind == 'bpe':  # note: a run of a million spaces would overflow tiktoken's stack, so it gets cut
+        """Of single bytes: 'hello' -> [104, 101, 108, 108, 111]. What char and word lack becomes their first entry."""
+        if self.kind == 'bpe':
             text = unicodedata.normalize('NFC', text) if self.nfc else text
             if self.missing and not self.missing.isdisjoint(raw := text.encode('utf-8', 'replace')):
                 pieces = (piece.encode() for piece in regex.findall(self.pattern, raw.decode()))
@@ -104,7 +104,7 @@ class Tokenizer:
         return self.vocab[i] if self.kind == 'bpe' else self.vocab[i].encode('utf-8', 'replace')
 
     def decode(self, ids):
-        """[71, 68, 75, 75, 78] -> 'hello'. Bytes that are not UTF-8 (half a character, say) become U+FFFD."""
+        """[104, 101, 108, 108, 111] -> 'hello'. Bytes that are not UTF-8 (half a character, say) become U+FFFD."""
         return b''.join(map(self.token_bytes, ids)).decode('utf-8', 'replace')
 
     def spell(self, text):
@@ -133,11 +133,11 @@ class Tokenizer:
                 continue
             if role == 'user':
                 content, system = system + content, ''
-            lead, end = self.lead.format(role=role), self.spell(self.closing)  # note: only end[0] is a special token
+            lead, end = self.lead.format(role=role), self.spell(self.closing)
             turn = self.spell(self.opening.format(role=role))
             said = len(turn) + len(self.encode(lead))
             turn += self.encode(lead + content)  # in one go, as others do: white space may merge with what it meets
-            ids += turn + end
+            ids += turn + end  # note: of end, the assistant is to say the special token, not a newline that may follow
             mask += [int(role == 'assistant' and said <= i <= len(turn)) for i in range(len(turn + end))]
         if answer:
             ids += self.spell((self.opening + self.lead).format(role='assistant'))
@@ -215,7 +215,10 @@ class GPTConfig:
             self.n_hidden = 4 * self.n_embd if self.mlp == 'gelu' else -(-8 * self.n_embd // 3 // 64) * 64
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019): LayerNorm without mean and bias."""
+    """
+    x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019): LayerNorm without mean and bias. Unlike
+    nn.RMSNorm it gives the weight the type of x, because torch is only quick where both have the same.
+    """
     def __init__(self, width, eps):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
@@ -343,8 +346,8 @@ class Block(nn.Module):
         self.adapter1, self.adapter2 = (Adapter(config) if config.adapter_size else nn.Identity() for _ in range(2))
 
     def forward(self, x, rotary=None, mask=None, cache=None):
-        y = self.attention(self.norm1(x), rotary, mask, cache)
-        x = x + self.dropout(self.adapter1(y))  # tokens look at each other
+        y = self.attention(self.norm1(x), rotary, mask, cache)  # tokens look at each other
+        x = x + self.dropout(self.adapter1(y))
         return x + self.dropout(self.adapter2(self.mlp(self.norm2(x))))  # then each thinks alone
 
 MOST_NUMBERS = 2**24  # in any one tensor that comes and goes while a model trains: 64 MB of float32
@@ -352,9 +355,9 @@ MOST_NUMBERS = 2**24  # in any one tensor that comes and goes while a model trai
 class SumOfLosses(torch.autograd.Function):
     """
     sum(-log p(target)) for hidden states x (N, C), the head's weight (V and padding, C) and targets (N,). For GPT-2,
-    2,048 rows of 50,257 scores would be 400 MB, several times over: so `rows` rows at a time, scores are computed,
-    turned into their gradient, which is softmax(scores) and 1 less at the target, and that into those of x and weight.
-    None is kept.
+    2,048 rows of 50,257 scores would be 400 MB, several times over. So the work is done `rows` rows at a time: compute
+    the scores, turn them in place into their gradient (softmax(scores), less 1 at the target), and that into the
+    gradients of x and weight. No scores are kept.
     """
     @staticmethod
     def forward(ctx, x, weight, targets, V, rows):
@@ -369,6 +372,7 @@ class SumOfLosses(torch.autograd.Function):
             scores[:, V:] = float('-inf')  # the padding never occurs
             log_sum = scores.logsumexp(-1, keepdim=True)
             total = total + ((log_sum - scores.gather(1, target)) * there).sum()
+            # softmax(scores), less 1 at the target; 0 where nothing counts
             gradient = scores.sub_(log_sum).exp_().scatter_add_(1, target, torch.full_like(log_sum, -1.0)).mul_(there)
             gradient = gradient.to(dtype)
             dx[i:i + rows] = gradient @ w
@@ -383,9 +387,7 @@ class SumOfLosses(torch.autograd.Function):
         return dx.mul_(up), None if dw is None else dw.mul_(up), None, None, None
 
 class LanguageModel(nn.Module):
-    """
-    What every rung of the ladder shares: a loss and scores. A subclass has hidden(idx) -> (B, T, C), and a `head`.
-    """
+    """What every rung of the ladder shares: a loss and scores. A subclass has hidden(idx) -> (B, T, C) and a `head`."""
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -397,16 +399,16 @@ class LanguageModel(nn.Module):
     def logits(self, x):
         """Hidden states (…, C) -> scores (…, V) of every token in the vocabulary; the padding is left out."""
         if not isinstance(self.head, nn.Linear):
-            return self.head(x)  # prepare_decoding() has replaced it, and left the padding out
+            return self.head(x)  # a bigram's; or prepare_decoding() has replaced it, and left the padding out
         return F.linear(x, self.head.weight[:self.config.vocab_size])
 
-    def forward(self, idx, targets=None, reduction='mean', **how):
+    def forward(self, idx, targets=None, reduction='mean'):
         """
         idx (B, T) int64. Without targets: logits (B, T, V), the scores of each next token. With targets (B, T): the
         cross-entropy -log p(target), in nats; targets of -100 count for nothing. reduction: 'mean' | 'sum' | 'none'
-        (then (B, T)). `how` goes to hidden().
+        (then (B, T)).
         """
-        x = self.hidden(idx, **how)
+        x = self.hidden(idx)
         if targets is None:
             return self.logits(x)
         x, flat = x.flatten(0, 1), targets.flatten()
@@ -428,10 +430,6 @@ class LanguageModel(nn.Module):
             return self.losses(x, targets).sum()
         return SumOfLosses.apply(x, self.head.weight, targets, V, MOST_NUMBERS // V)
 
-    def log_probs(self, idx, targets, **how):
-        """log p(target) at each position, (B, T), 0 where the target is -100: what scoring, DPO, distillation need."""
-        return -self(idx, targets, reduction='none', **how)
-
 class GPT(LanguageModel):
     """A stack of blocks between two embeddings (Radford et al. 2018 and after)."""
     def __init__(self, config):
@@ -451,6 +449,8 @@ class GPT(LanguageModel):
         c = self.config
         if c.tie_weights:
             self.head.weight = self.wte.weight
+        if self.wte.weight.is_meta:  # an outline: load_model() calls this again once there are weights
+            return
         # tables of fixed positions are derived, not learned, so they are not saved
         cos, sin = rotary_table(c) if c.position == 'rotary' else (None, None)
         self.register_buffer('cos', cos, persistent=False)
@@ -464,14 +464,16 @@ class GPT(LanguageModel):
         std 1/sqrt(n). The two matrices of a block that write into the residual stream start at zero: every block
         begins as "change nothing", at any depth, and grows from there. Tied weights start GPT-2's way (all 0.02,
         those two divided by sqrt(2 n_layer), so that the sum of what is written does not grow with depth), because
-        one matrix must serve at both ends.
+        one matrix must serve at both ends. A head of its own starts small (0.002), so that the first guess is nearly
+        even: a loss of ln(V).
         """
         for name, p in self.named_parameters():
             writes = name.endswith(('proj.weight', 'down.weight'))
             if name.endswith('bias'):
                 nn.init.zeros_(p)
             elif p.ndim == 2 and self.config.tie_weights:
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer) if writes else 0.02)
+                into = 0.0 if 'adapter' in name else 0.02 / math.sqrt(2 * self.config.n_layer)
+                nn.init.normal_(p, std=into if writes else 0.02)
             elif p.ndim == 2:
                 embedding = name.startswith(('wte', 'wpe')) and self.config.position != 'sinusoidal'
                 nn.init.normal_(p, std=0.0 if writes else 0.5 if embedding else 0.002 if name.startswith('head') else
@@ -523,12 +525,10 @@ class Bigram(LanguageModel):
     def __init__(self, config):
         super().__init__(config)
         self.table = nn.Embedding(config.vocab_size, config.vocab_size, _weight=torch.zeros(2 * [config.vocab_size]))
+        self.head = nn.Identity()  # a row of the table is already a score for each next token
 
     def hidden(self, idx):
         return self.table(idx)
-
-    def logits(self, x):
-        return x  # a row of the table is already a score for each next token
 
     @torch.no_grad()
     def count(self, ids, smoothing=1.0):
@@ -571,7 +571,10 @@ def build_model(config):
     return {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}[config.model_type](config)
 
 class NothingDrawn(TorchFunctionMode):
-    """Within it, the functions of torch.nn.init leave their tensor as it is."""
+    """
+    Within it, the functions of torch.nn.init leave their tensor as it is. On the meta device they would do nothing
+    either, but only after importing much of torch's compiler, which takes seconds.
+    """
     def __torch_function__(self, function, types, args=(), kwargs=None):
         drawing = getattr(function, '__module__', '') == 'torch.nn.init'
         return kwargs['tensor'] if drawing else function(*args, **(kwargs or {}))
@@ -631,14 +634,20 @@ class KVCache:
         view.k, view.v = [k[b:b + 1] for k in self.k], [v[b:b + 1] for v in self.v]
         return view
 
+def has_bfloat16(kind):
+    """Whether this kind of device ('cpu', 'cuda', 'mps') multiplies bfloat16 natively; elsewhere it is slow."""
+    if kind == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
 class Int8Linear(nn.Module):
     """
     A linear layer whose weights are whole numbers from -127 to 127 times one scale per output, W ≈ scale * int8: a
     quarter of float32's bytes, each weight off by half a scale at most. Its inputs stay as they are (weight-only).
     """
-    def __init__(self, linear, rows):
+    def __init__(self, linear, outputs):
         super().__init__()
-        w = linear.weight.detach()[:rows].float()
+        w = linear.weight.detach()[:outputs].float()
         self.register_buffer('scale', (w.abs().amax(1) / 127).clamp(min=1e-8).bfloat16())
         # note: the numbers are found from the scale after its rounding, so that they make up for it
         self.register_buffer('weight', (w / self.scale[:, None]).round().clamp(-127, 127).to(torch.int8))
@@ -646,8 +655,9 @@ class Int8Linear(nn.Module):
 
     def forward(self, x):
         rows = x.reshape(-1, x.size(-1))
+        # note: this product reads its inputs in groups, and past the end where the width is no multiple of them
         packable = x.device.type == 'cpu' and x.dtype == torch.bfloat16 and x.size(-1) % 32 == 0
-        if packable and len(rows) <= 16:  # note: of other widths than multiples of 16, it reads past the end
+        if packable and len(rows) <= 16:
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         else:  # a long prompt: here arithmetic is the limit, not reading, so unpack once and multiply as usual
             y = F.linear(rows, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
@@ -656,9 +666,9 @@ class Int8Linear(nn.Module):
 
 class PackedLinear(nn.Module):
     """A linear layer whose weights lie in the order in which oneDNN's product reads them on a CPU."""
-    def __init__(self, linear, rows):
+    def __init__(self, linear, outputs):
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()[:rows].contiguous(), 1)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()[:outputs].contiguous(), 1)
         self.bias = linear.bias
 
     def forward(self, x):
@@ -680,13 +690,13 @@ def prepare_decoding(model, quantize='none'):
         for name, linear in list(module.named_children()):
             if not isinstance(linear, nn.Linear):
                 continue
-            w, rows = linear.weight, model.config.vocab_size if name == 'head' else None
+            w, outputs = linear.weight, model.config.vocab_size if name == 'head' else None  # None: all of them
             if quantize == 'int8':
-                setattr(module, name, Int8Linear(linear, rows))
+                setattr(module, name, Int8Linear(linear, outputs))
             elif cpu and torch.backends.mkldnn.is_available() and (
                     w.dtype == torch.bfloat16 and has_bfloat16('cpu') or
                     w.dtype == torch.float32 and torch.get_num_threads() > 1):
-                setattr(module, name, PackedLinear(linear, rows))
+                setattr(module, name, PackedLinear(linear, outputs))
             elif cpu and w.dtype == torch.float32 and w.size(0) >= w.size(1):
                 w.data = w.data.t().contiguous().t()
     return model.bfloat16() if quantize == 'int8' else model
@@ -846,13 +856,6 @@ def stream_text(model, tokenizer, prompts, stop=(), generate=generate, finished=
 # ------------------------------------------------------------------------------------------------------------
 # 5. Optimizers
 
-@cache
-def has_bfloat16(kind):
-    """Whether this kind of device ('cpu', 'cuda', 'mps') multiplies bfloat16 natively; elsewhere it is slow."""
-    if kind == 'cuda':
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return kind == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
 def orthogonalize(G, steps=5):
     """
     The nearest matrix to each G (N, n, m) with all singular values (about) 1: the Newton–Schulz iteration of Muon
@@ -957,10 +960,12 @@ def load_dataset(folder):
         with open(meta_path, encoding='utf-8') as f:
             meta = json.load(f)
         if 'kind' in meta:
-            sys.exit(f"{folder} holds examples ({meta['kind']}), not text: learn from them with  "
-                     f"python finetune.py dataset={os.path.basename(folder)}")
+            script = {'labels': 'finetune.py task=classify', 'preferences': 'align.py', 'pictures': 'vlm.py',
+                      'choices': 'eval.py task=choices'}.get(meta['kind'], 'finetune.py')
+            sys.exit(f"{folder} holds {meta['kind']}, not text: use it with  python {script} "
+                     f"dataset={os.path.basename(folder)}")
         tokenizer = Tokenizer.from_dict(meta['tokenizer'])
-        dtype = np.dtype({'<u2': '<u2', '<u4': '<u4'}[meta['dtype']])
+        dtype = {'<u2': np.dtype('<u2'), '<u4': np.dtype('<u4')}[meta['dtype']]  # these two and no other
         expected = {split: int(meta['splits'][split]['tokens']) for split in ('train', 'val')}
     except FileNotFoundError:
         sys.exit(f"no {meta_path}: {again}")
@@ -984,8 +989,8 @@ def load_examples(folder):
     for split, examples in splits.items():
         path = os.path.join(folder, f'{split}.jsonl')
         if not os.path.exists(path):
-            sys.exit(f"no {path}, so no conversations and no labels: python prepare.py dataset=instruct  makes some, "
-                     f"and  python prepare.py dataset={os.path.basename(folder)} input=FILE.jsonl  takes yours")
+            sys.exit(f"no {path}: make it with  python prepare.py dataset={os.path.basename(folder)}  "
+                     "(and input=FILE.jsonl for your own)")
         with open(path, 'rb') as f:
             for number, line in enumerate(f, 1):
                 try:
@@ -1016,10 +1021,10 @@ def load_pictures(path):
         sys.exit(f"{path}: images are {images.dtype} {images.shape}, and uint8 (N, H, W, 3) is expected; of grey ones, "
                  "np.stack([grey] * 3, axis=-1)")
     records = []
-    with open(lines, encoding='utf-8') as f:
+    with open(lines, 'rb') as f:
         for number, line in enumerate(f, 1):
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode('utf-8-sig'))
                 texts = [record['caption'], record.get('label', 'none')]
                 for question, answer in record.get('qa', []):
                     texts += [question, answer]
@@ -1059,10 +1064,10 @@ def load_checkpoint(path, device='cpu', mmap=False):
                   'out-reward': 'align.py method=reward out_dir=out-reward'}.get(folder)  # by default
         sys.exit(f"no checkpoint {path}: train one with  python {script or f'train.py out_dir={folder}'}")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
-        if checkpoint['format'] != 'ninefiles-1':
-            raise ValueError(checkpoint['format'])
-        return checkpoint
+        saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+        if saved['format'] != 'ninefiles-1':
+            raise ValueError(saved['format'])
+        return saved
     except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
         sys.exit(f"{path} is damaged or not a checkpoint of ours ({type(e).__name__}): train again, or restore a copy")
 
@@ -1071,12 +1076,12 @@ def load_model(path, device='cpu'):
     -> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The weights are held once:
     the model is built without any, and takes the checkpoint's, which stay in the file until they are used.
     """
-    checkpoint = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows would not let a mapped file be replaced
+    saved = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows would not let a mapped file be replaced
     try:
-        model = outline(GPTConfig(**checkpoint['config']))
-        model.load_state_dict(checkpoint['model'], assign=True)
+        model = outline(GPTConfig(**saved['config']))
+        model.load_state_dict(saved['model'], assign=True)
         model.derive()
-        return model.float().to(device), Tokenizer.from_dict(checkpoint['tokenizer']), checkpoint
+        return model.float().to(device), Tokenizer.from_dict(saved['tokenizer']), saved
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         sys.exit(f"{path}: weights, shape and tokenizer do not fit together ({str(e).splitlines()[0]})")
 
@@ -1134,17 +1139,16 @@ def stop_when_asked(many=False):
 
 def resolve_device(device='auto', dtype='auto', save_memory=False):
     """
-    ('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits where there is none.
-    save_memory: rather be slow than hold on to memory that is free.
+    ('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits where there is none. For
+    the CPU, on Linux, it also tells glibc to keep what was freed, which is quicker; with save_memory, less of it.
     """
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    kind = device.split(':')[0]
+    kind, colon, index = device.partition(':')
     present = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
     if kind not in present:
         sys.exit(f"device={device}: expected auto, cpu, cuda, cuda:0 … or mps")
-    index = device.partition(':')[2]
-    if not present[kind] or (index and not (index.isdigit() and int(index) < torch.cuda.device_count())):
+    if not present[kind] or (colon and not (index.isdigit() and int(index) < torch.cuda.device_count())):
         sys.exit(f"device={device} is not on this machine: try device=cpu")
     if dtype == 'auto':
         dtype = 'bfloat16' if has_bfloat16(kind) else 'float16' if kind == 'cuda' else 'float32'
@@ -1190,7 +1194,8 @@ def describe(model, batch_size=0, dtype='float32', optimizer='adamw', say=print)
 def schedule_rate(step, schedule, warmup, end, floor=0.0):
     """
     The fraction of the peak learning rate at this step: up in the warmup, then down to the floor at step `end`, as a
-    cosine, a line, in two steps of ten, at the very end ('wsd': warmup, stable, decay; Hu et al. 2024), or not at all.
+    cosine, a line, in two steps to a tenth each, at the very end ('wsd': warmup, stable, decay; Hu et al. 2024), or not
+    at all.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -834,10 +834,10 @@ def folder_pictures(folder):
         sys.exit("reading image files needs pillow: pip install pillow, or give the pictures as input=pictures.npz")
     path = os.path.join(folder, 'captions.jsonl')
     pictures, records = [], []
-    with open(path, encoding='utf-8') as f:
+    with open(path, 'rb') as f:
         for number, line in enumerate(f, 1):
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode('utf-8-sig'))
                 name = os.path.join(folder, record.pop('file'))
                 if not record['caption'].strip():
                     raise ValueError

@@ -320,8 +320,8 @@ def patches(pictures):
     uint8 (B, S, S, 3) -> a row per patch, (B, N, 4 p²), left to right, then down. A pixel becomes its light, the
     brightest of red, green and blue, and, much smaller, how far each of them falls short of it. No information is lost;
     but what is large is learned first, and in light a red circle is any circle: so shapes are known again in a colour
-    that they never had. (After 500 batches: light as the mean, where red is darker than yellow, 87 % of them named; as it
-    is here, 91 %.)
+    that they never had. (After 500 batches: light as the mean, where red is darker than yellow, 87 % of them named; as
+    it is here, 91 %.)
     """
     B, S, p = len(pictures), image_size, patch_size
     x = pictures.float() / 127.5 - 1
@@ -485,8 +485,8 @@ def train():
     # 1. settings that make no sense, and those of the run that we resume
     resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
     if resumed:  # its own settings, unless given again
-        own_settings = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
-        globals().update({k: v for k, v in own_settings.items() if k not in given})
+        past = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
+        globals().update({k: v for k, v in past.items() if k not in given})
     expect(globals(), 'image_size patch_size batch_size text_layers questions eval_interval eval_iters '
                       'log_interval', least=1)
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip shift num_samples seed', least=0)
