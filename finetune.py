@@ -29,8 +29,8 @@ max_new_tokens = 48     # longest of those answers
 method = 'full'         # full | freeze | lora | adapter: the last two, thin matrices, take AdamW unless told otherwise
 freeze_layers = 2       # freeze: so many of the lower layers stay as they are, and the embeddings
 lora_r = 8              # lora: rank of the change of each matrix
-lora_alpha = 64.0       # lora: the change is scaled by alpha / r, so that another r needs no other learning rate; and
-                        # B, which begins at zero, learns so many times as quickly as A, as it should (LoRA+)
+lora_alpha = 64.0       # lora: the change is scaled by alpha / r, so that another r needs no other learning rate; so
+                        # B, which begins at zero, moves alpha / r times as quickly as A, as it should (LoRA+)
 lora_dropout = 0.0      # lora: of what goes into the change
 lora_on = 'qkv,proj,gate,up,down'  # lora: which matrices; the original paper took queries and values only
 adapter_size = 32       # adapter: width of the two small layers that each block gets
@@ -78,9 +78,9 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from model import (Log, build_model, check_finite, configure_optimizers, generate, load_checkpoint,
-                   load_dataset, load_examples, load_model, resolve_device, restore, save_atomically,
-                   schedule_rate, stop_when_asked)
+from model import (Log, build_model, check_finite, configure_optimizers, load_checkpoint, load_dataset,
+                   load_examples, load_model, resolve_device, restore, save_atomically, schedule_rate,
+                   stop_when_asked, stream_text)
 
 # ---- what is learned from ----
 
@@ -104,7 +104,7 @@ def label_targets(tokenizer, text, label, causal):
     return ids, [-100] * (len(ids) - 1) + [label] if causal else [label] + [-100] * (len(ids) - 1)
 
 def read(examples, split, tokenizer, labels, T, causal, say):
-    """The examples of a split -> [(ids, targets), …]; exits with one line that names one to learn nothing from."""
+    """The examples of a split -> [(ids, targets), …]; exits with one line that names one without anything to learn."""
     path, found, long = os.path.join(data_dir, dataset, f'{split}.jsonl'), [], []
     for line, example in enumerate(examples, 1):
         try:
@@ -117,7 +117,7 @@ def read(examples, split, tokenizer, labels, T, causal, say):
         except (ValueError, KeyError, TypeError) as e:
             form = "messages, each with a role and content" if task == 'sft' else "text and label"
             sys.exit(f"{path} line {line}: expected {form} ({type(e).__name__}: {e})")
-        if max(targets) < 0:
+        if max(targets, default=-1) < 0:
             sys.exit(f"{path} line {line}: the assistant says nothing, so there is nothing to learn from it")
         if len(ids) > T:
             long.append(line)
@@ -162,33 +162,37 @@ def pack(examples, T):
             at += len(ids)
     return x, y, positions, segments
 
-def get_batch(data, step, rows, first, count, T):
+def get_batch(data, step, rows, first, count):
     """
     `count` of the `rows` rows in the batch of this step, from row `first` on, and the number of targets in all of them:
     x, y, positions, segments, each (count, T). Packed rows come in another order in each epoch; for plain text, as in
     train.py, a row is a window of it, without positions and segments.
     """
-    if task == 'lm':
-        starts = np.random.default_rng([seed, step]).integers(len(data) - T, size=rows)[first:first + count]
-        both = torch.from_numpy(np.stack([data[i:i + T + 1] for i in starts]).astype(np.int64))
-        return (both[:, :-1], both[:, 1:]), rows * T
-    numbers, n = np.arange(step * rows, (step + 1) * rows), len(data[0])  # row number k is number k % n of epoch k // n
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in set(numbers // n)}
-    index = torch.tensor([orders[k // n][k % n] for k in numbers])
-    return [part[index[first:first + count]].long() for part in data], int((data[1][index] >= 0).sum())
+    if task != 'lm':
+        numbers, n = np.arange(step * rows, (step + 1) * rows), len(data[0])  # row k is row k % n of epoch k // n
+        orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in set(numbers // n)}
+        index = torch.tensor([orders[k // n][k % n] for k in numbers])
+        return [part[index[first:first + count]].long() for part in data], int((data[1][index] >= 0).sum())
+    starts = np.random.default_rng([seed, step]).integers(len(data) - block_size, size=rows)[first:first + count]
+    both = torch.from_numpy(np.stack([data[i:i + block_size + 1] for i in starts]).astype(np.int64))
+    return (both[:, :-1], both[:, 1:]), rows * block_size
 
-def eval_batches(data, n, T):
+def eval_batches(data, n):
     """The batches of an evaluation on n rows, always the same ones, evenly spread over validation; n = 0: on all."""
     if task == 'lm':
-        end = (len(data) - 1) // T * T
-        data = [torch.from_numpy(ids[:end].astype(np.int64)).view(-1, T) for ids in (data, data[1:])]
+        end = (len(data) - 1) // block_size * block_size
+        data = [torch.from_numpy(ids[:end].astype(np.int64)).view(-1, block_size) for ids in (data, data[1:])]
     count = min(n or len(data[0]), len(data[0]))
     index = np.linspace(0, len(data[0]) - 1, count).astype(int)
     return [[part[index[i:i + batch_size]].long() for part in data] for i in range(0, count, batch_size)]
 
+def rate(step):
+    """The fraction of the peak learning rate at this step."""
+    return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
+
 def recode(ids, theirs, ours):
     """A text as another tokenizer's ids -> as ours, document by document."""
-    new, ids = [], np.asarray(ids)
+    new = []
     for document in np.split(ids, np.flatnonzero(ids == theirs.eot)):
         if len(document) and document[0] == theirs.eot:
             new.append(ours.eot)
@@ -225,7 +229,6 @@ class LoRA(nn.Linear):
 
 def adapt(model, tokenizer):
     """Freeze what shall not move, as `method` says, and put LoRA beside the matrices that lora_on names."""
-    model.requires_grad_(method == 'full')
     if method == 'freeze':
         for name, p in model.named_parameters():
             layer = int(name.split('.')[1]) if name.startswith('blocks.') else -1 if name.startswith('w') else math.inf
@@ -237,7 +240,7 @@ def adapt(model, tokenizer):
         matrices = [(name, m) for name, m in model.blocks.named_modules() if isinstance(m, nn.Linear)]
         there = {name.split('.')[-1] for name, _ in matrices}
         for wanted in lora_on.split(','):
-            if wanted not in there:
+            if wanted not in there and 'lora_on' in given:
                 usage(f"lora_on={lora_on}: there is no matrix {wanted!r}, only {', '.join(sorted(there))}")
         for name, linear in matrices:
             parent, _, last = name.rpartition('.')
@@ -279,8 +282,8 @@ class Learner(nn.Module):
                 mask = mask.tril()  # … and only backwards
         return model.hidden(x, positions, mask)[y >= 0]
 
-    def forward(self, x, y, *where):
-        h, targets, teacher = self.at_targets(self.model, x, y, *where), y[y >= 0], self.teacher[0]
+    def forward(self, x, y, *how):
+        h, targets, teacher = self.at_targets(self.model, x, y, *how), y[y >= 0], self.teacher[0]
         if self.classifier is not None:
             return F.cross_entropy(self.classifier(h).float(), targets, reduction='sum')
         if teacher is None or not self.training:
@@ -288,7 +291,7 @@ class Learner(nn.Module):
         # distillation (Hinton et al. 2015): KL(teacher || student) at a temperature, whose square makes up for the
         # gradients that it shrinks
         with torch.no_grad():
-            wanted = (teacher.logits(self.at_targets(teacher, x, y, *where)).float() / temperature).log_softmax(-1)
+            wanted = (teacher.logits(self.at_targets(teacher, x, y, *how)).float() / temperature).log_softmax(-1)
         scores = self.model.logits(h).float()
         kl = F.kl_div((scores / temperature).log_softmax(-1), wanted, log_target=True, reduction='sum') * temperature**2
         return (1 - distill_weight) * F.cross_entropy(scores, targets, reduction='sum') + distill_weight * kl
@@ -298,15 +301,13 @@ class Learner(nn.Module):
 def answer(model, tokenizer, chats, autocast):
     """The model's answers to the last question of each conversation, by always taking the likeliest token."""
     prompts = [tokenizer.chat(messages[:-1], answer=True)[0] for messages in chats]
-    texts = [[] for _ in chats]
+    texts = [''] * len(chats)
     for first in range(0, len(chats), 100):
         with autocast:
-            for tokens in generate(model, prompts[first:first + 100], max_new_tokens, temperature=0,
-                                   stop_tokens=set(tokenizer.special.values())):
-                for row, token in enumerate(tokens, first):
-                    if token is not None and token not in tokenizer.names:
-                        texts[row].append(token)
-    return [tokenizer.decode(ids) for ids in texts]
+            for row, piece in stream_text(model, tokenizer, prompts[first:first + 100], max_new_tokens=max_new_tokens,
+                                          temperature=0):
+                texts[first + row] += piece
+    return texts
 
 def exact_match(examples, answers):
     """{'sort': 0.98, …, 'all': 0.97}: the fraction of answers that are right to the letter, by skill where known."""
@@ -328,20 +329,21 @@ def print_confusion(counts, labels):
               + f"{100 * hit / said:>11.1f}%{100 * hit / true:>9.1f}%{scores[-1]:>8.3f}")
     print(f"accuracy {100 * np.trace(counts) / counts.sum():.2f} %, mean F1 {np.mean(scores):.4f}")
 
-def rate(step):
-    """The fraction of the peak learning rate at this step."""
-    return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
-
 # ---- the run ----
 
 def finetune():
-    # 1. settings that make no sense, and those of the run that we resume
+    # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
+    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    chief = rank == 0  # the one that prints and saves
+    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
+
+    # 2. settings: those of the run that we resume, unless given again; and what makes no sense
     resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
-    if resumed:  # its own settings, unless given again
+    if resumed:
         if 'learner' not in resumed:
             sys.exit(f"{out_dir}/resume.pt is no run of finetune.py: start from its weights with init_from={out_dir}")
         own = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
-        for name in ('dataset', 'task', 'method', 'lora_r', 'lora_on', 'adapter_size'):
+        for name in ('dataset', 'task', 'method', 'freeze_layers', 'lora_r', 'lora_on', 'adapter_size'):
             if name in given and globals()[name] != own[name]:
                 usage(f"{name}={globals()[name]}: the run in {out_dir} has {name}={own[name]}; leave {name} out")
         globals().update({k: v for k, v in own.items() if k not in given})
@@ -355,21 +357,21 @@ def finetune():
         globals()['optimizer'] = 'adamw'
     if not 0 <= distill_weight <= 1:
         usage(f"distill_weight={distill_weight}: expected 0 <= distill_weight <= 1")
-    if os.path.realpath(out_dir) == os.path.realpath(init_from):
+    if os.path.realpath(out_dir) == os.path.realpath(init_from.removesuffix('/ckpt.pt')):
         usage(f"out_dir={out_dir} is where the base lies, which stays as it is: choose another")
     if weight_decay and method in ('lora', 'adapter'):
         usage(f"weight_decay={weight_decay}: with method={method} it would shrink what shall stay; leave it out")
+    if show and task == 'lm':
+        usage("show=True prints conversations or labelled texts: leave it out for task=lm")
     if teacher and task == 'classify':
         usage(f"teacher={teacher}: a teacher says what comes next, so it is of use in task=sft and task=lm")
 
-    # 2. processes: torchrun starts several and tells each who it is; alone, we are the only one
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    chief = rank == 0  # the one that prints and saves
-    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
     rows = batch_size * gradient_accumulation_steps
     if rows % world:
-        usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes")
-    where, number = resolve_device(device, dtype)
+        usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes: try "
+              f"gradient_accumulation_steps={world // math.gcd(batch_size, world)}")
+    on_cpu = world > 1 and device == 'auto' and not torch.cuda.is_available()  # processes cannot talk through mps
+    where, number = resolve_device('cpu' if on_cpu else device, dtype)
     kind = where.split(':')[0]
     if world > 1:
         dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
@@ -387,9 +389,9 @@ def finetune():
         sys.exit(f"{init_from} holds an encoder, which cannot say what comes next: use it with task=classify")
     if method == 'freeze' and freeze_layers > base.config.n_layer:
         usage(f"freeze_layers={freeze_layers}: {init_from} has {base.config.n_layer} layers")
-    size = adapter_size if method == 'adapter' and not base.config.adapter_size else base.config.adapter_size
+    size = base.config.adapter_size or (adapter_size if method == 'adapter' else 0)
     config = replace(base.config, dropout=dropout, adapter_size=size)
-    T = min(block_size or config.block_size, config.block_size)
+    globals()['block_size'] = min(block_size or config.block_size, config.block_size)
     model = build_model(config)
     model.load_state_dict({**model.state_dict(), **base.state_dict()})  # adapters that the base lacks stay as they are
     adapt(model, tokenizer)
@@ -402,9 +404,9 @@ def finetune():
             say(f"{dataset} is cut up by another tokenizer: cutting it up again by the base's")
             data = {split: recode(ids, theirs, tokenizer) for split, ids in data.items()}
         for split, ids in data.items():
-            if len(ids) <= T:
-                sys.exit(f"{split} of {dataset} has {len(ids):,} tokens, not more than block_size={T}: "
-                         f"give prepare.py more text, or add  block_size={max(len(ids) // 2, 1)}")
+            if len(ids) <= block_size:
+                sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: "
+                         f"give prepare.py more text, or train with block_size={max(len(ids) // 2, 1)}")
         say(f"{len(data['train']):,} tokens of text for training, {len(data['val']):,} for validation")
     else:
         examples = load_examples(os.path.join(data_dir, dataset))
@@ -412,15 +414,16 @@ def finetune():
             labels = sorted({str(example.get('label')) for example in examples['train']})
             if len(labels) < 2:
                 sys.exit(f"{dataset} has no two labels to tell apart: task=classify needs lines of text and label")
-        data = {split: read(examples[split], split, tokenizer, labels, T, config.causal, say) for split in examples}
+        data = {split: read(some, split, tokenizer, labels, block_size, config.causal, say)
+                for split, some in examples.items()}
         for split, found in data.items():
             n, targets = sum(len(ids) for ids, _ in found), sum(t >= 0 for _, y in found for t in y)
-            data[split] = pack(found, T)
+            data[split] = pack(found, block_size)
             say(f"{split}: {len(found):,} examples, {n:,} tokens, {targets:,} of them targets, in "
-                f"{len(data[split][0]):,} rows of {T}, {100 * n / data[split][0].numel():.1f} % full")
+                f"{len(data[split][0]):,} rows of {block_size}, {100 * n / data[split][0].numel():.1f} % full")
     if show:
-        return print_table([part[0] for part in data['train']], tokenizer, labels) if task != 'lm' else None
-    mine = rows // world  # rows of this process per step
+        return print_table([part[0] for part in data['train']], tokenizer, labels)
+    mine, tokens = rows // world, rows * block_size  # rows of this process, tokens of all, per step
     classifier = None
     if labels:
         classifier = nn.Linear(config.n_embd, len(labels))
@@ -435,16 +438,19 @@ def finetune():
             wrong = 'is no gpt' if theirs == tokenizer else 'reads with another tokenizer'
             sys.exit(f"teacher={teacher} {wrong}, so it has no opinion on what this model is to say: train a larger "
                      f"one with  python train.py n_layer=8 out_dir={teacher}")
-        if tutor.config.block_size < T:
+        if tutor.config.block_size < block_size:
             sys.exit(f"teacher={teacher} has a shorter context: add  block_size={tutor.config.block_size}")
         tutor.requires_grad_(False).eval()
     learner = Learner(model, classifier, tutor).to(where)
     if resumed:
+        if resumed.get('labels', []) != labels:
+            sys.exit(f"{out_dir}/resume.pt tells other labels apart than {data_dir}/{dataset} holds now: start a new "
+                     "run")
         learner.load_state_dict(resumed['learner'])
 
     # 5. optimizers
-    rates, betas = (learning_rate, muon_learning_rate), (beta1, beta2)
-    optimizers = configure_optimizers(learner, optimizer, *rates, weight_decay, betas)
+    optimizers = configure_optimizers(learner, optimizer, learning_rate, muon_learning_rate, weight_decay,
+                                      (beta1, beta2))
     scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
     step, best, worse, before = 0, math.inf, 0, {}
     if resumed:
@@ -458,13 +464,13 @@ def finetune():
     base = resumed = None  # let go of the copies
     run = learner
     if world > 1:
-        run = DistributedDataParallel(learner, forward_sync_buffers=False)
+        run = DistributedDataParallel(run, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     # 6. what this will cost
     sizes = [p.numel() for p in learner.parameters()]
     moving = sum(getattr(p, 'moving', p.numel()) for p in learner.parameters() if p.requires_grad)
     say(f"{moving:,} of {sum(sizes):,} parameters move: {100 * moving / sum(sizes):.2f} % (method={method})")
-    say(f"{rows * T:,} tokens per step * {max_iters:,} steps"
+    say(f"{tokens:,} tokens per step * {max_iters:,} steps"
         + ('' if task == 'lm' else f" = {max_iters * rows / len(data['train'][0]):.1f} times through the examples"))
     say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
 
@@ -475,14 +481,15 @@ def finetune():
 
     def save(name, **more):
         head = {'classifier': classifier.state_dict(), 'labels': labels} if labels else {}
-        save_atomically(os.path.join(out_dir, name), {
-            'format': 'ninefiles-1', 'model': merged(model), 'config': asdict(config),
-            'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **head, **more})
+        if chief:
+            save_atomically(os.path.join(out_dir, name), {
+                'format': 'ninefiles-1', 'model': merged(model), 'config': asdict(config),
+                'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **head, **more})
 
-    def progress():
-        """What resume.pt holds beyond the model: with it, a run that stopped ends in the same weights, bit for bit."""
-        return {'learner': learner.state_dict(), 'optimizers': [o.state_dict() for o in optimizers],
-                'scaler': scaler.state_dict(), 'best': best, 'worse': worse, 'before': before}
+    def save_progress():
+        """resume.pt: with it, a run that stopped ends in the same weights, bit for bit."""
+        save('resume.pt', learner=learner.state_dict(), optimizers=[o.state_dict() for o in optimizers],
+             scaler=scaler.state_dict(), best=best, worse=worse, before=before)
 
     @torch.no_grad()
     def evaluate(learner, batches):
@@ -507,42 +514,42 @@ def finetune():
 
     # 9. the loop
     first_step, losses, stopping = step, [], False
-    questions = [e for e in (examples['val'] if task == 'sft' else []) if e['messages'][-1]['role'] == 'assistant']
-    questions = questions[:num_samples]
+    questions = examples['val'][:num_samples] if task == 'sft' else []
+    questions = [e for e in questions if len(e['messages']) > 1 and e['messages'][-1]['role'] == 'assistant']
     if chief and questions and step == 0:
         before = exact_match(questions, answer(model, tokenizer, [e['messages'] for e in questions], autocast))
-    batches = eval_batches(data['val'], eval_iters * batch_size, T)[rank::world]
+    batches = eval_batches(data['val'], eval_iters * batch_size)[rank::world]
     learner.train()
     start = mark = time.perf_counter()
     while True:
         # 9.1 evaluate, save
-        if step % eval_interval == 0 or step == max_iters:
+        # a run that goes on has done its first step's evaluation already
+        if (step % eval_interval == 0 or step == max_iters) and (step > first_step or step == 0):
             pause = time.perf_counter()
             sums = evaluate(learner, batches)
             if world > 1:
                 dist.all_reduce(sums := sums.to(where))
             val_loss = (sums[0] / sums[1]).item()
-            check_finite('loss', val_loss, step, learning_rate * rate(step), out_dir, best)
+            check_finite('validation loss', val_loss, step, learning_rate * rate(step), out_dir, best)
             right = sums[2::len(labels) + 1].sum() / sums[1]  # the diagonal
             accuracy = f", accuracy {100 * right.item():.2f} %" if labels else ''
-            better = ', the best so far' if val_loss < best else ''
-            say(f"step {step}: validation loss {val_loss:.4f}{accuracy}{better}")
+            say(f"step {step}: validation loss {val_loss:.4f}{accuracy}"
+                f"{', the best so far' if val_loss < best else ''}")
             if chief:
-                log.row(step=step, tokens=step * rows * T, val_loss=val_loss, seconds=pause - start)
+                log.row(step=step, tokens=step * tokens, val_loss=val_loss, seconds=pause - start)
             worse = 0 if val_loss < best else worse + 1
             if val_loss < best:
                 best = val_loss
-                if chief:
-                    save('ckpt.pt', val_loss=best, dataset=dataset)
-                    if method == 'lora':
-                        alone = {k: v for k, v in model.state_dict().items() if k.endswith(('.A', '.B')) or 'norm' in k}
-                        ours = {k: model.state_dict()[k][list(tokenizer.special.values())].clone()
-                                for k in ('wte.weight', 'head.weight')}
-                        save_atomically(os.path.join(out_dir, 'lora.pt'), {
-                            'format': 'ninefiles-1', 'lora': alone, 'rows': ours, 'lora_r': lora_r,
-                            'lora_alpha': lora_alpha})
-            if chief and step > first_step:
-                save('resume.pt', **progress())
+                save('ckpt.pt', val_loss=best, dataset=dataset)
+                if chief and method == 'lora':
+                    alone = {k: v for k, v in model.state_dict().items() if k.endswith(('.A', '.B')) or 'norm' in k}
+                    ours = {k: model.state_dict()[k][list(tokenizer.special.values())].clone()
+                            for k in ('wte.weight', 'head.weight')}
+                    save_atomically(os.path.join(out_dir, 'lora.pt'), {
+                        'format': 'ninefiles-1', 'lora': alone, 'rows': ours, 'lora_r': lora_r,
+                        'lora_alpha': lora_alpha})
+            if step > first_step:
+                save_progress()
             mark += time.perf_counter() - pause  # the clock of tokens per second stands still meanwhile
             if patience and worse >= patience:
                 say(f"no better for {worse} evaluations: enough (patience={patience})")
@@ -550,13 +557,14 @@ def finetune():
         if step >= max_iters or stopping:
             break
         # 9.2 forward and backward: the rows of this process, batch_size at a time
-        torch.manual_seed((seed << 40) + (step << 12) + rank & 2**63 - 1)  # dropout, too, depends on the step alone
-        batch, targets = get_batch(data['train'], step, rows, rank * mine, mine, T)
+        batch, targets = get_batch(data['train'], step, rows, rank * mine, mine)
         loss_sum = torch.zeros((), device=where)
         for i in range(0, mine, batch_size):
+            torch.manual_seed((seed << 40) + (step << 16) + rank * mine + i & 2**63 - 1)  # for dropout: by step and row
             last = i + batch_size >= mine
-            with autocast, nullcontext() if world == 1 or last else run.no_sync():  # exchange gradients once a step
-                loss = run(*(part[i:i + batch_size].to(where) for part in batch)) / targets
+            with run.no_sync() if world > 1 and not last else nullcontext():  # exchange gradients once a step
+                with autocast:
+                    loss = run(*(part[i:i + batch_size].to(where) for part in batch)) / targets
                 scaler.scale(loss * world).backward()  # * world: gradients get averaged, and we want their sum
             loss_sum += loss.detach()
         losses.append(loss_sum)
@@ -569,54 +577,61 @@ def finetune():
             for group in o.param_groups:
                 group['lr'] = group['initial_lr'] * rate(step)
             if not overflow:
-                scaler.step(o)
+                o.step()
             o.zero_grad(set_to_none=True)
         scaler.update()
         step += 1
+        stopping = len(stop) > 0
+        if world > 1:  # if one was asked to stop, all do
+            flag = torch.tensor(stopping, dtype=torch.int, device=where)
+            dist.all_reduce(flag)
+            stopping = flag.item() > 0
         # 9.4 report
-        if step % log_interval == 0 or step == max_iters or (stop and world == 1):
-            report = torch.stack(losses + [torch.tensor(float(len(stop)), device=where)])
+        if step % log_interval == 0 or step == max_iters or stopping:
+            report = torch.stack(losses)
             if world > 1:
-                dist.all_reduce(report)  # the sum over processes; and if one was asked to stop, all do
-            *values, stopping = report.tolist()
+                dist.all_reduce(report)  # the sum over processes
+            values = report.tolist()
             for at, value in enumerate(values, step - len(values)):
                 check_finite('loss', value, at, learning_rate * rate(at), out_dir, best)
+            if not scaler.is_enabled():
+                check_finite('gradient', grad_norm.item(), step - 1, learning_rate * rate(step - 1), out_dir, best)
             now = time.perf_counter()
-            mean, speed = sum(values) / len(values), rows * T * len(values) / max(now - mark, 1e-9)
+            mean, speed = sum(values) / len(values), tokens * len(values) / max(now - mark, 1e-9)
             left = int((max_iters - step) * (now - start) / (step - first_step))
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} tokens/s | {left // 60}:{left % 60:02d} left")
             if chief:
-                log.row(step=step, tokens=step * rows * T, train_loss=mean, rate=rate(step - 1),
+                log.row(step=step, tokens=step * tokens, train_loss=mean, rate=rate(step - 1),
                         grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
             losses, mark = [], now
 
     # 10. the end: what was learned, by the best weights, as they lie in ckpt.pt
     put_back()
     if stopping:
-        if chief:
-            save('resume.pt', **progress())
+        save_progress()
         say(f"stopped after step {step}; go on with  python finetune.py init_from=resume out_dir={out_dir}")
     elif chief:
         log.file.close()
         best_model, _, saved = load_model(out_dir, where)
         if labels:
             classifier.load_state_dict(saved['classifier'])
-        sums = evaluate(Learner(best_model, classifier), eval_batches(data['val'], 0, T))
+        sums = evaluate(Learner(best_model, classifier), eval_batches(data['val'], 0))
         say(f"validation loss over {int(sums[1]):,} targets: {sums[0] / sums[1]:.4f}, with the weights of step "
             f"{saved['step']}")
         if labels:
             print_confusion(sums[2:].view(len(labels), -1).numpy(), labels)
         if questions:
             texts = answer(best_model, tokenizer, [e['messages'] for e in questions], autocast)
-            for example, text in list(zip(questions, texts))[:12]:
+            for example, text in zip(questions[:12], texts):
                 question, wanted = (message['content'] for message in example['messages'][-2:])
                 say(f"    {question} -> {text}" + ('' if text == wanted else f"   (expected {wanted})"))
             after = exact_match(questions, texts)
             say(f"exact match on {len(questions)} held-out questions, before and after:")
             for skill in after:
                 say(f"    {skill:<12}{100 * before.get(skill, 0):>7.1f} %{100 * after[skill]:>7.1f} %")
-        say(f"next:  python sample.py out_dir={out_dir}")
+        if not labels:
+            say(f"next:  python sample.py out_dir={out_dir}")
     if world > 1:
         dist.barrier()  # leave together: a process that is gone early takes its connections down with it
         dist.destroy_process_group()

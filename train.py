@@ -37,7 +37,6 @@ mlp = 'swiglu'          # swiglu | gelu
 qk_norm = True          # normalise queries and keys: attention stays calm at high learning rates
 bias = False            # biases in linear layers and layer norms
 tie_weights = False     # one matrix for reading and writing tokens
-causal = True           # a token sees only those before it; False for objective=mlm
 dropout = 0.0           # 0 for pretraining; 0.1 and more where the same text is read many times
 # how much
 batch_size = 8                   # rows that a process computes at once: halve it when memory runs out, and …
@@ -63,9 +62,9 @@ sample_every = 1            # show what the model writes at every so many evalua
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of the multiplications; the weights stay float32
-parallel = 'ddp'            # ddp | zero | fsdp: what processes share out among them: the rows of a batch; the
-                            # optimizers' memory, too (ZeRO 1, Rajbhandari et al. 2020); or weights, gradients and
-                            # optimizers (ZeRO 3), where in 16 bits the residual stream is rounded, too
+parallel = 'ddp'            # ddp | zero | fsdp: processes share out the rows of a batch; zero: and the optimizers'
+                            # memory (ZeRO 1, Rajbhandari et al. 2020); fsdp: and weights and gradients (ZeRO 3), where
+                            # in 16 bits the residual stream is rounded, too
 cpu_offload = False         # with fsdp: shares wait in the CPU's memory, so that a GPU holds little more than a layer
 activation_checkpointing = False  # a third more computing for much less memory: layers are computed again going back
 compile = False             # fuse the model's operations with torch.compile: slow to start, then faster
@@ -102,7 +101,8 @@ def get_batch(data, step, rows, first, count, tokenizer):
     both = torch.from_numpy(np.stack([data[i:i + block_size + 1] for i in starts]).astype(np.int64))
     if objective == 'clm':
         return both[:, :-1], both[:, 1:], rows * block_size
-    luck = np.random.default_rng([seed, step, 1]).random((3, rows, block_size))  # of all rows: each counts for all
+    # for all rows, so that each process knows the number of targets in all
+    luck = np.random.default_rng([seed, step, 1]).random((3, rows, block_size))
     x, y = hide(both[:, :-1], luck[:, first:first + count], tokenizer)
     return x, y, max(int((luck[0] < 0.15).sum()), 1)
 
@@ -124,7 +124,7 @@ def eval_windows(data, n):
     return np.arange(0, len(data) - (1 if objective == 'clm' else block_size), block_size)  # gaps need both sides
 
 def window(data, starts, tokenizer):
-    """Windows -> x, y (n, T); past the end of the data, y is -100, which counts for nothing."""
+    """Windows of data from these starts -> x, y (n, T); past its end, y is -100, which counts for nothing."""
     x = torch.zeros(len(starts), block_size, dtype=torch.long)
     y = torch.full((len(starts), block_size), -100)
     for row, i in enumerate(starts):
@@ -196,14 +196,14 @@ def train():
     resumed = last_save(asked) if many and init_from != 'resume' else None
     if init_from == 'resume':
         resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt'))
-    if many:  # all from the same step, or none
+    if many:  # all from the same step, or none: the largest and, by way of -step, the smallest must agree
         steps = torch.tensor([resumed['step'] if resumed else 0] * 2) * torch.tensor([1, -1])
         dist.all_reduce(steps, dist.ReduceOp.MAX)
         if steps.sum() != 0:
             sys.exit(f"the processes find different saves in {out_dir}: it must be a folder that all machines share")
     if resumed:
-        if 'optimizers' not in resumed:
-            sys.exit(f"{out_dir}/resume.pt holds no optimizer state: start from its weights with init_from={out_dir}")
+        if 'data' not in resumed:
+            sys.exit(f"{out_dir}/resume.pt is no run of train.py: start from its weights with init_from={out_dir}")
         own = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
         globals().update({k: v for k, v in own.items() if k not in given})
     expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval', least=1)
@@ -215,8 +215,6 @@ def train():
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             usage("tensorboard=True needs one more package:  pip install tensorboard")
-    if objective == 'mlm' and 'causal' not in given:
-        globals()['causal'] = False
     if model_type != 'gpt' and objective == 'mlm':
         usage(f"objective=mlm needs model_type=gpt: {model_type} reads from left to right")
 
@@ -252,24 +250,23 @@ def train():
     old = resumed or (load_checkpoint(init_from) if init_from != 'scratch' else None)
     names = [f.name for f in fields(GPTConfig) if f.name in SETTINGS]
     try:
-        config = GPTConfig(vocab_size=tokenizer.vocab_size, **{name: globals()[name] for name in names})
-        if old:
-            source = f"{out_dir}/resume.pt" if resumed else f"the checkpoint in {init_from}"
-            if Tokenizer.from_dict(old['tokenizer']) != tokenizer:
-                sys.exit(f"{source} reads with another tokenizer than dataset={dataset}: train from scratch")
-            free = {'dropout'}  # what may change; and positions that are not learned go on as far as one likes
-            if 'block_size' in given and not resumed and old['config']['position'] != 'learned':
-                free.add('block_size')
-            for name in names:
-                if name in given and name not in free and getattr(config, name) != old['config'][name]:
-                    sys.exit(f"{source} has {name}={old['config'][name]}, not {globals()[name]}: leave {name} out")
-            config = GPTConfig(**{**old['config'], **{name: globals()[name] for name in free}})
-            globals().update({name: getattr(config, name) for name in names})
+        shape = {'vocab_size': tokenizer.vocab_size, 'causal': objective == 'clm', **(old['config'] if old else {})}
+        wanted = {name for name in names if not old or name in given or name == 'dropout'}
+        config = GPTConfig(**{**shape, **{name: globals()[name] for name in wanted}})
     except ValueError as e:
         usage(str(e))
-    if causal != (objective == 'clm'):
-        usage(f"objective={objective} needs causal={not causal}"
-              + (f", and {source} has causal={causal}" if old else ''))
+    if old:
+        source = f"{out_dir}/resume.pt" if resumed else f"the checkpoint in {init_from}"
+        if Tokenizer.from_dict(old['tokenizer']) != tokenizer:
+            sys.exit(f"{source} reads with another tokenizer than dataset={dataset}: train from scratch")
+        if config.causal != (objective == 'clm'):
+            sys.exit(f"{source} is for objective={'clm' if config.causal else 'mlm'}: leave objective={objective} out")
+        longer = not resumed and config.position != 'learned'  # positions that are computed go on as far as one likes
+        for name in wanted - {'dropout'} - ({'block_size'} if longer else set()):
+            if getattr(config, name) != old['config'][name]:
+                sys.exit(f"{source} has {name}={old['config'][name]}, not {globals()[name]}: leave {name} out")
+        globals().update({name: getattr(config, name) for name in names})
+    causal = config.causal  # sees only what came before; False for objective=mlm
     for split, ids in data.items():
         if len(ids) <= block_size:
             sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: "
@@ -357,7 +354,8 @@ def train():
         size = 4 * batch_size  # rows at once: without gradients, they need little memory
         for i in range(0, len(starts), world * size):
             some = starts[i + rank * size:][:size]
-            x, y = window(ids, some if len(some) else [len(ids) - 1], tokenizer)  # with fsdp, all take part to the end
+            # none left: one without targets, because with fsdp all take part to the end
+            x, y = window(ids, some if len(some) else [len(ids) - 1], tokenizer)
             with autocast:
                 total[0] += model(x.to(where), y.to(where), reduction='sum').item()
             total[1] += (y >= 0).sum()
@@ -399,13 +397,14 @@ def train():
     start = mark = time.perf_counter()
     while True:
         # 8.1 evaluate, save, show
-        if (step % eval_interval == 0 or step == max_iters) and not step == first_step > 0:
-            before = time.perf_counter()
+        # a run that goes on has done its first step's evaluation already
+        if (step % eval_interval == 0 or step == max_iters) and (step > first_step or step == 0):
+            pause = time.perf_counter()
             val_loss = evaluate(data['val'], eval_windows(data['val'], eval_iters * batch_size))
             check_finite('validation loss', val_loss, step, learning_rate * rate(step), out_dir, best)
             say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
             if chief:
-                record(val_loss=val_loss, seconds=before - start)
+                record(val_loss=val_loss, seconds=pause - start)
             if val_loss < best:
                 best = val_loss
                 save('ckpt.pt', val_loss=best, dataset=dataset)
@@ -413,7 +412,7 @@ def train():
                 save_progress()
                 if chief and sample_every and step // eval_interval % sample_every == 0 and not fsdp:
                     say(show())
-            mark += time.perf_counter() - before  # the clock of tokens per second stands still meanwhile
+            mark += time.perf_counter() - pause  # the clock of tokens per second stands still meanwhile
         if step >= max_iters or stopping:
             break
         # 8.2 forward and backward: the rows of this process, batch_size at a time

@@ -503,7 +503,8 @@ def train():
     say = (lambda line: print(line, flush=True)) if chief else lambda line: None
     if batch_size % world:
         usage(f"batch_size={batch_size} pictures do not divide among {world} processes")
-    where, number = resolve_device(device, dtype)
+    on_cpu = world > 1 and device == 'auto' and not torch.cuda.is_available()  # processes cannot talk through mps
+    where, number = resolve_device('cpu' if on_cpu else device, dtype)
     number = 'float32' if number == 'float16' else number  # float16 would need train.py's loss scaling
     kind = where.split(':')[0]
     if world > 1:

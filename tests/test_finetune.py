@@ -96,9 +96,9 @@ def test_a_conversation_in_a_packed_row_reads_as_it_would_alone(position):
 def test_a_step_is_a_function_of_seed_and_step_and_an_epoch_reads_every_row_once(monkeypatch):
     monkeypatch.setattr(S, 'task', 'sft')
     data = [torch.arange(12)[:, None].expand(12, 4)] * 4
-    parts = [S.get_batch(data, step, 4, 0, 4, 4)[0][0][:, 0].tolist() for step in range(6)]
+    parts = [S.get_batch(data, step, 4, 0, 4)[0][0][:, 0].tolist() for step in range(6)]
     assert sorted(sum(parts[:3], [])) == sorted(sum(parts[3:], [])) == list(range(12)) and parts[:3] != parts[3:]
-    halves = [S.get_batch(data, 1, 4, first, 2, 4) for first in (0, 2)]
+    halves = [S.get_batch(data, 1, 4, first, 2) for first in (0, 2)]
     assert halves[0][0][0][:, 0].tolist() + halves[1][0][0][:, 0].tolist() == parts[1]
     assert halves[0][1] == halves[1][1] == 16  # the targets of the whole batch, whoever asks
 
@@ -217,6 +217,12 @@ def test_stopping_and_going_on_changes_nothing(go, how):
     assert same(straight, again) and straight['before'] == again['before']
     assert all(torch.equal(a, b) for a, b in zip(straight['learner'].values(), again['learner'].values(), strict=True))
 
+def test_a_resumed_run_evaluates_no_step_twice(go):
+    go(max_iters=10)
+    go(init_from='resume', max_iters=20)
+    with open('out/log.csv', encoding='utf-8') as f:
+        assert [int(row['step']) for row in csv.DictReader(f) if row['val_loss']] == [0, 10, 20]
+
 def test_accumulation_is_one_large_batch(go):
     """Although its parts hold different numbers of targets: the sum of all losses is divided by the number of all."""
     write('uneven', [chat('?', 'x' * (1 + n % 20)) for n in range(60)], [chat('?', 'x')])
@@ -246,6 +252,14 @@ def test_it_learns_to_answer(go, capsys):
         assert word in text, word
     rows = list(csv.DictReader(open('out/log.csv')))
     assert [int(r['step']) for r in rows if r['val_loss']] == [0, 40, 80, 120]
+
+def test_a_base_without_a_gate_takes_lora_where_it_can(go):
+    base('gpt2', position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True, tie_weights=True)
+    go('lora.pt', init_from='gpt2', method='lora', max_iters=2)
+
+def test_only_what_was_asked_for_is_answered(go):
+    write('greeting', [chat('hi', 'ho')], [chat('hi', 'ho'), {'messages': [{'role': 'assistant', 'content': 'hello'}]}])
+    go(dataset='greeting', max_iters=2)
 
 def test_answers_are_scored_to_the_letter_and_by_skill():
     examples = [{**chat('q', a), 'skill': s} for a, s in (('1', 'x'), ('2', 'x'), ('3', 'y'))]
@@ -295,6 +309,7 @@ def test_long_conversations_are_reported_not_cut(go, capsys):
     ({'messages': [{'role': 'robot', 'content': 'x'}]}, ['line 2', "unknown role 'robot'"]),
     ({'messages': [{'role': 'user', 'content': 'x'}]}, ['line 2', 'the assistant says nothing']),
     ({'messages': [{'role': 'user'}]}, ['line 2', 'messages']), ({'text': 'x'}, ['line 2', 'messages']),
+    ({'messages': []}, ['line 2', 'the assistant says nothing']),
     ([1, 2], ['line 2', 'expected JSON']),
 ])
 def test_a_bad_line_is_named(go, example, words):
@@ -314,7 +329,7 @@ def test_a_teacher_must_read_the_same_tokens(go):
         go(teacher='other')
 
 @pytest.mark.parametrize('changes, words', [
-    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=instruct']),
+    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere', 'input=FILE.jsonl']),
     (dict(init_from='nowhere'), ['no checkpoint']),
     (dict(method='lora', lora_on='qkv,query'), ["no matrix 'query'", 'qkv']),
     (dict(out_dir='base'), ['where the base lies']),
@@ -324,6 +339,8 @@ def test_a_teacher_must_read_the_same_tokens(go):
     (dict(freeze_layers=3, method='freeze'), ['freeze_layers=3']),
     (dict(init_from='resume'), ['resume.pt']), (dict(task='classify', dataset='labels', teacher='base'),
                                                 ['teacher=base']),
+    (dict(init_from='base/ckpt.pt', out_dir='base'), ['where the base lies']),
+    (dict(show=True, task='lm'), ['leave it out for task=lm']),
 ])
 def test_mistakes(go, capsys, changes, words):
     with pytest.raises(SystemExit) as e:
@@ -333,10 +350,16 @@ def test_mistakes(go, capsys, changes, words):
 
 def test_a_clash_with_the_run_that_is_resumed_is_refused(go, capsys):
     go(max_iters=2)
-    for changes, words in ((dict(method='lora'), 'method=full'), (dict(dataset='labels'), 'dataset=chats')):
+    for changes, words in ((dict(method='lora'), 'method=full'), (dict(dataset='labels'), 'dataset=chats'),
+                           (dict(freeze_layers=0), 'freeze_layers=2')):
         with pytest.raises(SystemExit):
             go(init_from='resume', **changes)
         assert words in capsys.readouterr().err
+    go(max_iters=2, task='classify', dataset='labels')
+    more = [{'text': 'so so', 'label': label} for label in ('calm', 'loud', 'even')]
+    write('labels', more, more)
+    with pytest.raises(SystemExit, match='other labels apart'):
+        go(init_from='resume')
 
 def test_a_mistake_on_the_command_line(go, tmp_path):
     refused(run('finetune.py', *[f'{k}={v}' for k, v in TINY.items()], 'method=lores', cwd=tmp_path),

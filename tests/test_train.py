@@ -376,8 +376,6 @@ def test_an_encoder_learns_to_fill_gaps_from_both_sides(go, capsys):
     (['init_from=nowhere'], ['no checkpoint'], 1),
     (['init_from=resume', 'out_dir=empty'], ['resume.pt'], 1),
     (['schedule=cosin'], ['did you mean cosine'], 2),
-    (['objective=mlm', 'causal=True'], ['objective=mlm needs causal=False'], 2),
-    (['causal=False'], ['objective=clm needs causal=True'], 2),
     (['objective=mlm', 'model_type=lstm'], ['needs model_type=gpt'], 2),
     (['parallel=fsdp'], ['torchrun', 'parallel=fsdp'], 2),
     (['cpu_offload=True'], ['belongs to parallel=fsdp'], 2), (['batch_size=0'], ['batch_size=0'], 2),
