@@ -9,7 +9,7 @@ How good is it, really: the numbers that a paper would quote, computed as the re
     python eval.py task=instruct dataset=instruct out_dir=out,out-sft  # exact match by skill, before and after
     python eval.py task=code temperature=0.2,0.6,1,1.4           # how much of what it writes is Python?
     python eval.py task=kl out_dir=out,out-sft                   # how far apart are two models, and where most?
-    python eval.py task=compare dataset=instruct out_dir=out-sft,out-dpo  # which do you like better? (blind)
+    python eval.py task=compare dataset=instruct out_dir=out-sft,out-align  # which do you like better? (blind)
     python eval.py task=speed dtype=auto                         # training and decoding, by batch and context
 
 A number without its uncertainty is a rumour: beside most stands a standard error (±) or a 95 % interval. BLEU was
@@ -26,7 +26,7 @@ split = 'val'          # train | val
 input = ''             # instead of a dataset, a file: of text; .jsonl (choices); of prompts, one a line (compare)
 hypotheses = ''        # text: a .jsonl of {"hypothesis": …, "references": […]}; or answers.txt,right.txt,also-right.txt
 limit = 0              # stop after so many items (perplexity, kl: windows); 0: all
-batch_size = 8         # items at once
+batch_size = 8         # items at once; speed: rows of the larger batch
 block_size = 0         # perplexity, kl: tokens in a window; 0: as many as the model sees
 stride = 0             # perplexity, kl: from window to window; 0: block_size; less: more context for each, slower
 max_new_tokens = 128   # of an answer
@@ -41,7 +41,7 @@ dtype = 'float32'      # auto | float32 | bfloat16 | float16: of the weights; tr
 seed = 1337
 configure(globals())
 
-import codeop, importlib, math, os, re, statistics, string, sys, time, warnings
+import codeop, math, os, re, statistics, string, sys, time, warnings, zlib
 from collections import Counter
 from contextlib import nullcontext, suppress
 from itertools import islice, zip_longest
@@ -74,10 +74,19 @@ def wilson(wins, n, z=1.96):
     middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return {'95 % from': (middle - spread) / (1 + z * z / n), 'to': (middle + spread) / (1 + z * z / n)}
 
+def read_lines(path):
+    """A text file's lines, each with its end; exits where it is not UTF-8."""
+    try:
+        with open(path, encoding='utf-8-sig') as f:
+            yield from f
+    except UnicodeDecodeError:
+        sys.exit(f"{path} is not UTF-8 text")
+
 def read_jsonl(path, parse, example):
     """parse(line) for each line of a file; exits, naming the line, where that fails."""
     if not os.path.exists(path) or not os.path.getsize(path):
-        sys.exit(f"{path} is missing or empty: make it with  python prepare.py dataset={dataset}")
+        made = f": make it with  python prepare.py dataset={dataset}" * path.startswith(os.path.join(data_dir, dataset))
+        sys.exit(f"{path} is missing or empty{made}; expected lines like {example}")
     with open(path, 'rb') as f:
         for number, line in enumerate(f, 1):
             try:
@@ -90,7 +99,9 @@ def read_chats():
     """The dataset's conversations -> (what is said before, the right answer, the skill)."""
     def parse(item):
         *before, last = item['messages']
-        return before, {'assistant': last['content'] + ''}[last['role']], item.get('skill', 'any')
+        if not before or last['role'] != 'assistant':
+            raise ValueError("the last of at least two messages should be the assistant's")
+        return before, last['content'] + '', item.get('skill', 'any')  # + '': a TypeError for what is no text
     example = '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
     return islice(read_jsonl(os.path.join(data_dir, dataset, f'{split}.jsonl'), parse, example), limit or None)
 
@@ -114,16 +125,13 @@ def token_chunks(tokenizer, name):
             sys.exit(f"{name} reads with another tokenizer than dataset={dataset}: give the text itself, input=FILE")
         yield from (splits[split][i:i + 2**16].tolist() for i in range(0, len(splits[split]), 2**16))
         return
-    text = ''
-    try:
-        with open(input, encoding='utf-8-sig') as f:
-            while lines := f.readlines(2**20):  # about a megabyte
-                text += ''.join(lines)
-                cut = len(text.rstrip())  # no token goes on from a sign into white space: cutting there is safe
-                yield tokenizer.encode(text[:cut])
-                text = text[cut:]
-    except UnicodeDecodeError:
-        sys.exit(f"input={input} is not UTF-8 text")
+    lines, text = read_lines(input), ''
+    while some := ''.join(islice(lines, 10_000)):
+        text += some
+        last = re.match(r'(?s).*[^\W_](?=\s)', text)  # no token goes on from a letter into white space: a safe place
+        cut = last.end() if last else 0
+        yield tokenizer.encode(text[:cut])
+        text = text[cut:]
     yield tokenizer.encode(text)
 
 def windows(chunks, T, step, eot):
@@ -164,11 +172,10 @@ def perplexity(model, tokenizer, name):
     not: a compressor reaches it that spends -log2 p bits on each token, and arithmetic coding does.
     """
     loss, bits, lossless, sizes = np.zeros(6), np.zeros(6), tokenizer.kind != 'word', Counter()  # <unk> loses words
-    packers = {}
-    for program, module, make, how in (('gzip -9', 'zlib', 'compressobj', (9, 8, 31)),
-                                       ('bzip2', 'bz2', 'BZ2Compressor', ()), ('xz', 'lzma', 'LZMACompressor', ())):
-        with suppress(ImportError):  # a Python that was built without it
-            packers[program] = getattr(importlib.import_module(module), make)(*how)
+    packers = {'gzip -9': zlib.compressobj(9, wbits=31)}  # 31: with gzip's header
+    with suppress(ImportError):  # a Python that was built without them
+        import bz2, lzma
+        packers.update({'bzip2': bz2.BZ2Compressor(), 'xz': lzma.LZMACompressor()})
     for batch, x, y in window_batches([model], tokenizer, name):
         for (ids, done), nats in zip(batch, model(x, y, reduction='none').cpu().double().sum(1).tolist()):
             targets = ids[done + 1:]
@@ -198,7 +205,7 @@ def kl(models):
         sys.exit(f"{a} and {b} read with different tokenizers, so their probabilities are of different things")
     names, totals, most = (f'KL({a}‖{b})', f'KL({b}‖{a})', 'Jensen–Shannon', 'same choice'), [np.zeros(6)] * 4, []
     for batch, x, _ in window_batches([p_model, q_model], tokenizer, f'{a}, {b}'):
-        for (ids, done), row in zip(batch, x[:, None]):
+        for (ids, done), row in zip(batch, x[:, None]):  # one by one: scores of all the vocabulary, twice, in float64
             p, q = (m(row[:, :len(ids) - 1])[0, done:] for m in (p_model, q_model))
             p, q = (scores.cpu().double().log_softmax(-1) for scores in (p, q))  # (T, V), logarithms
             middle = torch.logaddexp(p, q) - math.log(2)
@@ -260,7 +267,7 @@ def score(model, units):
         longest = max(map(len, endings))
         if longest > most:
             sys.exit(f"a choice of {longest} tokens does not fit into block_size={most}: this model cannot be asked")
-        fits = len(context) + longest - 1 <= most  # note: nobody reads the last token of an ending
+        fits = len(context) + longest - 1 <= most  # note: the last token of an ending is only predicted
         rows += [(context, endings)] if fits else [(context[-(most + 1 - len(e)):], [e]) for e in endings]
     T = max(len(context) + sum(len(e) - 1 for e in endings) for context, endings in rows)
     idx, positions, part = (torch.full((len(rows), T), fill) for fill in (0, 0, -1))
@@ -292,7 +299,7 @@ def choices(model, tokenizer, name):
         asked = [(label, convention, texts, *encode_choices(tokenizer, convention, context, texts))
                  for label, variants in items for convention, (context, texts) in variants.items()]
         asked.sort(key=lambda unit: len(unit[3]) + sum(map(len, unit[4])))  # rows of similar length: less padding
-        for batch in batches(asked, batch_size):
+        for batch in (asked[i:i + batch_size] for i in range(0, len(asked), batch_size)):
             for (label, convention, texts, _, ids), logs in zip(batch, score(model, [unit[3:] for unit in batch])):
                 lengths = map(len, texts if convention == 'lm-evaluation-harness' else ids)
                 for norm, values in (('acc', logs), ('acc_norm', [log / n for log, n in zip(logs, lengths)])):
@@ -321,10 +328,10 @@ def ngrams(words, n):
     """('a b a b', 2) -> {(a, b): 2, (b, a): 1}"""
     return Counter(zip(*(words[i:] for i in range(n))))
 
-def bleu_counts(hypothesis, references, least=0):
+def bleu_counts(hypothesis, references):
     """
     Words -> [its length, the closest reference's, matches for n = 1 … 4, n-grams for n = 1 … 4]; a corpus adds them up.
-    A match counts no more often than in one reference. least=1 is NLTK's habit where a text is shorter than n.
+    A match counts no more often than in one reference.
     """
     matches, totals = [], []
     for n in range(1, 5):
@@ -332,7 +339,7 @@ def bleu_counts(hypothesis, references, least=0):
         for reference in references:
             most |= ngrams(reference, n)  # the larger of the counts
         matches.append((own & most).total())
-        totals.append(max(own.total(), least))
+        totals.append(own.total())
     closest = min((abs(len(r) - len(hypothesis)), len(r)) for r in references)[1]
     return np.array([len(hypothesis), closest, *matches, *totals])
 
@@ -400,7 +407,7 @@ def read_pairs():
             raise ValueError("references should be a list of texts, at least one")
         return item['hypothesis'] + '', [right + '' for right in item['references']]
     def lines(names):
-        for n, texts in enumerate(zip_longest(*(open(name, encoding='utf-8') for name in names))):
+        for n, texts in enumerate(zip_longest(*map(read_lines, names))):
             if None in texts:
                 sys.exit(f"{names[texts.index(None)]} has only {n} lines: expected references for each hypothesis")
             answer, *right = (text.rstrip('\n') for text in texts)
@@ -412,7 +419,7 @@ def read_pairs():
     return islice(pairs, limit or None)
 
 def text(model, tokenizer, name):
-    """Two passes, because CIDEr-D must know beforehand how common an n-gram is; n-grams are kept, texts are not."""
+    """Two passes, because CIDEr-D must know beforehand how common an n-gram is. Of a file, only n-grams are kept."""
     own = None if hypotheses else [(answer, [right]) for answer, right, _ in answered(model, tokenizer)]
     df, documents = Counter(), 0
     for _, right in own or read_pairs():
@@ -493,15 +500,14 @@ def compare(models):
     """A person reads two answers, not knowing whose is which, and says which is better; a vote is kept at once."""
     (a, _), (b, _) = models
     if input:
-        with open(input, encoding='utf-8') as f:
-            asked = [line.strip() for line in f if line.strip()]
+        asked = [line.strip() for line in read_lines(input) if line.strip()][:limit or None]
     else:
         asked = [before for before, _, _ in read_chats()]
     past = {}  # prompt -> the better one
-    if os.path.exists(votes):
+    if os.path.exists(votes) and os.path.getsize(votes):
         cast = read_jsonl(votes, lambda v: (v['a'], v['b'], dumps(v['prompt']), v['better']), 'the others there')
         past = {prompt: better for *pair, prompt, better in cast if pair == [a, b]}
-    for number, prompt in enumerate(asked[:limit or None]):
+    for number, prompt in enumerate(asked):
         if dumps(prompt) in past:
             continue
         print(f"\n--- {number + 1} of {len(asked)}: {prompt if input else prompt[-1]['content']}")
@@ -559,6 +565,8 @@ def speed(model, tokenizer, name):
         for o in optimizers:
             o.step()
             o.zero_grad()
+    if c.block_size < 12:
+        sys.exit(f"{name} sees {c.block_size} tokens: task=speed also tries a quarter of them, so it needs at least 12")
     for B, T in ((B, T) for T in (c.block_size // 4, c.block_size) for B in sorted({1, batch_size})):
         x = torch.randint(c.vocab_size, (B, T), device=kind)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -600,9 +608,13 @@ def main():
     names, (where, number) = out_dir.split(','), resolve_device(device, dtype)
     def load(name):
         model, tokenizer, _ = load_model(name, where)
+        if not model.config.causal:
+            sys.exit(f"{name} holds an encoder (objective=mlm), which sees the tokens that it would be asked for")
         if not all(p.isfinite().all() for p in model.parameters()):
             sys.exit(f"{name}: not all of its weights are numbers, so there is nothing to measure")
         return model.to(torch.float32 if task == 'speed' else getattr(torch, number)).eval(), tokenizer
+    if where.startswith('cuda:'):
+        torch.cuda.set_device(where)
     run = globals()[task]
     if task in ('kl', 'compare'):
         if len(set(names)) != 2:
@@ -613,7 +625,7 @@ def main():
     else:
         tables = [[{'model': name, **row} for row in run(*load(name), name)] for name in names]
         rows = [row for same in zip_longest(*tables) for row in same if row]  # the same measure of all models together
-        rows = [row for i, row in enumerate(rows) if row not in rows[:i]]
+        rows = [row for i, row in enumerate(rows) if row not in rows[:i]]  # compressors: the same for each model
     show(rows)
     if json:
         with open(json, 'w', encoding='utf-8') as f:

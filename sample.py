@@ -12,8 +12,8 @@ Using a model: generate, chat, look inside, serve.
     python sample.py serve=8000                               # a page at http://127.0.0.1:8000/, and the OpenAI API
 
 A model gives every token in the vocabulary a score; the settings below decide how one of them is drawn. The
-model and its tokenizer both come from out_dir/ckpt.pt, so nothing else is needed. Everything streams: a text
-appears as it is written.
+model and its tokenizer both come from out_dir/ckpt.pt, so nothing else is needed. A text appears as it is
+written; of several, the first.
 """
 from configurator import configure, expect, usage
 
@@ -27,7 +27,7 @@ top_k = 0                  # only the k likeliest tokens; 0: all
 top_p = 1.0                # only the fewest tokens that together have this probability (nucleus sampling)
 min_p = 0.0                # only tokens at least this fraction as likely as the likeliest
 repetition_penalty = 1.0   # above 1: tokens that already occurred lose score
-stop = ''                  # end a sample where this text appears; it ends at <|endoftext|> in any case
+stop = ''                  # end a sample where this text appears; a special token ends it in any case
 # what else to do
 chat = False               # a conversation in the terminal
 show = 'text'              # text | probs | attention | embeddings: look inside
@@ -73,14 +73,15 @@ def load(folder):
     model, tokenizer, checkpoint = load_model(folder, where)
     model.eval()
     if not model.config.causal and show != 'embeddings':
-        sys.exit(f"{folder} holds an encoder (objective=mlm), which fills gaps but does not write: finetune.py "
-                 f"task=classify init_from={folder}")
+        sys.exit(f"{folder} holds an encoder (objective=mlm), which fills gaps but does not write: try  python "
+                 f"finetune.py task=classify init_from={folder}")
     if quantize == 'none':
         return prepare_decoding(model.to(getattr(torch, number))), tokenizer, where
     source = os.path.join(data_dir, checkpoint.get('dataset') or 'none')
-    if not os.path.exists(os.path.join(source, 'val.bin')):
+    text = load_dataset(source) if os.path.exists(os.path.join(source, 'val.bin')) else None
+    if not text or text[0] != tokenizer:  # none, or prepared anew since
         return prepare_decoding(model, quantize), tokenizer, where
-    ids = load_dataset(source)[1]['val'][:4096].astype(np.int64)  # text that it was not trained on
+    ids = text[1]['val'][:4096].astype(np.int64)  # text that it was not trained on
     width = min(len(ids), model.config.block_size)
     ids = torch.from_numpy(ids[:len(ids) // width * width]).view(-1, width).to(where)
     with torch.inference_mode():
@@ -99,9 +100,6 @@ def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top
     the weights; and keeps as many as it might have said itself. What comes out has exactly the model's distribution,
     however bad the draft. Adds to tally: [tokens accepted, tokens guessed].
     """
-    check_sampling(prompts, temperature, top_k, top_p, min_p, repetition_penalty)
-    if len(prompts) != 1 or repetition_penalty != 1:
-        raise ValueError("draft: expected num_samples=1 and repetition_penalty=1.0")
     finished = set() if finished is None else finished
     random, block_size = np.random.default_rng(seed), model.config.block_size
     context, written = prompts[0][-block_size:], 0
@@ -123,7 +121,7 @@ def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top
 
     while written < max_new_tokens:
         # 1. the draft guesses
-        n = max(0, min(draft_tokens, block_size - len(context), max_new_tokens - written - 1))
+        n = min(draft_tokens, block_size - len(context), max_new_tokens - written - 1)
         guesses, q = [], []
         for _ in range(n):
             q.append(chances(read(draft, caches[1], context + guesses, 1))[0])
@@ -131,8 +129,8 @@ def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top
         # 2. the model reads them all; row i of p is what it would say after i of them
         logits = read(model, caches[0], context + guesses, n + 1)
         p = chances(logits)
-        # 3. a guess x passes with probability min(1, p(x) / q(x)). at the first that fails, what p has more than q had
-        # makes up for it; if none fails, the model's reading was good for one more token
+        # 3. a guess x passes with probability min(1, p(x) / q(x)). the first that fails is replaced by a draw from
+        # max(0, p - q), rescaled. if none fails, the model's reading is good for one more token
         accepted = 0
         while accepted < n and random.random() * q[accepted][guesses[accepted]] < p[accepted][guesses[accepted]]:
             accepted += 1
@@ -172,13 +170,13 @@ def talk(model, tokenizer, stream, system):
         if line == '/reset':
             messages = list(start)
             print("(a new conversation)")
-        elif line == '/save':
+        elif line == '/save' and len(messages) > len(start):
             path = os.path.join(out_dir, 'chats.jsonl')
             with open(path, 'a', encoding='utf-8') as f:  # a line that finetune.py could learn from
                 f.write(json.dumps({'messages': messages}, ensure_ascii=False) + '\n')
             print(f"(added to {path})")
         elif line.startswith('/'):
-            print("(there are /reset and /save)")
+            print("(there are /reset and, once something was said, /save)")
         elif line:
             messages.append({'role': 'user', 'content': line})
             forgotten = 0
@@ -226,7 +224,10 @@ def show_probs(model, tokenizer, stream, text):
     print(text + ''.join(colour(token, p) for token, p in written))
 
 def show_attention(model, tokenizer, _, text):
-    """Who looks at whom: row t shows how much token t takes from each token up to itself; a row's shares sum to 1."""
+    """
+    Who looks at whom, of the first 32 tokens, which is what fits on a screen: row t shows how much token t takes from
+    each token up to itself; a row's shares sum to 1.
+    """
     if not isinstance(model, GPT):
         usage(f"show=attention: a {model.config.model_type} does not attend to anything")
     ids = (tokenizer.encode(text) or [tokenizer.eot])[:min(32, model.config.block_size)]
@@ -300,16 +301,17 @@ def understand(body, chatting, tokenizer, block_size):
         raise ValueError("the body: expected a JSON object")
     body = {k: v for k, v in body.items() if v is not None}
     how = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'min_p': min_p, 'n': 1,
-           'repetition_penalty': repetition_penalty, 'max_tokens': max_new_tokens, 'seed': secrets.randbelow(2**31)}
-    body.setdefault('max_tokens', body.get('max_completion_tokens', how['max_tokens']))
+           'repetition_penalty': repetition_penalty, 'seed': secrets.randbelow(2**31),
+           'max_tokens': body.get('max_completion_tokens', min(max_new_tokens, MOST_TOKENS))}
     for name, (low, high) in RANGES.items():
         how[name] = value = body.get(name, how[name])
         kinds = int if isinstance(low, int) else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:  # note: nan is not
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:  # note: nan fails
             raise ValueError(f"{name}: expected {'an integer' if kinds is int else 'a number'} from {low} to {high}")
     for name in ('suffix', 'echo', 'tools', 'logit_bias', 'frequency_penalty', 'presence_penalty'):
         if body.get(name):
             raise ValueError(f"{name}: not offered here")
+    # how many likely tokens to name, None for none: the two APIs ask for it differently
     wanted = body.get('logprobs') if not chatting else body.get('top_logprobs', 0) if body.get('logprobs') else None
     if wanted is not None and (type(wanted) is not int or not 0 <= wanted <= 20):
         raise ValueError("logprobs, top_logprobs: expected an integer from 0 to 20")
@@ -347,11 +349,12 @@ def work(model, tokenizer, stream, jobs):
     def entry(token, log_p):
         name, spelled = tokenizer.decode([token]), list(tokenizer.token_bytes(token))
         return {'token': name, 'logprob': max(log_p, -9999.0), 'bytes': spelled}
+    specials = set(tokenizer.special.values())
     while True:
         job, tokens = jobs.get(), []
         def look(logits, ids):
             job.tokens += 1
-            if job.wanted is not None and ids[0] not in tokenizer.names:  # names: the special tokens
+            if job.wanted is not None and ids[0] not in specials:
                 log_p = logits[0].log_softmax(-1)
                 best = [x.tolist() for x in log_p.topk(min(job.wanted, len(log_p)))]
                 best = [entry(i, x) for x, i in zip(*best)]
@@ -454,7 +457,7 @@ class Handler(BaseHTTPRequestHandler):
                 return  # the client has hung up
             try:
                 part = job.pieces.get(timeout=0.25)
-            except queue.Empty:  # not our turn yet, or a slow model
+            except queue.Empty:  # not our turn yet, or a slow model: look at the client again
                 continue
             if part is None:
                 return self.send_error(500, "a bug of ours: the server's terminal shows more")
@@ -464,12 +467,13 @@ class Handler(BaseHTTPRequestHandler):
                 role = {}
             text, tokens = text + piece, tokens + new
         n, m = len(job.ids), job.tokens
-        usage = {'prompt_tokens': n, 'completion_tokens': m, 'total_tokens': n + m}
+        counts = {'prompt_tokens': n, 'completion_tokens': m, 'total_tokens': n + m}
         if not job.stream:
             message = {**role, 'content': text}
-            return self.say(200, {**base, 'choices': [choice(job, 'message', message, tokens, reason)], 'usage': usage})
+            choices = [choice(job, 'message', message, tokens, reason)]
+            return self.say(200, {**base, 'choices': choices, 'usage': counts})
         if job.usage:
-            event(json.dumps({**base, 'choices': [], 'usage': usage}))
+            event(json.dumps({**base, 'choices': [], 'usage': counts}))
         event('[DONE]')
 
 def choice(job, key, message, tokens, reason):
@@ -558,11 +562,11 @@ function choose(span) {  // what else might have stood in its place
   chosen?.classList.remove('on')
   chosen = span
   span.classList.add('on')
-  const others = all => all.filter((other, i) => !i || other[0] !== all[0][0])
-  $('more').replaceChildren(...span.tokens.flatMap(others).map(([token, logprob], i) => {
+  const others = all => all.filter((other, i) => !i || other[0] !== all[0][0]).map((other, i) => [...other, !i])
+  $('more').replaceChildren(...span.tokens.flatMap(others).map(([token, logprob, taken]) => {
     const line = document.createElement('div'), bar = document.createElement('i'), p = Math.exp(logprob)
     bar.style.width = 8 * p + 'em'
-    line.append(`${(100 * p).toFixed(1).padStart(5)} % `, bar, JSON.stringify(token) + (i ? '' : '  (taken)'))
+    line.append(`${(100 * p).toFixed(1).padStart(5)} % `, bar, JSON.stringify(token) + (taken ? '  (taken)' : ''))
     return line
   }))
 }
@@ -614,8 +618,15 @@ if (link !== null) { $('prompt').value = link; go() }
 
 def main():
     expect(globals(), 'num_samples max_new_tokens draft_tokens', least=1)
+    expect(globals(), 'seed', least=0)
     if not 0 <= serve < 2**16 or chat + (show != 'text') + (serve > 0) > 1:
         usage(f"serve={serve} chat={chat} show={show}: expected one of the three, and a port from 1 to 65535")
+    if draft and (num_samples > 1 or repetition_penalty != 1):
+        usage("draft: expected num_samples=1 and repetition_penalty=1.0")
+    try:
+        check_sampling([[0]], temperature, top_k, top_p, min_p, repetition_penalty)
+    except ValueError as e:
+        usage(str(e))
     model, tokenizer, where = load(out_dir)
     stream = partial(stream_text, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
                      min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=[stop] if stop else [])
@@ -627,28 +638,26 @@ def main():
             sys.exit(f"draft={draft}: expected a gpt with the tokenizer and (at least) the block_size of {out_dir}")
         stream = partial(stream, generate=partial(speculate, draft=small, tally=tally))
         RANGES['repetition_penalty'] = (1.0, 1.0)
-    text, texts, start = '' if serve else read_prompt(), [''] * num_samples, time.time()
-    try:
-        check_sampling([[0]], temperature, top_k, top_p, min_p, repetition_penalty)
-        if serve:
-            return run_server(model, tokenizer, stream)
-        if chat:
-            sys.stdin.reconfigure(errors='replace')  # a stray byte in what is typed ends nothing
-            return talk(model, tokenizer, stream, text)
-        if show != 'text':
-            look = {'probs': show_probs, 'attention': show_attention, 'embeddings': show_embeddings}[show]
-            return look(model, tokenizer, stream, text)
-        print(text, end='', flush=True)
-        for row, piece in stream(model, tokenizer, [text] * num_samples):
-            texts[row] += piece
-            if row == 0:
-                print(piece, end='', flush=True)
-    except ValueError as e:  # sampling settings out of their range
-        usage(str(e))
+    if serve:
+        return run_server(model, tokenizer, stream)
+    text, texts, start = read_prompt(), [''] * num_samples, time.time()
+    if chat:
+        sys.stdin.reconfigure(errors='replace')  # a stray byte in what is typed ends nothing
+        return talk(model, tokenizer, stream, text)
+    if show != 'text':
+        look = {'probs': show_probs, 'attention': show_attention, 'embeddings': show_embeddings}[show]
+        return look(model, tokenizer, stream, text)
+    print(text, end='', flush=True)
+    finished, counts = set(), []  # counts: of the tokens in each step
+    for row, piece in stream(model, tokenizer, [text] * num_samples, finished=finished,
+                             look=lambda *_: counts.append(num_samples - len(finished))):
+        texts[row] += piece
+        if row == 0:
+            print(piece, end='', flush=True)
     print()
     for row, more in enumerate(texts[1:], 1):
         print('-' * 15 + f' sample {row + 1}\n{text}{more}')
-    speed = sum(len(tokenizer.encode(t)) for t in texts) / (time.time() - start)
+    speed = sum(counts) / (time.time() - start)
     guessed = f", {100 * tally[0] / max(tally[1], 1):.0f} % of {tally[1]:,} guessed tokens accepted" if draft else ''
     print(f"({speed:,.0f} tokens/s on {where}{guessed})", file=sys.stderr)
 

@@ -235,7 +235,8 @@ def test_bleu_is_sacrebleu(monkeypatch, smooth, tokenize):
 
 @pytest.mark.parametrize('smooth', NLTK)
 def test_bleu_is_nltk(smooth):
-    counts = [E.bleu_counts(h.split(), [r.split() for r in right], least=1) for h, right in PAIRS]
+    counts = [E.bleu_counts(h.split(), [r.split() for r in right]) for h, right in PAIRS]
+    counts = [np.maximum(c, [0] * 6 + [1] * 4) for c in counts]  # NLTK counts one n-gram where a text is shorter than n
     assert [E.bleu(c, smooth) for c in counts] == pytest.approx(NLTK[smooth], abs=1e-6)
 
 def test_rouge_and_cider_and_the_rest():
