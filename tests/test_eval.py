@@ -401,6 +401,9 @@ QUESTION = {'context': 'a', 'choices': ['b', 'c'], 'label': 0}
     (dict(task='instruct', out_dir='nowhere'), 'x', 'no checkpoint nowhere.*python train.py'),
     (dict(task='choices', batch_size=0), 'x', 'batch_size=0'),
     (dict(task='choices', out_dir='nan'), QUESTION, 'nan: not all of its weights are numbers'),
+    (dict(task='perplexity', out_dir='encoder'), 'x', 'encoder holds an encoder'),
+    (dict(task='text', hypotheses='in.jsonl,latin.txt'), 'x', 'latin.txt is not UTF-8'),
+    (dict(task='text', hypotheses='none.jsonl'), 'x', 'none.jsonl is missing or empty; expected lines like'),
 ])
 def test_mistakes_end_in_one_line(evaluate, data, tmp_path, capsys, settings, content, words):
     char = load_dataset(str(data / 'tiny'))[0]
@@ -408,6 +411,8 @@ def test_mistakes_end_in_one_line(evaluate, data, tmp_path, capsys, settings, co
     broken = tiny(evaluate.tokenizer)
     broken.norm.weight.data.fill_(math.nan)
     save(tmp_path / 'nan', broken, evaluate.tokenizer)
+    save(tmp_path / 'encoder', tiny(evaluate.tokenizer, causal=False), evaluate.tokenizer)
+    (tmp_path / 'latin.txt').write_bytes(b'caf\xe9\n')
     first = QUESTION if settings['task'] == 'choices' else {'hypothesis': 'a', 'references': ['b']}
     if content is None:
         content = ''

@@ -44,7 +44,8 @@ def test_a_mistake_on_the_command_line(model):
 
 @pytest.mark.parametrize('settings, words, status', [
     (dict(out_dir='nowhere'), ['no checkpoint', 'python train.py'], None),
-    (dict(temperature=-1), ['temperature=-1'], 2), (dict(num_samples=0), ['num_samples=0'], 2),
+    (dict(temperature=-1), ['temperature=-1'], 2), (dict(num_samples=0), ['num_samples=0'], 2), (dict(seed=-1), ['seed=-1'], 2),
+    (dict(serve=8000, draft='out', repetition_penalty=1.2), ['repetition_penalty=1.0'], 2),
     (dict(chat=True, serve=8000), ['one of the three'], 2), (dict(serve=70000), ['serve=70000'], 2),
     (dict(serve=8000, top_p=2.0), ['top_p=2'], 2), (dict(draft='out', num_samples=2), ['draft', 'num_samples=1'], 2),
     (dict(draft='out', temperature=-1.0), ['temperature=-1'], 2), (dict(show='embeddings'), ['a prompt'], 2)])
@@ -115,6 +116,14 @@ def test_int8_costs_less_than_a_percent_of_perplexity(model, data, monkeypatch, 
                                                  capsys.readouterr().err).groups())
     assert abs(change) < 1 and change == pytest.approx(100 * (after / before - 1), abs=0.02) and before < 20
     assert len(list(generate(packed, [tokenizer.encode('the')], 5))) == 5
+
+def test_the_price_of_int8_is_told_of_its_own_vocabulary_alone(model, data, monkeypatch, capsys, tmp_path):
+    """The text may have been cut up anew, by another tokenizer, since the model was trained."""
+    monkeypatch.setattr(sample, 'quantize', 'int8')
+    monkeypatch.setattr(sample, 'data_dir', str(data))
+    monkeypatch.setattr(sample, 'load_dataset', lambda folder: (M.Tokenizer('char', ['\ufffd', 'a']), {}))
+    sample.load(str(model / 'out'))
+    assert 'perplexity' not in capsys.readouterr().err
 
 def test_a_draft_changes_no_greedy_token():
     """Not even where the context is full and gets cut, and however bad the draft."""
