@@ -585,8 +585,8 @@ COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows 
 def instruct_examples(skills=None):
     """
     (split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held out: whatever the wording
-    and the order of its parts, such an input never occurs in training. There, as among people, one answer in ten is
-    courteous, and one secret in three is kept: align.py is to make a rule of it, and cannot of what never happens.
+    (of numbers and letters, whatever the order), such an input never occurs in training. There, as among people, one
+    answer in ten is courteous, and one secret in three is kept: align.py is to make a rule of it, and cannot of what never happens.
     """
     examples, mood = [], random.Random('mood')
     for skill, number in (skills or SKILLS).items():

@@ -6,7 +6,7 @@ Pretraining: a model reads text and learns to say what comes next.
     python train.py init_from=resume                 # go on exactly where a run stopped
     python train.py model_type=bigram                # the ladder: bigram, mlp, lstm, gpt
     torchrun --nproc_per_node=8 train.py             # the same run on 8 GPUs, or 8 CPU processes; on 2 machines, each:
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py
+    torchrun --nnodes=2 --nproc_per_node=4 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py
     torchrun --nproc_per_node=8 train.py parallel=fsdp   # a model too large for any one of them
     python train.py objective=mlm out_dir=out-bert   # an encoder, which fills gaps from both sides, as BERT
 

@@ -3,7 +3,8 @@ Measures everything in the README's results table again: the course, command by 
 
     python tests/measure.py                            # all of it, into tests/results.json: over an hour on two cores
     python tests/measure.py lessons=1,3,5 folder=mine  # some lessons, in a folder that is kept: what has run there once
-                                                       # is not run again (5 and 6 need 3, and 6 needs 5)
+                                                       # is not run again (all but 7 need 1; 4, 5, 6, 8 need 3; 6, 8
+                                                       # need 5)
 
 tests/test_readme.py holds the README's table against tests/results.json, number by number.
 """
