@@ -665,7 +665,8 @@ def align():
         save('resume.pt', **progress())
         return say(f"stopped after step {step}; go on with  python align.py init_from=resume out_dir={out_dir}")
     if method == 'reward':
-        return say(f"next:  python align.py method=ppo reward=model reward_from={out_dir}")
+        own = f" dataset={dataset}" * (dataset != 'preferences')
+        return say(f"next:  python align.py method=ppo reward=model reward_from={out_dir}{own}")
     best_model, _, saved = load_model(out_dir, where)
     columns['after'] = column(Policy(best_model).to(where).eval())
     say(f"the weights of step {saved['step']}:")

@@ -156,10 +156,7 @@ def nearest(word, words):
     return "" if isinstance(words, list) else " (--help lists the settings)"
 
 def one_line(kind, error, trace):
-    """
-    An excepthook: no such file, disk full, permission denied, Ctrl-C … are the user's to mend, so say just
-    that.
-    """
+    """An excepthook: no such file, disk full, permission denied, Ctrl-C … are the user's to mend, so say just that."""
     if issubclass(kind, KeyboardInterrupt):
         print("\ninterrupted", file=sys.stderr)
     elif issubclass(kind, BrokenPipeError):  # python sample.py | head: the reader has seen enough

@@ -606,6 +606,7 @@ def main():
     if not re.fullmatch(r'(\d*\.)?\d+(,(\d*\.)?\d+)*' if task == 'code' else r'(\d*\.)?\d+', temperature):
         usage(f"temperature={temperature}: expected a number, 0 or more; only task=code takes several, with commas")
     names, (where, number) = out_dir.split(','), resolve_device(device, dtype)
+    print(f"(on {where}, {number})", file=sys.stderr)
     def load(name):
         model, tokenizer, _ = load_model(name, where)
         if not model.config.causal:

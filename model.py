@@ -1180,11 +1180,15 @@ def describe(model, batch_size=0, dtype='float32', optimizer='adamw', say=print)
     b, tokens = 2 if dtype != 'float32' else 4, batch_size * c.block_size
     layer = c.n_embd * (8 + 6 * b + 8 * (c.norm == 'rmsnorm')) + c.n_hidden * b * (4 if c.mlp == 'swiglu' else 2)
     layer += c.n_head * (16 * c.head_dim * c.qk_norm + b * c.block_size * (dtype == 'bfloat16' and c.block_size <= 512))
-    kept = c.n_layer * 4 * c.n_embd + layer if getattr(model, 'activation_checkpointing', False) else c.n_layer * layer
+    again = getattr(model, 'activation_checkpointing', False)
+    kept = c.n_layer * 4 * c.n_embd + layer if again else c.n_layer * layer
     memory = {'weights': 4 * total, 'gradients': 4 * total,
               'optimizer': 8 * total - (4 * inner if optimizer == 'muon' else 0), 'activations': kept * tokens,
               'scores': min(tokens, MOST_NUMBERS // c.vocab_size) * c.vocab_size * (12 + b),
-              'half copies': 2 * used if b == 2 else 0}  # autocast turns each weight into 16 bits, once per pass
+              # autocast turns each weight into 16 bits, once per pass; a layer's, where layers are computed again
+              'half copies': 2 * used // (c.n_layer if again else 1) if b == 2 else 0}
+    if next(model.parameters()).device.type == 'cpu':  # as measured, from 0.1M to 86M parameters: torch's own code, and
+        memory['heap'] = 40_000_000 + (memory['activations'] + memory['scores']) * 65 // 100  # holes between the blocks
     say(f"{c.model_type:<16}{total:>14,} parameters, {inner:,} of them in the layers")
     say(f"{'to train':<16}{flops:>14,} FLOPs per token")
     for name, size in {**memory, 'in all': sum(memory.values())}.items() if batch_size else ():

@@ -745,14 +745,14 @@ EXAMPLES = {'instruct': ('chat', conversations), 'alpaca': ('chat', alpaca_examp
 def write_examples(folder, kind, examples):
     """Examples -> train.jsonl, val.jsonl and meta.json, under these names only when whole."""
     splits = {}
-    with all_or_nothing(folder, 'train.jsonl', 'val.jsonl', 'meta.json') as names:
-        for split, name in zip(('train', 'val'), names):
+    with all_or_nothing(folder, 'train.jsonl', 'val.jsonl', 'meta.json') as paths:
+        for split, name in zip(('train', 'val'), paths):
             lines = [json.dumps(example, ensure_ascii=False) + '\n' for s, example in examples if s == split]
             text = ''.join(lines).encode('utf-8', 'replace')
             splits[split] = {'examples': len(lines), 'sha256': hashlib.sha256(text).hexdigest()}
             with open(name, 'wb') as f:
                 f.write(text)
-        with open(names[-1], 'w', encoding='utf-8') as f:
+        with open(paths[-1], 'w', encoding='utf-8') as f:
             json.dump({'dataset': dataset, 'kind': kind, 'source': input or dataset, 'splits': splits}, f)
     train, val = (splits[split]['examples'] for split in ('train', 'val'))
     print(f"{folder}: {kind}, {train:,} examples to learn from, {val:,} to validate with")
@@ -858,15 +858,15 @@ def folder_pictures(folder):
 def write_pictures(folder, parts):
     """(split, pictures, records) … -> train.npz, train.jsonl, val.npz, val.jsonl, meta.json, at once or not at all."""
     counts = {}
-    with all_or_nothing(folder, 'train.npz', 'val.npz', 'train.jsonl', 'val.jsonl', 'meta.json') as names:
-        for (split, pictures, records), arrays, lines in zip(parts, names, names[2:]):
+    with all_or_nothing(folder, 'train.npz', 'val.npz', 'train.jsonl', 'val.jsonl', 'meta.json') as paths:
+        for (split, pictures, records), arrays, lines in zip(parts, paths, paths[2:]):
             with open(arrays, 'wb') as f:
                 np.savez_compressed(f, images=pictures)
             with open(lines, 'w', encoding='utf-8', errors='replace') as f:
                 f.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
             with open(arrays, 'rb') as f:
                 counts[split] = {'pictures': len(pictures), 'sha256': hashlib.sha256(f.read()).hexdigest()}
-        with open(names[-1], 'w', encoding='utf-8') as f:
+        with open(paths[-1], 'w', encoding='utf-8') as f:
             json.dump({'dataset': dataset, 'kind': 'pictures', 'source': input or dataset, 'splits': counts}, f)
     print(f"{folder}: " + ', '.join(f"{split} {c['pictures']:,} pictures" for split, c in counts.items()))
     print(f"next:  python vlm.py dataset={dataset} out_dir=out-{dataset}")
@@ -1336,8 +1336,8 @@ def main():
     dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
     counts = {split: {'tokens': 0, 'documents': 0, 'bytes': 0} for split in ('train', 'val')}
     digests = {split: hashlib.sha256() for split in counts}
-    with all_or_nothing(folder, 'train.bin', 'val.bin', 'meta.json') as names:
-        with open(names[0], 'wb') as train, open(names[1], 'wb') as val:
+    with all_or_nothing(folder, 'train.bin', 'val.bin', 'meta.json') as paths:
+        with open(paths[0], 'wb') as train, open(paths[1], 'wb') as val:
             for split, ids, n_bytes in stream:
                 raw = np.asarray(ids, dtype=dtype).tobytes()
                 (train if split == 'train' else val).write(raw)
@@ -1351,7 +1351,7 @@ def main():
                 sys.exit(f"too little text in {input or dataset}: {counts[split]['tokens']} tokens for {split}.bin")
         meta = {'dataset': dataset, 'source': input or dataset, 'dtype': dtype, 'splits': counts,
                 'normalize': normalize, 'strip_control': strip_control, 'tokenizer': tok.to_dict()}
-        with open(names[-1], 'w', encoding='utf-8') as f:
+        with open(paths[-1], 'w', encoding='utf-8') as f:
             json.dump(meta, f)
     # 4. what came of it
     print(f"{folder}: tokenizer {tok.kind}, {tok.vocab_size:,} tokens in the vocabulary, {time.time() - start:.1f} s")
