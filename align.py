@@ -604,7 +604,8 @@ def align():
     start = mark = time.perf_counter()
     while True:
         # 7.1 evaluate, save
-        if step % eval_interval == 0 or step == max_iters:
+        # a run that goes on has done its first step's evaluation already
+        if (step % eval_interval == 0 or step == max_iters) and (step > first_step or step == 0):
             pause = time.perf_counter()
             with autocast:
                 val_loss, found, more = evaluate()

@@ -610,7 +610,8 @@ def train():
     start = mark = time.perf_counter()
     while True:
         # 8.1 evaluate, save
-        if step % eval_interval == 0 or step == max_iters:
+        # a run that goes on has done its first step's evaluation already
+        if (step % eval_interval == 0 or step == max_iters) and (step > first_step or step == 0):
             before = time.perf_counter()
             val_loss = evaluate()
             check_finite('loss', val_loss, step, learning_rate * rate(step), out_dir, best)

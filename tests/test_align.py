@@ -79,7 +79,16 @@ def test_stopping_and_going_on_changes_nothing(go, taught, how):
     go(out_dir='parts', max_iters=3, lr_decay_iters=6, **how)
     again = go('resume.pt', out_dir='parts', init_from='resume', max_iters=6)
     assert all(torch.equal(a, b) for a, b in zip(straight['policy'].values(), again['policy'].values(), strict=True))
+    assert straight['columns'] == again['columns'] and straight['best'] == again['best']
     load_model('parts')  # a plain checkpoint
+
+def test_a_run_that_gets_worse_keeps_its_best(go):
+    best = go(max_iters=3)['val_loss']
+    after = go('resume.pt', init_from='resume', max_iters=6, learning_rate=20.0)
+    with open('out/log.csv', encoding='utf-8') as f:
+        losses = {int(row['step']): float(row['val_loss']) for row in csv.DictReader(f) if row['val_loss']}
+    assert list(losses) == [0, 3, 6] and losses[6] > 1.01 * best
+    assert load_checkpoint('out')['val_loss'] == after['best'] == best
 
 # ---- what is wanted ----
 

@@ -217,6 +217,14 @@ def test_stopping_and_going_on_changes_nothing(go, how):
     assert same(straight, again) and straight['before'] == again['before']
     assert all(torch.equal(a, b) for a, b in zip(straight['learner'].values(), again['learner'].values(), strict=True))
 
+def test_a_run_that_gets_worse_keeps_its_best(go):
+    best = go(max_iters=10)['val_loss']
+    after = go('resume.pt', init_from='resume', max_iters=20, learning_rate=20.0, muon_learning_rate=20.0)
+    with open('out/log.csv', encoding='utf-8') as f:
+        losses = {int(row['step']): float(row['val_loss']) for row in csv.DictReader(f) if row['val_loss']}
+    assert list(losses) == [0, 10, 20] and losses[20] > 1.01 * best
+    assert load_checkpoint('out')['val_loss'] == after['best'] == best
+
 def test_a_resumed_run_evaluates_no_step_twice(go):
     go(max_iters=10)
     go(init_from='resume', max_iters=20)
