@@ -307,13 +307,16 @@ def test_stopping_and_going_on_changes_nothing(go, task):
     assert same(straight, go('resume.pt', out_dir='often', task=task, eval_interval=1,
                              log_interval=1))  # nor does looking
 
-def test_a_run_that_gets_worse_keeps_its_best(go):
+def test_a_run_that_gets_worse_keeps_its_best(go, monkeypatch):
     best = go(task='caption', max_iters=3)['val_loss']
+    measured = []
+    monkeypatch.setattr(V, 'measure', lambda model, *how: measured.append(V.weights(model)))
     after = go('resume.pt', init_from='resume', task='caption', max_iters=6, learning_rate=20.0, muon_learning_rate=20.0)
     with open('out/log.csv', encoding='utf-8') as f:
         losses = {int(row['step']): float(row['val_loss']) for row in csv.DictReader(f) if row['val_loss']}
     assert list(losses) == [0, 3, 6] and losses[6] > 1.01 * best
     assert load_checkpoint('out')['val_loss'] == after['best'] == best
+    assert same(measured[0], load_checkpoint('out')) and not same(measured[0], after)  # the best is what is measured
 
 def test_the_text_model_loads_as_a_plain_gpt(go):
     out = go(task='caption')
