@@ -639,12 +639,17 @@ def train():
             o.step()
             o.zero_grad(set_to_none=True)
         step += 1
+        stopping = len(stop) > 0
+        if world > 1:  # if one was asked to stop, all do
+            flag = torch.tensor(stopping, dtype=torch.int, device=where)
+            dist.all_reduce(flag)
+            stopping = flag.item() > 0
         # 8.4 report
-        if step % log_interval == 0 or step == max_iters or (stop and world == 1):
-            report = torch.stack(losses + [torch.tensor(float(len(stop)), device=where)])
+        if step % log_interval == 0 or step == max_iters or stopping:
+            report = torch.stack(losses)
             if world > 1:
-                dist.all_reduce(report)  # the sum over processes; and if one was asked to stop, all do
-            *values, stopping = report.tolist()
+                dist.all_reduce(report)  # the sum over processes
+            values = report.tolist()
             for at, value in enumerate(values, step - len(values)):
                 check_finite('loss', value, at, learning_rate * rate(at), out_dir, best)
             now = time.perf_counter()
