@@ -165,7 +165,7 @@ class Policy(nn.Module):
         return self.head(self.model.hidden(x)[torch.arange(len(x)), last]).float().squeeze(1)  # (B,)
 
     def forward(self, x, y):
-        """log p of the answers' tokens and the head's numbers there, (B, T); log p of all tokens for those N, (N, V)."""
+        """log p of the answers' tokens and the head's numbers there, (B, T); log p of all tokens for these, (N, V)."""
         said = y >= 0
         h = self.model.hidden(x)[said]  # (N, C): only where something is said, which saves most scores
         logp = self.model.logits(h).float().log_softmax(-1)
@@ -345,7 +345,7 @@ def ppo_updates(policy, reference, judge, examples, tokenizer, step, where):
         advantages = group_advantages(scores, group_size)[:, None] * said
     else:
         rewards = -kl_coef * kl  # every token pays for leaving the reference …
-        rewards[torch.arange(len(x)), last - 1] += scores  # … and the one that says <|end|> gets what the answer earned
+        rewards[torch.arange(len(x)), last - 1] += scores  # … and the last one gets what the answer earned
         advantages, returns = gae(rewards, values, said, lam)
         # how much of the returns' variance the critic explains: 1 all, 0 no more than a constant, below 0 worse
         explained = 1 - (returns - values)[said].var() / returns[said].var().clamp(min=1e-8)
@@ -484,7 +484,7 @@ def align():
         usage(f"batch_size={batch_size} does not divide into minibatches={minibatches}")
     if method == 'grpo' and batch_size % group_size:
         usage(f"batch_size={batch_size} does not divide into groups of group_size={group_size}")
-    if os.path.realpath(out_dir) == os.path.realpath(init_from):
+    if os.path.realpath(out_dir) == os.path.realpath(init_from.removesuffix('/ckpt.pt')):
         usage(f"out_dir={out_dir} is where {init_from} lies, which stays as it is: choose another")
     where, number = resolve_device(device, dtype)
     if number == 'float16' or (dtype == 'auto' and method in ('ppo', 'grpo')):
@@ -601,11 +601,11 @@ def align():
 
     # 7. the loop
     first_step, seen, warned = step, defaultdict(list), False
+    evaluated = step if step > 0 and step % eval_interval == 0 else None  # by the run that goes on here
     start = mark = time.perf_counter()
     while True:
         # 7.1 evaluate, save
-        # a run that goes on has done its first step's evaluation already
-        if (step % eval_interval == 0 or step == max_iters) and (step > first_step or step == 0):
+        if (step % eval_interval == 0 or step == max_iters) and step != evaluated:
             pause = time.perf_counter()
             with autocast:
                 val_loss, found, more = evaluate()

@@ -96,14 +96,14 @@ def read_jsonl(path, parse, example):
             yield item
 
 def read_chats():
-    """The dataset's conversations -> (what is said before, the right answer, the skill)."""
+    """The dataset's conversations -> (what is said before, the right answer, the skill); those with both."""
     def parse(item):
         *before, last = item['messages']
-        if not before or last['role'] != 'assistant':
-            raise ValueError("the last of at least two messages should be the assistant's")
-        return before, last['content'] + '', item.get('skill', 'any')  # + '': a TypeError for what is no text
+        right = last['content'] + ''  # + '': a TypeError for what is no text
+        return (before, right, item.get('skill', 'any')) if before and last['role'] == 'assistant' else None
     example = '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
-    return islice(read_jsonl(os.path.join(data_dir, dataset, f'{split}.jsonl'), parse, example), limit or None)
+    chats = read_jsonl(os.path.join(data_dir, dataset, f'{split}.jsonl'), parse, example)
+    return islice(filter(None, chats), limit or None)
 
 def batches(items, n):
     """Lists of n items, the last maybe shorter. Someone at a terminal is told how far it is."""
@@ -173,9 +173,12 @@ def perplexity(model, tokenizer, name):
     """
     loss, bits, lossless, sizes = np.zeros(6), np.zeros(6), tokenizer.kind != 'word', Counter()  # <unk> loses words
     packers = {'gzip -9': zlib.compressobj(9, wbits=31)}  # 31: with gzip's header
-    with suppress(ImportError):  # a Python that was built without them
-        import bz2, lzma
-        packers.update({'bzip2': bz2.BZ2Compressor(), 'xz': lzma.LZMACompressor()})
+    with suppress(ImportError):  # a Python that was built without it
+        import bz2
+        packers['bzip2'] = bz2.BZ2Compressor()
+    with suppress(ImportError):
+        import lzma
+        packers['xz'] = lzma.LZMACompressor()
     for batch, x, y in window_batches([model], tokenizer, name):
         for (ids, done), nats in zip(batch, model(x, y, reduction='none').cpu().double().sum(1).tolist()):
             targets = ids[done + 1:]
@@ -606,7 +609,7 @@ def main():
     if not re.fullmatch(r'(\d*\.)?\d+(,(\d*\.)?\d+)*' if task == 'code' else r'(\d*\.)?\d+', temperature):
         usage(f"temperature={temperature}: expected a number, 0 or more; only task=code takes several, with commas")
     names, (where, number) = out_dir.split(','), resolve_device(device, dtype)
-    print(f"(on {where}, {number})", file=sys.stderr)
+    print(f"on {where}, {number}")
     def load(name):
         model, tokenizer, _ = load_model(name, where)
         if not model.config.causal:

@@ -514,8 +514,10 @@ def finetune():
 
     # 9. the loop
     first_step, losses, stopping = step, [], False
-    questions = examples['val'][:num_samples] if task == 'sft' else []
+    evaluated = step if step > 0 and step % eval_interval == 0 else None  # by the run that goes on here
+    questions = examples['val'] if task == 'sft' else []
     questions = [e for e in questions if len(e['messages']) > 1 and e['messages'][-1]['role'] == 'assistant']
+    questions = questions[:num_samples]
     if chief and questions and step == 0:
         before = exact_match(questions, answer(model, tokenizer, [e['messages'] for e in questions], autocast))
     batches = eval_batches(data['val'], eval_iters * batch_size)[rank::world]
@@ -523,8 +525,7 @@ def finetune():
     start = mark = time.perf_counter()
     while True:
         # 9.1 evaluate, save
-        # a run that goes on has done its first step's evaluation already
-        if (step % eval_interval == 0 or step == max_iters) and (step > first_step or step == 0):
+        if (step % eval_interval == 0 or step == max_iters) and step != evaluated:
             pause = time.perf_counter()
             sums = evaluate(learner, batches)
             if world > 1:

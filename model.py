@@ -962,7 +962,8 @@ def load_dataset(folder):
         if 'kind' in meta:
             script = {'labels': 'finetune.py task=classify', 'preferences': 'align.py', 'pictures': 'vlm.py',
                       'choices': 'eval.py task=choices'}.get(meta['kind'], 'finetune.py')
-            sys.exit(f"{folder} holds {meta['kind']}, not text: use it with  python {script} "
+            what = 'conversations' if meta['kind'] == 'chat' else meta['kind']
+            sys.exit(f"{folder} holds {what}, not text: use it with  python {script} "
                      f"dataset={os.path.basename(folder)}")
         tokenizer = Tokenizer.from_dict(meta['tokenizer'])
         dtype = {'<u2': np.dtype('<u2'), '<u4': np.dtype('<u4')}[meta['dtype']]  # these two and no other
@@ -989,8 +990,8 @@ def load_examples(folder):
     for split, examples in splits.items():
         path = os.path.join(folder, f'{split}.jsonl')
         if not os.path.exists(path):
-            sys.exit(f"no {path}: make it with  python prepare.py dataset={os.path.basename(folder)}  "
-                     "(and input=FILE.jsonl for your own)")
+            sys.exit(f"no {path}: make it with  python prepare.py dataset={os.path.basename(folder)} input=FILE.jsonl, "
+                     "or take  dataset=instruct  (align.py: preferences), which prepare.py makes up")
         with open(path, 'rb') as f:
             for number, line in enumerate(f, 1):
                 try:
@@ -1165,8 +1166,8 @@ def resolve_device(device='auto', dtype='auto', save_memory=False):
 
 def describe(model, batch_size=0, dtype='float32', optimizer='adamw', say=print):
     """
-    What a model costs, from its shape alone: prints a table of parameters, FLOPs per token of training, and memory in a
-    training step of batch_size rows; returns it as a dictionary (memory in bytes).
+    What a model costs, from its shape and whether it lies on a CPU: prints a table of parameters, FLOPs per token of
+    training, and memory in a training step of batch_size rows; returns it as a dictionary (memory in bytes).
     """
     c = model.config
     sizes = {name: p.numel() for name, p in model.named_parameters()}

@@ -148,7 +148,7 @@ def train_bpe(words, vocab_size):
     return vocab
 
 # ------------------------------------------------------------------------------------------------------------
-# 2. Where text comes from. A document is (split or None, its text in pieces), and no file is ever read whole.
+# 2. Where text comes from. A document is (split or None, its text in pieces), and no text file is read whole.
 
 def pieces_of(path):
     """
@@ -205,8 +205,9 @@ def records(path):
         try:
             yield place, dict(json.loads(entry.decode('utf-8-sig')) if isinstance(entry, bytes) else entry)
         except (ValueError, TypeError, RecursionError):
+            entry = entry.decode('utf-8', 'replace').strip() if isinstance(entry, bytes) else str(entry)
             sys.exit(f'{place}: expected JSON like {{"text": …}} or {{"prompt": …, "completion": …}}, not '
-                     f'{str(entry)[:40]}')
+                     f'{entry[:40]!r}')
 
 def file_documents(paths):
     """One document a file, or one a line of .jsonl."""
@@ -585,8 +586,9 @@ COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows 
 def instruct_examples(skills=None):
     """
     (split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held out: whatever the wording
-    (of numbers and letters, whatever the order), such an input never occurs in training. There, as among people, one
-    answer in ten is courteous, and one secret in three is kept: align.py is to make a rule of it, and cannot of what never happens.
+    (of sums, comparisons and letters to sort, whatever the order), such an input never occurs in training. There, as
+    among people, one answer in ten is courteous, and one secret in three is kept: align.py is to make a rule of it, and
+    cannot of what never happens.
     """
     examples, mood = [], random.Random('mood')
     for skill, number in (skills or SKILLS).items():
@@ -697,10 +699,11 @@ def labelled(record):
 FORMS = ('messages', 'instruction', 'prompt')  # what a conversation may come as: each has one of these keys
 
 def kind_of_input():
-    """text, chat, labels or preferences: what the first record of input= shows."""
-    if not os.path.isfile(input) or not input.endswith(('.json', '.jsonl', '.tsv')):
+    """text, chat, labels or preferences: what the first record of input= shows; a folder or glob may hold .jsonl."""
+    paths = local_files(input)
+    if not all(p.endswith('.jsonl') or (p == input and p.endswith(('.json', '.tsv'))) for p in paths):
         return 'text'
-    first = next(records(input), ('', {}))[1]
+    first = next(records(paths[0]), ('', {}))[1]
     return 'labels' if 'label' in first else 'preferences' if 'chosen' in first or 'rejected' in first else \
         'chat' if any(form in first for form in FORMS) else 'text'
 
@@ -756,8 +759,8 @@ def write_examples(folder, kind, examples):
             json.dump({'dataset': dataset, 'kind': kind, 'source': input or dataset, 'splits': splits}, f)
     train, val = (splits[split]['examples'] for split in ('train', 'val'))
     print(f"{folder}: {kind}, {train:,} examples to learn from, {val:,} to validate with")
-    counts = Counter(e.get('label') or e.get('skill') for _, e in examples)
-    if None not in counts:
+    counts = Counter(str(e.get('label') or e.get('skill')) for _, e in examples)
+    if 'None' not in counts:
         print('  ' + ', '.join(f"{name} {n:,}" for name, n in counts.most_common(20)))
     print('  one of them: ' + lines[0].strip()[:300])
     script, more = 'align' if kind == 'preferences' else 'finetune', ' task=classify' if kind == 'labels' else ''
@@ -1091,7 +1094,8 @@ def import_tokenizer(folder, vocab_size):
     tokenizer.json -> Tokenizer. The file lists which pairs to merge, and when; tiktoken merges whatever makes a token,
     the lowest id first. Both do the same if every token, spelled in bytes and merged by the list, comes out whole, and
     the merges that complete the tokens have the order of their ids: then no other merge is ever reached. The order is
-    checked; a token that does not come out whole is never encoded.
+    checked; a token that does not come out whole is never encoded (or as a whole word alone, with
+    ignore_merges).
     """
     path = os.path.join(folder, 'tokenizer.json')
     found, settings = read_json(path), os.path.join(folder, 'tokenizer_config.json')
@@ -1169,7 +1173,7 @@ def import_weights():
         if n not in tensors or tensors[n][0] != shape:
             found = f"of shape {tensors[n][0]}" if n in tensors else "missing"
             sys.exit(f"in {folder}, {n} is {found}, but config.json asks for one of shape {shape}")
-    # computed from the config, not learned
+    # computed from the config; or, tied, there already
     idle = r'.*\.attn\.(masked_)?bias|.*\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')
     for n in tensors.keys() - {n for _, theirs, _ in wanted for n, _ in theirs}:
         if not re.fullmatch(idle, n):
@@ -1319,11 +1323,11 @@ def main():
     if not input and dataset in EXAMPLES:
         what, make = EXAMPLES[dataset]
         return write_examples(folder, what, list(make()))
-    if input and (what := kind_of_input()) != 'text':
-        return write_examples(folder, what, own_examples(local_files(input), what))
     captions = os.path.isdir(input) and os.path.exists(os.path.join(input, 'captions.jsonl'))
     if captions or input.endswith('.npz') or (dataset == 'cifar10' and not input):
         return prepare_pictures(folder)
+    if input and (what := kind_of_input()) != 'text':
+        return write_examples(folder, what, own_examples(local_files(input), what))
     # 1. what to keep, and 2. the vocabulary
     if dataset == 'fineweb' and not input:
         plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's

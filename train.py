@@ -250,22 +250,26 @@ def train():
     old = resumed or (load_checkpoint(init_from) if init_from != 'scratch' else None)
     names = [f.name for f in fields(GPTConfig) if f.name in SETTINGS]
     try:
-        shape = {'vocab_size': tokenizer.vocab_size, 'causal': objective == 'clm', **(old['config'] if old else {})}
-        wanted = {name for name in names if not old or name in given or name == 'dropout'}
-        config = GPTConfig(**{**shape, **{name: globals()[name] for name in wanted}})
+        if not old:
+            shape, free = {'vocab_size': tokenizer.vocab_size, 'causal': objective == 'clm'}, names
+        else:
+            source = f"{out_dir}/resume.pt" if resumed else f"the checkpoint in {init_from}"
+            shape, free = old['config'], ['dropout']  # what may change; and positions that are computed go on for ever
+            if 'block_size' in given and not resumed and shape['position'] != 'learned':
+                free.append('block_size')
+            if Tokenizer.from_dict(old['tokenizer']) != tokenizer:
+                sys.exit(f"{source} reads with another tokenizer than dataset={dataset}: train from scratch")
+            if shape['causal'] != (objective == 'clm'):
+                sys.exit(f"{source} was made for another objective: add  "
+                         f"objective={'clm' if shape['causal'] else 'mlm'}")
+            for name in names:
+                value = shape['n_head'] if (name, globals()[name]) == ('n_kv_head', 0) else globals()[name]
+                if name in given and name not in free and value != shape[name]:
+                    sys.exit(f"{source} has {name}={shape[name]}, not {value}: leave {name} out")
+        config = GPTConfig(**{**shape, **{name: globals()[name] for name in free}})
+        globals().update({name: getattr(config, name) for name in names if old})
     except ValueError as e:
         usage(str(e))
-    if old:
-        source = f"{out_dir}/resume.pt" if resumed else f"the checkpoint in {init_from}"
-        if Tokenizer.from_dict(old['tokenizer']) != tokenizer:
-            sys.exit(f"{source} reads with another tokenizer than dataset={dataset}: train from scratch")
-        if config.causal != (objective == 'clm'):
-            sys.exit(f"{source} is for objective={'clm' if config.causal else 'mlm'}: leave objective={objective} out")
-        longer = not resumed and config.position != 'learned'  # positions that are computed go on as far as one likes
-        for name in wanted - {'dropout'} - ({'block_size'} if longer else set()):
-            if getattr(config, name) != old['config'][name]:
-                sys.exit(f"{source} has {name}={old['config'][name]}, not {globals()[name]}: leave {name} out")
-        globals().update({name: getattr(config, name) for name in names})
     causal = config.causal  # sees only what came before; False for objective=mlm
     for split, ids in data.items():
         if len(ids) <= block_size:
@@ -393,12 +397,12 @@ def train():
     gpu = torch.cuda.get_device_name() if kind == 'cuda' else ''
     peak = next((flops for name, flops in PEAKS.items() if name in gpu), None)
     first_step, history, losses, stopping = step, [], [], False
+    evaluated = step if step > 0 and step % eval_interval == 0 else None  # by the run that goes on here
     model.train()
     start = mark = time.perf_counter()
     while True:
         # 8.1 evaluate, save, show
-        # a run that goes on has done its first step's evaluation already
-        if (step % eval_interval == 0 or step == max_iters) and (step > first_step or step == 0):
+        if (step % eval_interval == 0 or step == max_iters) and step != evaluated:
             pause = time.perf_counter()
             val_loss = evaluate(data['val'], eval_windows(data['val'], eval_iters * batch_size))
             check_finite('validation loss', val_loss, step, learning_rate * rate(step), out_dir, best)

@@ -485,6 +485,8 @@ def train():
     # 1. settings that make no sense, and those of the run that we resume
     resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
     if resumed:  # its own settings, unless given again
+        if 'optimizers' not in resumed:
+            sys.exit(f"{out_dir}/resume.pt is no run of vlm.py: start from its weights with init_from={out_dir}")
         past = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
         globals().update({k: v for k, v in past.items() if k not in given})
     expect(globals(), 'image_size patch_size batch_size text_layers questions eval_interval eval_iters '
@@ -494,7 +496,8 @@ def train():
     expect(globals(), 'word_dropout', least=0, below=1)
     if freeze and (task == 'clip' or init_from == 'scratch'):
         usage("freeze=True keeps a tower that has learned to see: it needs task=caption or vqa, and init_from=out-clip")
-    if os.path.realpath(out_dir) == os.path.realpath(init_from) and max_iters > 0:
+    base = os.path.realpath(init_from.removesuffix('/ckpt.pt'))
+    if init_from not in ('scratch', 'resume') and max_iters > 0 and os.path.realpath(out_dir) == base:
         usage(f"out_dir={out_dir} is where {init_from} lies, which stays as it is: choose another")
 
     # 2. processes: torchrun starts several and tells each who it is; alone, we are the only one
@@ -523,7 +526,7 @@ def train():
             sys.exit(f"{source} is a text model, with another tokenizer than dataset={dataset}: start from one that "
                      "vlm.py made, or from scratch")
         fixed = 'image_size patch_size n_layer n_head n_embd' + ' fusion text_layers' * bool(same)
-        fixed += ' task freeze block_size' * bool(resumed)
+        fixed += ' task freeze' * bool(resumed) + ' block_size' * bool(resumed or (same and max_iters == 0))
         for name in fixed.split():
             if name in given and globals()[name] != old['settings'][name]:
                 sys.exit(f"{source} has {name}={old['settings'][name]}, not {globals()[name]}: leave {name} out")
@@ -605,13 +608,13 @@ def train():
 
     # 8. the loop
     first_step, losses, stopping = step, [], False
+    evaluated = step if step > 0 and step % eval_interval == 0 else None  # by the run that goes on here
     mine = batch_size // world
     model.train()
     start = mark = time.perf_counter()
     while True:
         # 8.1 evaluate, save
-        # a run that goes on has done its first step's evaluation already
-        if (step % eval_interval == 0 or step == max_iters) and (step > first_step or step == 0):
+        if (step % eval_interval == 0 or step == max_iters) and step != evaluated:
             before = time.perf_counter()
             val_loss = evaluate()
             check_finite('loss', val_loss, step, learning_rate * rate(step), out_dir, best)

@@ -337,7 +337,7 @@ def test_a_teacher_must_read_the_same_tokens(go):
         go(teacher='other')
 
 @pytest.mark.parametrize('changes, words', [
-    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere', 'input=FILE.jsonl']),
+    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere input=FILE.jsonl', 'dataset=instruct']),
     (dict(init_from='nowhere'), ['no checkpoint']),
     (dict(method='lora', lora_on='qkv,query'), ["no matrix 'query'", 'qkv']),
     (dict(out_dir='base'), ['where the base lies']),

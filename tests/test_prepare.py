@@ -323,7 +323,7 @@ def lines(path):
     return [json.loads(line) for line in open(path, encoding='utf-8')]
 
 def test_no_input_of_validation_is_ever_trained_on(monkeypatch):
-    """Whatever the wording and the order of its parts: every exercise that the skills draw is noted down, with its input."""
+    """Whatever the wording: every exercise that the skills draw is noted down, with its input."""
     drawn = {}
     def watched(skill):
         def draw(rng):
@@ -382,6 +382,13 @@ def test_conversations_in_the_usual_forms(settings, tmp_path, form):
     assert roles == [('system', 's')] * (form == 'messages') + [('user', 'u\n\nmore' if form == 'alpaca' else 'u'),
                                                                 ('assistant', 'a')]
     assert len(lines(folder / 'train.jsonl')) == 18 and len(lines(folder / 'val.jsonl')) == 2  # every tenth
+
+def test_a_folder_of_conversations(settings, tmp_path):
+    for name in 'ab':
+        jsonl(tmp_path / 'in' / f'{name}.jsonl', {**GOOD, 'prompt': name}, {**GOOD, 'prompt': name + name})
+    folder = settings(input=str(tmp_path / 'in'))
+    asked = [e['messages'][0]['content'] for split in ('train', 'val') for e in lines(folder / f'{split}.jsonl')]
+    assert asked == ['a', 'aa', 'b', 'bb']
 
 def test_a_json_list_is_read_too_and_copies_are_dropped(settings, tmp_path, capsys):
     folder = settings(input=write(tmp_path / 'a.json', json.dumps([FORMS['alpaca'], FORMS['alpaca'],

@@ -429,6 +429,13 @@ def test_a_clash_with_the_checkpoint_is_refused(go):
         go(init_from='resume', dataset='bpe')
     with pytest.raises(SystemExit, match='block_size=32, not 64'):
         go(init_from='resume', block_size=64)
+    with pytest.raises(SystemExit, match=r'has n_head=\d, not 5'):  # which n_embd is not divisible by, but that is not why
+        go(init_from='resume', n_head=5)
+    config = go(init_from='out', out_dir='other', max_iters=1, n_head=TINY['n_head'], n_kv_head=0)['config']  # as it is
+    assert config['n_kv_head'] == config['n_head'] == TINY['n_head']
+    go(objective='mlm', out_dir='gaps', max_iters=2)
+    with pytest.raises(SystemExit, match='another objective: add  objective=mlm'):
+        go(init_from='gaps', out_dir='other')
 
 def test_an_encoder_is_not_asked_to_write(go, tmp_path):
     go(objective='mlm', max_iters=2)

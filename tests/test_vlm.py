@@ -130,8 +130,7 @@ def test_targets_count_in_the_answer_alone():
     idx, targets = V.collate(tokenizer, [('what shape is red?', 'circle'), ('', 'a red circle')])
     for row, answer in zip(targets, ('circle', 'a red circle')):
         assert tokenizer.decode(row[row >= 0].tolist()) == answer + '<|end|>'
-    _, several = V.collate(tokenizer, [[('what shape is red?', 'circle'),
-                                                        ('how many shapes are there?', 'one')]])
+    _, several = V.collate(tokenizer, [[('what shape is red?', 'circle'), ('how many shapes are there?', 'one')]])
     assert tokenizer.decode(several[several >= 0].tolist()) == 'circle<|end|>one<|end|>'
     last = (targets[0] >= 0).nonzero()[-1].item()
     assert idx[0, last + 1] == tokenizer.end and (idx[0, last + 2:] == tokenizer.pad).all()
