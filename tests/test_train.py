@@ -200,6 +200,13 @@ def test_torchrun_goes_on_after_a_process_was_killed(go, tmp_path, data):
 
 # ---- learning ----
 
+def test_only_its_own_save_is_what_a_restarted_run_goes_on_from(go, monkeypatch):
+    asked = go('resume.pt')['asked']
+    monkeypatch.setattr(T.dist, 'all_reduce', lambda tensor, op: None)
+    for count, wanted, step in (('0', asked, None), ('1', asked, 20), ('1', {**asked, 'seed': 1}, None)):
+        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', count)
+        assert (T.last_save(wanted) or {'step': None})['step'] == step
+
 @pytest.mark.parametrize('model_type', ['gpt', 'lstm', 'mlp', 'bigram'])
 def test_every_rung_of_the_ladder_learns(go, model_type):
     out = go(model_type=model_type, max_iters=60, lr_decay_iters=60, eval_interval=30,
@@ -291,6 +298,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, data, go, name):
     rest = process.stdout.read()
     assert process.wait() == 0 and 'init_from=resume out_dir=out' in rest, rest
     step = load_checkpoint(str(tmp_path / 'out' / 'resume.pt'))['step']
+    assert f'stopped after step {step};' in rest  # the last step is what was saved
     resumed = go('resume.pt', init_from='resume', max_iters=step + 3, out_dir='out')
     assert same(resumed, go('resume.pt', max_iters=step + 3, out_dir='straight', lr_decay_iters=100000))
 
