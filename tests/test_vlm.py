@@ -312,10 +312,17 @@ def test_a_run_that_gets_worse_keeps_its_best(go, monkeypatch):
     monkeypatch.setattr(V, 'measure', lambda model, *how: measured.append(V.weights(model)))
     after = go('resume.pt', init_from='resume', task='caption', max_iters=6, learning_rate=20.0, muon_learning_rate=20.0)
     with open('out/log.csv', encoding='utf-8') as f:
-        losses = {int(row['step']): float(row['val_loss']) for row in csv.DictReader(f) if row['val_loss']}
-    assert list(losses) == [0, 3, 6] and losses[6] > 1.01 * best
+        losses = [(int(row['step']), float(row['val_loss'])) for row in csv.DictReader(f) if row['val_loss']]
+    assert [step for step, _ in losses] == [0, 3, 6] and losses[-1][1] > 1.01 * best
     assert load_checkpoint('out')['val_loss'] == after['best'] == best
     assert same(measured[0], load_checkpoint('out')) and not same(measured[0], after)  # the best is what is measured
+
+def test_pictures_and_captions_of_an_earlier_run_are_set_aside_too(go):
+    go()
+    for name in ('sheet.png', 'captions-val.jsonl'):
+        open(f'out/{name}', 'w').close()
+    go()
+    assert os.path.exists('out/previous-1/sheet.png') and os.path.exists('out/previous-1/captions-val.jsonl')
 
 def test_the_text_model_loads_as_a_plain_gpt(go):
     out = go(task='caption')
