@@ -660,10 +660,11 @@ def align():
             seen, mark = defaultdict(list), now
 
     # 8. the end: what was learned, by the best weights, as they lie in ckpt.pt
-    put_back()
     log.file.close()
     if stop and step < max_iters:
         save('resume.pt', **progress())
+    put_back()  # not before: who asks a second time shall not interrupt what was saved for the first
+    if stop and step < max_iters:
         return say(f"stopped after step {step}; go on with  python align.py init_from=resume out_dir={out_dir}")
     if method == 'reward':
         own = f" dataset={dataset}" * (dataset != 'preferences')

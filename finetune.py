@@ -608,11 +608,11 @@ def finetune():
             losses, mark = [], now
 
     # 10. the end: what was learned, by the best weights, as they lie in ckpt.pt
-    put_back()
     if stopping:
         save_progress()
         say(f"stopped after step {step}; go on with  python finetune.py init_from=resume out_dir={out_dir}")
     elif chief:
+        put_back()
         log.file.close()
         best_model, _, saved = load_model(out_dir, where)
         if labels:
@@ -636,6 +636,7 @@ def finetune():
     if world > 1:
         dist.barrier()  # leave together: a process that is gone early takes its connections down with it
         dist.destroy_process_group()
+    put_back()  # not before: who asks a second time shall not interrupt what was saved for the first
 
 if __name__ == '__main__':
     finetune()

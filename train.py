@@ -479,11 +479,11 @@ def train():
             losses, mark = [], now
 
     # 9. the end: what was learned
-    put_back()
     if stopping:
         save_progress()
         say(f"stopped after step {step}; go on with  python train.py init_from=resume out_dir={out_dir}")
     else:
+        put_back()
         ids = data['val'][:1_000_000]
         loss = evaluate(ids, eval_windows(ids, 0))
         say(f"loss {sparkline(history)} {history[-1]:.3f}" if history else 'nothing left to train')
@@ -502,6 +502,7 @@ def train():
     if many:
         dist.barrier()  # leave together: a process that is gone early takes its connections down with it
         dist.destroy_process_group()
+    put_back()  # not before: who asks a second time shall not interrupt what was saved for the first
 
 def compressors(text):
     """{'gzip -9': bits, …}: how small the usual programs make these bytes, as far as this Python has them."""

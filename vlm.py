@@ -666,18 +666,19 @@ def train():
             losses, mark = [], now
 
     # 9. the end: what was learned
-    put_back()
     if stopping:
         if chief:
             save('resume.pt', **progress())
         say(f"stopped after step {step}; go on with  python vlm.py init_from=resume out_dir={out_dir}")
     elif chief:
+        put_back()
         log.file.close()
         load_weights(model, load_checkpoint(out_dir), True)  # the best, which is what the folder keeps
         measure(model, tokenizer, where, autocast)
     if world > 1:
         dist.barrier()  # leave together: a process that is gone early takes its connections down with it
         dist.destroy_process_group()
+    put_back()  # not before: who asks a second time shall not interrupt what was saved for the first
 
 # ------------------------------------------------------------------------------------------------------------
 # 5. What was learned
