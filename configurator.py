@@ -1,168 +1,215 @@
 """
 Command-line settings for every script here: `key=value` overrides a global.
 
-A script keeps its settings as plain globals at the top of the file and calls configure() right below them:
+A script keeps its settings as plain globals at its top, and calls configure() right below them:
 
     learning_rate = 3e-3  # peak learning rate
     schedule = 'cosine'   # cosine | linear | step | wsd: how the learning rate falls
-    configure(globals())
+    given = configure(globals())
 
 and then this works, without a word of argparse:
 
     python train.py learning_rate=1e-3             # also --learning_rate=1e-3
-    python train.py compile                        # a bare name switches a True/False setting on; also --compile
-    python train.py big.txt learning_rate=1e-3     # first the `key = value` lines of big.txt, then the command line
-    python train.py --help                         # the docstring, and each setting with its comment
+    python train.py compile                        # a bare name switches a True/False setting on
+    python train.py big.txt learning_rate=1e-3     # first the `key = value` lines of big.txt
+    python train.py --help                         # the docstring, and each setting
 
-The comment is part of the contract: where it opens with words between bars, as `cosine | linear | step |
-wsd:` above, exactly those values are accepted. A value must fit the type of its default. Nothing is ever
-executed: values are Python literals, read by ast.literal_eval. Every mistake ends in one line on stderr and
-exit status 2.
+The comment is part of the contract: where it opens with words between bars, as `cosine | linear`
+above, exactly those values are accepted. A value must fit the type of its default. Nothing is ever
+executed: values are Python literals. Every mistake ends in one line on stderr and exit status 2.
 """
-import ast, difflib, os, re, sys
+import ast, difflib, os, re, sys, traceback
+from pathlib import Path
+
+MAX_FILE_BYTES = 2**20  # of a file of settings
 
 def usage(message):
     """End the program over a mistake in the command itself: one line on stderr, exit status 2."""
-    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
+    line = ' '.join(message.splitlines())  # a value may hold line breaks; its message shall not
+    print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
     sys.exit(2)
 
 def expect(settings, names, least=None, above=None, below=None):
-    """End with one line where a setting makes no sense: expect(globals(), 'dropout beta1', least=0, below=1)."""
-    bounds = [(least, 'at least', lambda v: v >= least), (above, 'more than', lambda v: v > above),
-              (below, 'less than', lambda v: v < below)]
+    """End with one line where a setting makes no sense: expect(globals(), 'dropout', least=0)."""
     for name in names.split():
-        if not all(holds(settings[name]) for bound, _, holds in bounds if bound is not None):
-            wanted = ' and '.join(f"{word} {bound}" for bound, word, _ in bounds if bound is not None)
-            usage(f"{name}={settings[name]}: expected {wanted}")
+        value = settings[name]
+        if least is not None and value < least:
+            usage(f"{name}={value}: expected at least {least}")
+        if above is not None and value <= above:
+            usage(f"{name}={value}: expected more than {above}")
+        if below is not None and value >= below:
+            usage(f"{name}={value}: expected less than {below}")
 
 def configure(settings):
     """
-    Override `settings` (a script's globals()) from the command line, and return the names that were given
-    there. Does nothing when the script is imported.
+    Override `settings` (a script's globals()) from the command line, and return the names that were
+    given there. Does nothing when the script is imported.
     """
     if settings['__name__'] != '__main__':
         return set()
-    sys.excepthook = one_line  # from here on, what the operating system refuses ends in one line too
+    sys.excepthook = one_line
     if hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='replace')  # a terminal that cannot show a character shows a question mark
-    with open(settings['__file__'], encoding='utf-8') as f:
-        source = f.read()
-    defaults = {k: v for k, v in settings.items()
-                if not k.startswith('_') and isinstance(v, (bool, int, float, str, type(None)))}
-    choices, given = read_choices(source), set()
-    for arg in (a for a in sys.argv[1:] if a not in ('-h', '--help')):
-        key, equals, text = arg.removeprefix('--').partition('=')
-        if equals:
-            pairs = [(key, text, '')]
-        elif isinstance(defaults.get(key), bool):
-            pairs = [(key, 'True', '')]
-        elif key in defaults:
-            usage(f"{key} needs a value: {key}={defaults[key] or '...'}")
-        elif os.path.isfile(arg):
-            pairs = read_file(arg)
-        else:
-            usage(f"{arg!r} is neither key=value nor a file of settings{nearest(key, defaults)}")
-        for key, value, where in pairs:
+        sys.stdout.reconfigure(errors='replace')  # a terminal without this character shows a '?'
+    source = Path(settings['__file__']).read_text(encoding='utf-8')
+    defaults = current(settings)
+    given = set()
+    arguments = [argument for argument in sys.argv[1:] if argument not in ('-h', '--help')]
+    for argument in arguments:
+        for key, value, where in read_argument(argument, defaults):
             if key not in defaults:
                 usage(f"{where}there is no setting {key!r}{nearest(key, defaults)}")
-            settings[key] = convert(key, value, defaults[key], choices.get(key), where)
+            settings[key] = convert(key, value, defaults[key], read_choices(source).get(key), where)
             given.add(key)
-    if any(arg in ('-h', '--help') for arg in sys.argv[1:]):  # answered last: a wrong setting is named even then
+    if len(arguments) < len(sys.argv) - 1:  # help comes last: a wrong setting is named even then
         print(help_text(source))
         sys.exit(0)
     return given
 
+def current(settings):
+    """The settings of a script and their values now, as a dictionary: what a checkpoint keeps."""
+    source = Path(settings['__file__']).read_text(encoding='utf-8')
+    names = re.findall(r'^(\w+) =', '\n'.join(settings_block(source)), re.M)
+    return {name: settings[name] for name in names}
+
+def resume(settings, given, saved, fixed=''):
+    """
+    Go on with the settings of a saved run, but for those that were given again. Those that `fixed`
+    names cannot change: one line says so. out_dir and init_from are this run's own.
+    """
+    for name in fixed.split():
+        if name in given and settings[name] != saved[name]:
+            usage(f"{name}={settings[name]}: the run in {settings['out_dir']} has "
+                  f"{name}={saved[name]}; leave {name} out")
+    for name in current(settings):
+        if name in saved and name not in given and name not in ('out_dir', 'init_from'):
+            settings[name] = saved[name]
+
+def read_argument(argument, defaults):
+    """One word of the command line -> [(key, value, where it stands, for messages), …]"""
+    key, equals, text = argument.removeprefix('--').partition('=')
+    if equals:
+        return [(key, text, '')]
+    if isinstance(defaults.get(key), bool):
+        return [(key, 'True', '')]
+    if key in defaults:
+        usage(f"{key} needs a value: {key}={defaults[key] or '...'}")
+    if os.path.isfile(argument):
+        return read_file(argument)
+    usage(f"{argument!r} is neither key=value nor a file of settings{nearest(key, defaults)}")
+
 def convert(key, value, default, choices=None, where=''):
     """
-    The value for a setting: text from the command line, or a literal from a file, made to fit the default's type.
-    ('batch_size', '1e3', 12) -> 1000    ('grad_clip', '5', 1.0) -> 5.0    ('compile', 'yes', False) -> True
+    The value for a setting: text from the command line, or a literal from a file, made to fit the
+    type of the default.
+
+        ('batch_size', '1e3', 12) -> 1000    ('grad_clip', '5', 1.0) -> 5.0
+        ('compile', 'yes', False) -> True
     """
-    def wrong(expected):
+    def refuse(expected):
         usage(f"{where}{key}={value}: expected {expected}")
-    number = "a whole number" if isinstance(default, int) else "a number" if default is not None else "a number or None"
-    if isinstance(default, str):  # text is taken as it stands: no quotes needed, and it may hold '=' or start with '-'
+
+    if isinstance(default, str):  # taken as it stands: no quotes needed, and it may hold '='
         if not isinstance(value, str):
-            wrong("text in quotes")
+            refuse("text in quotes")
         if choices and value not in choices:
-            wrong(f"one of {', '.join(choices)}{nearest(value, choices)}")
+            refuse(f"one of {', '.join(choices)}{nearest(value, choices)}")
         return value
-    literal = value
-    if isinstance(value, str):
-        try:
-            literal = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            literal = value.strip()  # yes, true, or a mistake that the checks below name
+    try:
+        literal = ast.literal_eval(str(value).strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        literal = value.strip()  # yes, true, or a mistake that the checks below name
     if isinstance(default, bool):  # note: bool before int, because True is an int to Python
         truth = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
         if str(literal).lower() not in truth:
-            wrong("True or False")
+            refuse("True or False")
         return truth[str(literal).lower()]
-    if literal is None or str(literal).lower() == 'none':
-        if default is not None:
-            wrong(number)
-        return None
-    if isinstance(literal, bool) or not isinstance(literal, (int, float)) or not abs(literal) <= sys.float_info.max:
-        wrong(number)  # note: nan is not <= anything
+    wanted = "a whole number below 2**63" if isinstance(default, int) else "a number"
+    if isinstance(literal, bool) or not isinstance(literal, (int, float)):
+        refuse(wanted)
+    if not abs(literal) <= sys.float_info.max:  # note: nan is not <= anything
+        refuse(wanted)
     if isinstance(default, int):
-        if literal != int(literal):
-            wrong(number)
+        if literal != int(literal) or abs(literal) >= 2**63:  # 64 bits are what torch can take
+            refuse(wanted)
         return int(literal)
-    return float(literal) if isinstance(default, float) else literal
+    return float(literal)
 
 def read_file(path):
-    """`key = value` lines, as Python would read them but never run -> [(key, literal, 'file:line: '), ...]"""
+    """`key = value` lines, read as Python but never run -> [(key, literal, 'file:line: '), …]"""
+    if os.path.getsize(path) > MAX_FILE_BYTES:
+        usage(f"{path} is larger than {MAX_FILE_BYTES:,} bytes: expected lines like key = value")
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, encoding='utf-8-sig') as f:  # -sig: Windows may put a mark in front
             lines = ast.parse(f.read()).body
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as e:  # note: UnicodeDecodeError is a ValueError
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as e:  # ValueError: not UTF-8
         usage(f"{path}:{getattr(e, 'lineno', None) or 1}: expected lines of the form key = value")
-    pairs = []
+    found = []
     for line in lines:
         where = f"{path}:{line.lineno}: "
-        if not (isinstance(line, ast.Assign) and len(line.targets) == 1 and isinstance(line.targets[0], ast.Name)):
+        targets = getattr(line, 'targets', [])
+        if len(targets) != 1 or not isinstance(targets[0], ast.Name):
             usage(f"{where}expected key = value")
-        key = line.targets[0].id
+        key = targets[0].id
         try:
-            pairs.append((key, ast.literal_eval(line.value), where))
+            found.append((key, ast.literal_eval(line.value), where))
         except (ValueError, TypeError, MemoryError, RecursionError):
-            usage(f"{where}{key}: expected a literal like 5, 0.1, 'text', True: settings files are never executed")
-    return pairs
+            usage(f"{where}{key}: expected a literal like 5, 0.1, 'text', True: settings files "
+                  "are never executed")
+    return found
 
 def settings_block(source):
     """The lines of a script between its docstring and its configure() call."""
     start = ast.parse(source).body[0].end_lineno
     lines = source.splitlines()[start:]
-    return lines[:next(i for i, line in enumerate(lines) if re.match(r'(\w+ = )?configure\(', line))]
+    end = next(i for i, line in enumerate(lines) if re.match(r'(\w+ = )?configure\(', line))
+    return lines[:end]
 
 def read_choices(source):
     """`schedule = 'cosine' # cosine | linear: how ...` -> {'schedule': ['cosine', 'linear']}"""
     found = {}
     for line in settings_block(source):
-        m = re.match(r"(\w+) *= *'[^']*' *# *([\w-]+(?: \| [\w-]+)+)(?::|$)", line)
-        if m:
-            found[m[1]] = m[2].split(' | ')
+        match = re.match(r"(\w+) *= *'[^']*' *# *([\w-]+(?: \| [\w-]+)+)(?::|$)", line)
+        if match:
+            found[match[1]] = match[2].split(' | ')
     return found
 
 def help_text(source):
-    """What --help prints: the script's docstring, then the settings as they stand in its source."""
+    """What --help prints: the docstring, then the settings as they stand in the source."""
     block = [line for line in settings_block(source) if not re.match(r'(import|from) ', line)]
-    return ast.get_docstring(ast.parse(source)) + '\n\nsettings (key=value):\n' + '\n'.join(block).rstrip()
+    settings = '\n'.join(block).rstrip()
+    return f"{ast.get_docstring(ast.parse(source))}\n\nsettings (key=value):\n{settings}"
 
 def nearest(word, words):
-    """' (did you mean ...?)' for a misspelling, else a pointer to --help where the words are settings."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    """' (did you mean ...?)' for a misspelling, else a pointer to --help if words are settings."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     if close:
         return f" (did you mean {close[0]}?)"
     return "" if isinstance(words, list) else " (--help lists the settings)"
 
 def one_line(kind, error, trace):
-    """An excepthook: no such file, disk full, permission denied, Ctrl-C … are the user's to mend, so say just that."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("\ninterrupted", file=sys.stderr)
-    elif issubclass(kind, BrokenPipeError):  # python sample.py | head: the reader has seen enough
+    """
+    An excepthook: what users can cause (no such file, disk full, no memory, Ctrl-C) ends in one
+    line that names the place in the code. TRACEBACK=1 in the environment shows every error whole.
+    """
+    folder = os.path.dirname(os.path.abspath(__file__))
+    place = os.path.basename(sys.argv[0])
+    for frame in traceback.extract_tb(trace):  # the innermost line of these files, not of torch
+        if os.path.dirname(os.path.abspath(frame.filename)) == folder:
+            place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+    # torch has no class of its own for "no memory on the CPU", or for a size past 64 bits
+    no_memory = issubclass(kind, RuntimeError) and re.search('memory|overflow', str(error))
+    if issubclass(kind, BrokenPipeError):  # python sample.py | head: the reader has seen enough
         sys.stdout = None
+    elif os.environ.get('TRACEBACK'):
+        sys.__excepthook__(kind, error, trace)
+    elif issubclass(kind, KeyboardInterrupt):
+        print("\ninterrupted", file=sys.stderr)
+    elif issubclass(kind, MemoryError) or no_memory:
+        first_line = str(error).partition('\n')[0]
+        print(f"{place}: not enough memory, take a smaller model or batch_size: {first_line}",
+              file=sys.stderr)
     elif issubclass(kind, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"{os.path.basename(sys.argv[0])}: {what}", file=sys.stderr)
+        print(f"{place}: {what}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
