@@ -10,7 +10,6 @@ How good is it, really: the numbers that a paper would quote, computed as the re
     python eval.py task=code temperature=0.2,0.6,1,1.4           # how much of what it writes is Python?
     python eval.py task=kl out_dir=out,out-sft                   # how far apart are two models, and where most?
     python eval.py task=compare dataset=instruct out_dir=out-sft,out-align  # which do you like better? (blind)
-    python eval.py task=speed dtype=auto                         # training and decoding, by batch and context
 
 A number without its uncertainty is a rumour: beside most stands a standard error (±) or a 95 % interval. BLEU was
 compared with sacrebleu and NLTK, ROUGE with rouge-score, CIDEr-D with pycocoevalcap, token F1 with SQuAD's, HellaSwag
@@ -18,7 +17,7 @@ with lm-evaluation-harness and build-nanogpt: equal to 1e-6 on hundreds of cases
 """
 from configurator import configure, expect, usage
 
-task = 'perplexity'    # perplexity | choices | text | instruct | code | kl | compare | speed
+task = 'perplexity'    # perplexity | choices | text | instruct | code | kl | compare
 out_dir = 'out'        # the folder of a ckpt.pt; or several, with commas: one table for all
 dataset = 'python'     # a folder in data_dir, made by prepare.py
 data_dir = 'data'
@@ -26,7 +25,7 @@ split = 'val'          # train | val
 input = ''             # instead of a dataset, a file: of text; .jsonl (choices); of prompts, one a line (compare)
 hypotheses = ''        # text: a .jsonl of {"hypothesis": …, "references": […]}; or answers.txt,right.txt,also-right.txt
 limit = 0              # stop after so many items (perplexity, kl: windows); 0: all
-batch_size = 8         # items at once; speed: rows of the larger batch
+batch_size = 8         # items at once
 block_size = 0         # perplexity, kl: tokens in a window; 0: as many as the model sees
 stride = 0             # perplexity, kl: from window to window; 0: block_size; less: more context for each, slower
 max_new_tokens = 128   # of an answer
@@ -37,19 +36,19 @@ smooth = 'exp'         # exp | floor | add-k | none: BLEU where nothing matches 
 votes = 'votes.jsonl'  # compare: where they are kept; run again to go on
 json = ''              # a file for the table, too, for machines
 device = 'auto'        # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
-dtype = 'float32'      # auto | float32 | bfloat16 | float16: of the weights; training in task=speed: of multiplications
+dtype = 'float32'      # auto | float32 | bfloat16 | float16: of the weights
 seed = 1337
 configure(globals())
 
 import codeop, math, os, re, statistics, string, sys, time, warnings, zlib
 from collections import Counter
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from itertools import islice, zip_longest
 from json import dumps, loads  # note: json itself is a setting
 import numpy as np
 import torch
 from torch.nn import functional as F
-from model import GPT, configure_optimizers, describe, generate, load_dataset, load_model, resolve_device
+from model import GPT, generate, load_dataset, load_model, resolve_device
 
 # ---- 1. Means and their errors; files ----------------------------------------------------------------------
 
@@ -533,63 +532,7 @@ def compare(models):
     return [{'better': a, 'than': b, 'wins': count['a'], 'losses': count['b'], 'ties': count['tie'],
              'win rate': count['a'] / decided if decided else None, **wilson(count['a'], decided)}]
 
-# ---- 6. Speed ----------------------------------------------------------------------------------------------
-
-def seconds(kind, run):
-    """The median time of five runs, after one to warm up; accelerators work on while Python goes ahead, so wait."""
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        run()
-        getattr(torch, kind).synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-def speed(model, tokenizer, name):
-    """
-    Tokens per second of a training step (forward, backward, AdamW) and of decoding (the context already read). Memory:
-    what a step has to keep, which is weights, gradients, AdamW's two means, and what the backward pass needs again.
-    MFU: the arithmetic done (Chowdhery et al. 2022, app. B), as a share of what a large matrix product does here.
-    """
-    kind, number = next(model.parameters()).device.type, resolve_device(device, dtype)[1]
-    autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
-    square = torch.randn(2 * [1024 if kind == 'cpu' else 8192], device=kind, dtype=getattr(torch, number))
-    peak = 2 * len(square)**3 / seconds(kind, lambda: square @ square)
-    print(f"{name}: {number} on {kind}; a product of two {len(square)}² matrices does {peak / 1e12:.3g} TFLOP/s")
-    c, rows, kept = model.config, [], {}
-    optimizers = configure_optimizers(model, 'adamw', learning_rate=0.0)
-    def keep(tensor):  # the backward pass will need it
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-    def step():
-        with autocast:
-            loss = model(x, x)
-        loss.backward()
-        for o in optimizers:
-            o.step()
-            o.zero_grad()
-    if c.block_size < 12:
-        sys.exit(f"{name} sees {c.block_size} tokens: task=speed also tries a quarter of them, so it needs at least 12")
-    for B, T in ((B, T) for T in (c.block_size // 4, c.block_size) for B in sorted({1, batch_size})):
-        x = torch.randint(c.vocab_size, (B, T), device=kind)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            step()
-        kept.update((p.untyped_storage().data_ptr(), 4 * p.untyped_storage().nbytes()) for p in model.parameters())
-        flops = describe(model, say=lambda line: None)['flops_per_token']
-        flops -= 12 * c.n_layer * c.n_head * c.head_dim * (c.block_size - T) if c.model_type == 'gpt' else 0
-        fast = B * T / seconds(kind, step)
-        rows.append({'rows': B, 'context': T, 'training tokens/s': fast, 'FLOPs/token': flops,
-                     'MFU': fast * flops / peak, 'memory, MB': sum(kept.values()) / 2**20})
-        kept.clear()
-    model.to(getattr(torch, number))
-    for row in rows:
-        n, times = min(32, row['context'] - 1), []
-        for _ in generate(model, [[0] * (row['context'] - n)] * row['rows'], n, temperature=0):
-            times.append(time.perf_counter())
-        row['decoding tokens/s'] = row['rows'] * (n - 1) / (times[-1] - times[0])
-    return rows
-
-# ---- 7. All into one table ---------------------------------------------------------------------------------
+# ---- 6. All into one table ---------------------------------------------------------------------------------
 
 def show(rows):
     """Rows, dictionaries of the same keys, as a table. None is what cannot be known."""
@@ -616,7 +559,7 @@ def main():
             sys.exit(f"{name} holds an encoder (objective=mlm), which sees the tokens that it would be asked for")
         if not all(p.isfinite().all() for p in model.parameters()):
             sys.exit(f"{name}: not all of its weights are numbers, so there is nothing to measure")
-        return model.to(torch.float32 if task == 'speed' else getattr(torch, number)).eval(), tokenizer
+        return model.to(getattr(torch, number)).eval(), tokenizer
     if where.startswith('cuda:'):
         torch.cuda.set_device(where)
     run = globals()[task]

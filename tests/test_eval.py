@@ -342,19 +342,6 @@ def test_blind_comparison(evaluate, monkeypatch, tmp_path, capsys):
     assert row['win rate'] is None and (row['95 % from'],
                                         row['to']) == pytest.approx((0, 1))  # nothing known of this pair
 
-# ---- speed ----
-
-def test_speed_counts_what_it_says(evaluate):
-    rows = evaluate(task='speed', dtype='float32', batch_size=2)
-    assert [(r['rows'], r['context']) for r in rows] == [(1, 8), (2, 8), (1, 32), (2, 32)]
-    model = tiny(evaluate.tokenizer)
-    weights = 4 * 4 * sum(p.numel() for p in model.parameters()) / 2**20  # weights, gradients, two means: 16 bytes each
-    kept = [r['memory, MB'] - weights for r in rows]
-    assert kept[0] > 0 and kept[3] > 1.9 * kept[2] > 3.8 * kept[1] > 7 * kept[0] * 0.9  # what goes back grows with rows * context
-    used = sum(p.numel() for name, p in model.named_parameters() if not name.startswith('wte'))
-    assert [r['FLOPs/token'] for r in rows] == [6 * used + 12 * 2 * 32 * T for T in (8, 8, 32, 32)]
-    assert all(r['MFU'] > 0 and r['decoding tokens/s'] > 0 for r in rows)
-
 # ---- HellaSwag's files ----
 
 def test_hellaswag_is_kept_as_it_is(monkeypatch, tmp_path):
