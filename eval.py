@@ -7,7 +7,6 @@ How good is it, really: the numbers that a paper would quote, computed as the re
     python eval.py task=text hypotheses=captions.jsonl           # BLEU, ROUGE, CIDEr-D … of a file of answers
     python eval.py task=text dataset=instruct out_dir=out-sft    # … or of a model's own
     python eval.py task=instruct dataset=instruct out_dir=out,out-sft  # exact match by skill, before and after
-    python eval.py task=code temperature=0.2,0.6,1,1.4           # how much of what it writes is Python?
     python eval.py task=kl out_dir=out,out-sft                   # how far apart are two models, and where most?
     python eval.py task=compare dataset=instruct out_dir=out-sft,out-align  # which do you like better? (blind)
 
@@ -17,7 +16,7 @@ with lm-evaluation-harness and build-nanogpt: equal to 1e-6 on hundreds of cases
 """
 from configurator import configure, expect, usage
 
-task = 'perplexity'    # perplexity | choices | text | instruct | code | kl | compare
+task = 'perplexity'    # perplexity | choices | text | instruct | kl | compare
 out_dir = 'out'        # the folder of a ckpt.pt; or several, with commas: one table for all
 dataset = 'python'     # a folder in data_dir, made by prepare.py
 data_dir = 'data'
@@ -29,8 +28,8 @@ batch_size = 8         # items at once
 block_size = 0         # perplexity, kl: tokens in a window; 0: as many as the model sees
 stride = 0             # perplexity, kl: from window to window; 0: block_size; less: more context for each, slower
 max_new_tokens = 128   # of an answer
-temperature = '0'      # 0 always takes the likeliest token; task=code takes several, with commas
-num_samples = 50       # code: programs at each temperature; kl: positions to show
+temperature = 0.0      # 0 always takes the likeliest token
+num_samples = 50       # kl: positions to show
 tokenize = '13a'       # 13a | none: BLEU's words: sacrebleu's standard, or what stands between spaces
 smooth = 'exp'         # exp | floor | add-k | none: BLEU where nothing matches (Chen & Cherry 2014, methods 3, 1, 2, 0)
 votes = 'votes.jsonl'  # compare: where they are kept; run again to go on
@@ -40,7 +39,7 @@ dtype = 'float32'      # auto | float32 | bfloat16 | float16: of the weights
 seed = 1337
 configure(globals())
 
-import codeop, math, os, re, statistics, string, sys, time, warnings, zlib
+import math, os, re, statistics, string, sys, time, zlib
 from collections import Counter
 from contextlib import suppress
 from itertools import islice, zip_longest
@@ -462,7 +461,7 @@ def answered(model, tokenizer):
     """(the model's answer, the right one, the skill) for each conversation of the dataset."""
     for number, chats in enumerate(batches(read_chats(), batch_size)):
         prompts = [tokenizer.chat(before, answer=True)[0] for before, _, _ in chats]
-        answers = complete(model, tokenizer, prompts, float(temperature), number * batch_size)
+        answers = complete(model, tokenizer, prompts, temperature, number * batch_size)
         yield from ((answer, right, skill) for (answer, _), (_, right, skill) in zip(answers, chats))
 
 def instruct(model, tokenizer, name):
@@ -472,31 +471,6 @@ def instruct(model, tokenizer, name):
         totals[skill] = totals[skill] + moments(answer.strip() == right.strip())
     totals = [*sorted(totals.items()), ('all', sum(totals.values()))]
     return [{'skill': skill, 'items': int(n[0]), 'measure': 'exact match', **estimate(n)} for skill, n in totals]
-
-def is_python(program, ended):
-    """
-    Whether Python's parser accepts it. One that was cut off may end after any line: codeop, made for Python's own
-    prompt, raises where something is wrong, and not where something is still to come. But it may not end within a
-    docstring: who never closes the first one could write anything.
-    """
-    program = program if ended else program[:program.rfind('\n') + 1]
-    warnings.simplefilter('ignore')  # of what it finds odd, but accepts
-    try:
-        codeop.compile_command(program, symbol='exec')  # compiles, and runs nothing
-        return bool(program.strip()) and not any(program.count(quotes) % 2 for quotes in ('"""', "'''"))
-    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
-        return False
-
-def code(model, tokenizer, name):
-    """Programs from nothing. The colder, the more correct, and the more alike."""
-    rows = []
-    for heat in map(float, temperature.split(',')):
-        programs = [program for batch in batches(range(num_samples), batch_size)
-                    for program in complete(model, tokenizer, [[tokenizer.eot]] * len(batch), heat, batch[0])]
-        good = sum(is_python(*program) for program in programs)
-        rows.append({'temperature': heat, 'samples': num_samples, 'Python': good / num_samples,
-                     **wilson(good, num_samples), 'different': len(set(programs)) / num_samples})
-    return rows
 
 def compare(models):
     """A person reads two answers, not knowing whose is which, and says which is better; a vote is kept at once."""
@@ -517,7 +491,7 @@ def compare(models):
         for side, which in enumerate(sides, 1):
             model, tokenizer = models[which][1]
             ids = tokenizer.encode(prompt) if input else tokenizer.chat(prompt, answer=True)[0]
-            print(f"[{side}] {complete(model, tokenizer, [ids], float(temperature), number)[0][0]}")
+            print(f"[{side}] {complete(model, tokenizer, [ids], temperature, number)[0][0]}")
         vote = ''
         while vote not in ('1', '2', 't', 'q'):
             print("better: 1 or 2? t: a tie, q: enough for now  ", end='', flush=True)
@@ -548,9 +522,7 @@ def show(rows):
 
 def main():
     expect(globals(), 'batch_size max_new_tokens num_samples', least=1)
-    expect(globals(), 'limit block_size stride seed', least=0)
-    if not re.fullmatch(r'(\d*\.)?\d+(,(\d*\.)?\d+)*' if task == 'code' else r'(\d*\.)?\d+', temperature):
-        usage(f"temperature={temperature}: expected a number, 0 or more; only task=code takes several, with commas")
+    expect(globals(), 'limit block_size stride seed temperature', least=0)
     names, (where, number) = out_dir.split(','), resolve_device(device, dtype)
     print(f"on {where}, {number}")
     def load(name):

@@ -32,7 +32,7 @@ def evaluate(monkeypatch, tmp_path, data):
     def run_it(**changes):
         defaults = dict(data_dir=str(data), dataset='bpe', input='', hypotheses='', out_dir='a', json='table.json',
                         device='cpu', limit=0,
-                        stride=0, block_size=0, batch_size=3, max_new_tokens=6, num_samples=4, temperature='0',
+                        stride=0, block_size=0, batch_size=3, max_new_tokens=6, num_samples=4, temperature=0.0,
                         smooth='exp', tokenize='13a', seed=1337)
         for name, value in {**defaults, **changes}.items():
             monkeypatch.setattr(E, name, value)
@@ -290,30 +290,11 @@ def test_exact_match_by_skill(evaluate, monkeypatch, tmp_path):
 
 def test_a_models_own_answers(evaluate, tmp_path):
     chats(tmp_path, *((f'say {i}', str(i), 'say') for i in range(5)))
-    assert len(evaluate(task='text', data_dir=str(tmp_path), dataset='chat', temperature='1')) == 10
+    assert len(evaluate(task='text', data_dir=str(tmp_path), dataset='chat', temperature=1.0)) == 10
     def answers(size):
         E.batch_size = size
         return [answer for answer, _, _ in E.answered(tiny(evaluate.tokenizer), evaluate.tokenizer)]
     assert answers(5) == answers(2) and len(set(answers(5))) > 3  # answer i is the same in whatever batch
-
-def test_is_python():
-    good = ['x = 1', 'def f(a,\n         b):\n    return (a +', 'if x:\n', '"""closed\n"""\nx = [\n',
-            'try:\n    f()\nexc']
-    bad = ['x = = 1\n', '"""never\nclosed = = 1\n', 'def f():\nreturn\n', 'class\n', 'a\0b\n', '', ' \n', ')\n',
-           'import os as\nx = 1\n']
-    assert all(E.is_python(p, ended=False) or p == 'x = 1'
-               for p in good) and not any(E.is_python(p, ended=False) for p in bad)
-    assert E.is_python('x = 1', ended=True) and not E.is_python('x = 1\ny = "abc',
-                                                                ended=True)  # the whole counts where the model ended it
-
-def test_code_by_temperature(evaluate, monkeypatch):
-    monkeypatch.setattr(E, 'complete',
-                        lambda model, tokenizer, prompts, heat, first=0: [(f'x = {heat + first + i}' + ')' * (i == 0),
-                                                                           True) for i in range(len(prompts))])
-    rows = evaluate(task='code', temperature='0.5,1', num_samples=4, batch_size=2)
-    assert [(r['temperature'], r['samples'], r['Python'], r['different']) for r in rows] == [(0.5, 4, 0.5, 1.0),
-                                                                                             (1.0, 4, 0.5, 1.0)]
-    assert rows[0]['95 % from'] < 0.5 < rows[0]['to']
 
 def test_blind_comparison(evaluate, monkeypatch, tmp_path, capsys):
     """Someone who always likes b's answers better: whichever side they are on, b wins; and no vote is asked for twice."""
@@ -382,8 +363,7 @@ QUESTION = {'context': 'a', 'choices': ['b', 'c'], 'label': 0}
     (dict(task='text', hypotheses='in.txt'), 'x', 'references, too'),
     (dict(task='kl', out_dir='a,a'), 'x', 'two models'),
     (dict(task='kl', out_dir='a,c'), 'x', 'different tokenizers'),
-    (dict(task='code', temperature='1,warm'), 'x', 'temperature=1,warm'),
-    (dict(task='instruct', temperature='-1'), 'x', 'temperature=-1'),
+    (dict(task='instruct', temperature=-1.0), 'x', 'temperature=-1'),
     (dict(task='instruct', dataset='nowhere'), 'x', 'prepare.py dataset=nowhere'),
     (dict(task='instruct', out_dir='nowhere'), 'x', 'no checkpoint nowhere.*python train.py'),
     (dict(task='choices', batch_size=0), 'x', 'batch_size=0'),
