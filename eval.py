@@ -12,7 +12,7 @@ How good is it, really: the numbers that a paper would quote, computed as the re
 
 A number without its uncertainty is a rumour: beside most stands a standard error (±) or a 95 % interval. BLEU was
 compared with sacrebleu and NLTK, ROUGE with rouge-score, CIDEr-D with pycocoevalcap, token F1 with SQuAD's, HellaSwag
-with lm-evaluation-harness and build-nanogpt: equal to 1e-6 on hundreds of cases each.
+with lm-evaluation-harness: equal to 1e-6 on hundreds of cases each.
 """
 from configurator import configure, expect, usage
 
@@ -46,8 +46,7 @@ from itertools import islice, zip_longest
 from json import dumps, loads  # note: json itself is a setting
 import numpy as np
 import torch
-from torch.nn import functional as F
-from model import GPT, generate, load_dataset, load_model, resolve_device
+from model import generate, load_dataset, load_model, resolve_device
 
 # ---- 1. Means and their errors; files ----------------------------------------------------------------------
 
@@ -232,81 +231,87 @@ def clean(text):
 
 def parse_choices(item):
     """
-    A line of HellaSwag (Zellers et al. 2019), or {"context":…, "choices":[…], "label":…} -> the label, and context and
-    choices as two conventions have them. They differ in the text, and in what an ending's log-likelihood is divided by
-    for acc_norm. What they say of GPT-2 124M, on all 10,042 items of val:
-
-        lm-evaluation-harness  acc 0.2892  acc_norm 0.3114  text cleaned, with its topic; per character
-        build-nanogpt          acc 0.2859  acc_norm 0.2955  text as it stands; per token
+    A line of HellaSwag (Zellers et al. 2019), or {"context": …, "choices": […], "label": …}
+    -> (label, context, choices). HellaSwag's text is cleaned and begins with its topic, as in
+    lm-evaluation-harness, whose numbers for GPT-2 124M on all 10,042 items of val are
+    acc 0.2892 and acc_norm 0.3114. Raises ValueError where the item is not a question.
     """
-    label, choices = int(item['label']), item['endings'] if 'endings' in item else item['choices']
-    raw, context, cleaned = item.get('ctx', item.get('context')), item.get('context'), choices
+    label = int(item['label'])
     if 'endings' in item:
-        context = clean(item['activity_label'] + ': ' + item['ctx_a'] + ' ' + item['ctx_b'].capitalize())
-        cleaned = [clean(choice) for choice in choices]
-    if len(choices) < 2 or not 0 <= label < len(choices) or not all(c.strip() for c in [*choices, *cleaned]):
+        before = item['activity_label'] + ': ' + item['ctx_a'] + ' ' + item['ctx_b'].capitalize()
+        context = clean(before)
+        choices = [clean(choice) for choice in item['endings']]
+    else:
+        context = item['context']
+        choices = item['choices']
+    if not isinstance(context, str):
+        raise ValueError("the context should be a text")
+    if len(choices) < 2 or not 0 <= label < len(choices) or not all(c.strip() for c in choices):
         raise ValueError(f"label {label} of {len(choices)} choices, of which none may be empty, and one is no choice")
-    return label, {'lm-evaluation-harness': (context + '', cleaned), 'build-nanogpt': (raw + '', choices)}
+    return label, context, choices
 
-def encode_choices(tokenizer, convention, context, choices):
-    """Context and choices as ids. The harness cuts up the ids of both together, so that a space stays with its word."""
-    if convention == 'build-nanogpt':
-        return tokenizer.encode(context) or [tokenizer.eot], [tokenizer.encode(' ' + choice) for choice in choices]
+def encode_choices(tokenizer, context, choices):
+    """
+    Context and choices as ids -> (context ids, [ending ids, …]). The harness encodes both together,
+    so that a space stays with the word after it.
+    """
     head = tokenizer.encode(context.rstrip())
-    return head or [tokenizer.eot], [tokenizer.encode(context + ' ' + choice)[len(head):] for choice in choices]
+    endings = [tokenizer.encode(context + ' ' + choice)[len(head):] for choice in choices]
+    return head or [tokenizer.eot], endings
 
 @torch.inference_mode()
-def score(model, units):
+def score(model, pairs):
     """
-    [(context ids, [ending ids, …]), …] -> [[log p(ending | context), …], …]. A row of the batch is a context and, after
-    it, all its endings: each sees the context, whose keys and values are thus computed once for all, and itself, and
-    stands at the positions where it would stand alone. Where block_size is too small for both, the context is cut from
-    the left, for each ending by itself (as the harness does).
+    [(context ids, ending ids), …] -> [log p(ending | context), …] in nats, one row of the batch
+    each. A context that is too long for block_size loses its beginning, as in the harness. Exits
+    where an ending alone is too long.
     """
-    most, where, rows = model.config.block_size, next(model.parameters()).device, []
-    for context, endings in units:
-        longest = max(map(len, endings))
-        if longest > most:
-            sys.exit(f"a choice of {longest} tokens does not fit into block_size={most}: this model cannot be asked")
-        fits = len(context) + longest - 1 <= most  # note: the last token of an ending is only predicted
-        rows += [(context, endings)] if fits else [(context[-(most + 1 - len(e)):], [e]) for e in endings]
-    T = max(len(context) + sum(len(e) - 1 for e in endings) for context, endings in rows)
-    idx, positions, part = (torch.full((len(rows), T), fill) for fill in (0, 0, -1))
-    sources, targets = [], []  # where the state before each token of an ending stands, and that token
-    for b, (context, endings) in enumerate(rows):
-        at = n = len(context)
-        idx[b, :n], positions[b, :n], part[b, :n] = torch.tensor(context), torch.arange(n), 0
-        for k, e in enumerate(endings, 1):
-            end = at + len(e) - 1
-            idx[b, at:end], part[b, at:end] = torch.tensor(e[:-1]), k
-            positions[b, at:end] = torch.arange(n, n + end - at)
-            sources += [(b, n - 1), *((b, t) for t in range(at, end))]
-            targets, at = targets + e, end
-    mask = ((part[:, None] == 0) | (part[:, None] == part[:, :, None])).tril()  # (B, T, T): may i look at j?
-    x = model.hidden(idx.to(where), positions.to(where), mask.unsqueeze(1).to(where))  # (B, T, C)
-    x = x[tuple(torch.tensor(sources, device=where).T)]  # (N, C)
-    losses = F.cross_entropy(model.logits(x).float(), torch.tensor(targets, device=where), reduction='none')
-    parts = losses.cpu().double().split([len(e) for _, endings in rows for e in endings])
-    sums = iter([-part.sum().item() for part in parts])
-    return [[next(sums) for _ in endings] for _, endings in units]
+    most, where = model.config.block_size, next(model.parameters()).device
+    rows = []
+    for context, ending in pairs:
+        if len(ending) > most:
+            sys.exit(f"a choice of {len(ending)} tokens does not fit into block_size={most}: this model cannot be asked")
+        rows.append((context + ending)[-(most + 1):])  # the last token is only predicted
+    T = max(map(len, rows)) - 1
+    x = torch.zeros(len(rows), T, dtype=torch.long)
+    y = torch.full((len(rows), T), -100)  # -100: nothing is to be predicted
+    for b, ids in enumerate(rows):
+        n = len(pairs[b][1])
+        end = len(ids) - 1
+        x[b, :end] = torch.tensor(ids[:-1])
+        y[b, end - n:end] = torch.tensor(ids[-n:])
+    losses = model(x.to(where), y.to(where), reduction='none')  # (B, T)
+    return (-losses.cpu().double().sum(1)).tolist()
 
 def choices(model, tokenizer, name):
-    """acc goes by the sum of log-likelihoods, which favours short endings; acc_norm by the mean."""
-    if not isinstance(model, GPT):
-        sys.exit(f"{name} is a {model.config.model_type}: task=choices needs model_type=gpt, which takes a mask")
-    path, totals = input or os.path.join(data_dir, dataset, f'{split}.jsonl'), Counter()
+    """
+    acc takes the ending with the largest log-likelihood, which favours short ones; acc_norm divides
+    each by its number of characters first.
+    """
+    path = input or os.path.join(data_dir, dataset, f'{split}.jsonl')
     example = '{"context": "the sky is", "choices": ["blue", "a fish"], "label": 0}'
-    for items in batches(islice(read_jsonl(path, parse_choices, example), limit or None), 16 * batch_size):
-        asked = [(label, convention, texts, *encode_choices(tokenizer, convention, context, texts))
-                 for label, variants in items for convention, (context, texts) in variants.items()]
-        asked.sort(key=lambda unit: len(unit[3]) + sum(map(len, unit[4])))  # rows of similar length: less padding
-        for batch in (asked[i:i + batch_size] for i in range(0, len(asked), batch_size)):
-            for (label, convention, texts, _, ids), logs in zip(batch, score(model, [unit[3:] for unit in batch])):
-                lengths = map(len, texts if convention == 'lm-evaluation-harness' else ids)
-                for norm, values in (('acc', logs), ('acc_norm', [log / n for log, n in zip(logs, lengths)])):
-                    totals[convention, norm] = totals[convention, norm] + moments(values.index(max(values)) == label)
-    return [{'convention': convention, 'measure': norm, 'items': int(total[0]), **estimate(total)}
-            for (convention, norm), total in sorted(totals.items(), reverse=True)]
+    questions = islice(read_jsonl(path, parse_choices, example), limit or None)
+    acc = np.zeros(6)
+    acc_norm = np.zeros(6)
+    for items in batches(questions, 16 * batch_size):
+        asked = []
+        for label, context, texts in items:
+            asked.append((label, texts, *encode_choices(tokenizer, context, texts)))
+        # questions of similar length stand together, so that there is less padding
+        asked.sort(key=lambda question: len(question[2]) + max(map(len, question[3])))
+        for i in range(0, len(asked), batch_size):
+            batch = asked[i:i + batch_size]
+            pairs = []
+            for _, _, context, endings in batch:
+                pairs += [(context, ending) for ending in endings]
+            scores = iter(score(model, pairs))
+            for label, texts, _, _ in batch:
+                logs = [next(scores) for _ in texts]
+                means = [log / len(text) for log, text in zip(logs, texts)]
+                acc += moments(logs.index(max(logs)) == label)
+                acc_norm += moments(means.index(max(means)) == label)
+    return [{'measure': measure, 'items': int(total[0]), **estimate(total)}
+            for measure, total in (('acc', acc), ('acc_norm', acc_norm))]
 
 # ---- 4. Text against references ----------------------------------------------------------------------------
 

@@ -147,55 +147,49 @@ ROOF = {'activity_label': 'Roof work', 'ctx_a': '[header] How to fix  a roof [ti
         'endings': ['is [step] up on it.', 'sings. [title] Then stop.']}
 
 def test_hellaswag_as_the_harness_reads_it():
-    label, variants = E.parse_choices(ROOF)  # expected: process_docs() of lm-evaluation-harness 0.4.13
-    assert label == 1 and variants['lm-evaluation-harness'] == ('Roof work: How to fix a roof. Look at it. The man',
-                                                                ['is up on it.', 'sings.. Then stop.'])
-    assert variants['build-nanogpt'] == (ROOF['ctx'], ROOF['endings'])
+    label, context, choices = E.parse_choices(ROOF)
+    assert label == 1  # and the rest as process_docs() of lm-evaluation-harness 0.4.13 has it
+    assert context == 'Roof work: How to fix a roof. Look at it. The man'
+    assert choices == ['is up on it.', 'sings.. Then stop.']
 
 def test_where_a_context_ends_and_a_choice_begins():
     tokenizer = Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b' a', b'  '])
-    for convention in ('lm-evaluation-harness', 'build-nanogpt'):
-        context, (choice,) = E.encode_choices(tokenizer, convention, 'it is', ['a cat'])
-        assert tokenizer.decode(context) == 'it is' and choice == [256, *b' cat']  # the space belongs to the choice
-        assert E.encode_choices(tokenizer, convention, '', ['b'])[0] == [tokenizer.eot]
-    context, (choice,) = E.encode_choices(tokenizer, 'lm-evaluation-harness', 'it is ', ['a cat'])
+    context, (choice,) = E.encode_choices(tokenizer, 'it is', ['a cat'])
+    assert tokenizer.decode(context) == 'it is' and choice == [256, *b' cat']  # the space belongs to the choice
+    assert E.encode_choices(tokenizer, '', ['b'])[0] == [tokenizer.eot]
+    context, (choice,) = E.encode_choices(tokenizer, 'it is ', ['a cat'])
     assert tokenizer.decode(context) == 'it is' and choice[:2] == [32, 256]  # all spaces go over to the choice
 
-def test_endings_that_share_a_context_score_as_one_forward_pass_each(evaluate):
+@pytest.mark.parametrize('model_type', ['gpt', 'lstm'])
+def test_endings_score_as_one_forward_pass_each(evaluate, model_type):
     """Contexts and endings of all lengths in one batch, some of them too long for the model."""
-    rng, model = np.random.default_rng(0), tiny(evaluate.tokenizer, n_kv_head=1)
-    units = [(rng.integers(250, size=c).tolist(), [rng.integers(250, size=n).tolist() for n in sizes])
-             for c, sizes in ((5, (1, 3)), (1, (2, 9, 4)), (20, (1, 1)), (31, (2, 1)), (40, (3, 30)),
-                              (12, (20, 21, 22)), (3, (32, 1)))]
-    for (context, endings), logs in zip(units, E.score(model, units)):
-        for ending, log in zip(endings, logs):
-            ids = (context + ending)[-33:]
-            with torch.no_grad():
-                losses = F.cross_entropy(model(torch.tensor([ids[:-1]]))[0], torch.tensor(ids[1:]), reduction='none')
-            assert log == pytest.approx(-losses[-len(ending):].sum().item(), abs=1e-4)
+    rng = np.random.default_rng(0)
+    model = tiny(evaluate.tokenizer, model_type=model_type)
+    pairs = []
+    for context, ending in ((5, 1), (5, 3), (1, 9), (31, 2), (40, 30), (12, 22), (3, 32)):
+        pairs.append((rng.integers(250, size=context).tolist(), rng.integers(250, size=ending).tolist()))
+    for (context, ending), log in zip(pairs, E.score(model, pairs)):
+        ids = (context + ending)[-33:]
+        with torch.no_grad():
+            losses = F.cross_entropy(model(torch.tensor([ids[:-1]]))[0], torch.tensor(ids[1:]), reduction='none')
+        assert log == pytest.approx(-losses[-len(ending):].sum().item(), abs=1e-4)
 
 def test_what_acc_and_acc_norm_divide_by(evaluate, monkeypatch):
-    """Log-likelihoods are given: the first choice has the best sum, the second per character, the third per token."""
-    monkeypatch.setattr(E, 'score', lambda model, units: [[-1.0, -5.0, -4.0] for _ in units])
-    tokenizer = Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b'xx', b'x' * 20])
-    monkeypatch.setattr(E, 'load_model', lambda path, where: (tiny(tokenizer), tokenizer, {}))
-    choices = ['a', 'x' * 20, 'abcdefgh']  # 1, 20 and 8 characters; with the space 2, 2 and 9 tokens
-    path = lines(evaluate.folder / 'q.jsonl', *({'context': 'c', 'choices': choices, 'label': i} for i in (0, 1, 1, 2)))
-    rows = {(r['convention'], r['measure']): r for r in evaluate(task='choices', input=path)}
-    assert {k: r['mean'] for k, r in rows.items()} == {('lm-evaluation-harness', 'acc'): 0.25,
-                                                       ('lm-evaluation-harness', 'acc_norm'): 0.5,
-                                                       ('build-nanogpt', 'acc'): 0.25,
-                                                       ('build-nanogpt', 'acc_norm'): 0.25}
-    assert rows['build-nanogpt', 'acc']['±'] == pytest.approx(statistics.stdev([1, 0, 0, 0]) / 2)
-    harness, nano = ([1, 20, 8], [2, 2, 9])
-    best = [max(range(3), key=lambda i: [-1.0, -5.0, -4.0][i] / n[i]) for n in (harness, nano)]
-    assert best == [1, 2]  # so the two conventions disagree here: one is right for two labels, the other for one
+    """Log-likelihoods are given: the first choice has the best sum, the second the best per character."""
+    logs = [-1.0, -5.0, -4.0]
+    monkeypatch.setattr(E, 'score', lambda model, pairs: logs * (len(pairs) // 3))
+    choices = ['a', 'x' * 20, 'abcdefgh']  # 1, 20 and 8 characters
+    questions = [{'context': 'c', 'choices': choices, 'label': label} for label in (0, 1, 1, 2)]
+    path = lines(evaluate.folder / 'q.jsonl', *questions)
+    rows = {r['measure']: r for r in evaluate(task='choices', input=path)}
+    assert rows['acc']['mean'] == 0.25 and rows['acc_norm']['mean'] == 0.5
+    assert rows['acc']['±'] == pytest.approx(statistics.stdev([1, 0, 0, 0]) / 2)
 
 def test_questions_of_both_forms(evaluate):
     rows = evaluate(task='choices', input=lines(evaluate.folder / 'q.jsonl',
                                                 {**ROOF, 'ctx': 'The man', 'ctx_a': 'The', 'ctx_b': 'man'},
                                                 {'context': '', 'choices': ['a cat', 'a dog', 'it'], 'label': 2}))
-    assert len(rows) == 4 and all(r['items'] == 2 and 0 <= r['mean'] <= 1 for r in rows)
+    assert len(rows) == 2 and all(r['items'] == 2 and 0 <= r['mean'] <= 1 for r in rows)
 
 # ---- text against references: stored values are sacrebleu 2.6.0's, NLTK 3.10.4's, rouge-score 0.1.2's, pycocoevalcap 1.2's ----
 
