@@ -11,8 +11,8 @@ How good is it, really: the numbers that a paper would quote, computed as the re
     python eval.py task=compare dataset=instruct out_dir=out-sft,out-align  # which do you like better? (blind)
 
 A number without its uncertainty is a rumour: beside most stands a standard error (±) or a 95 % interval. BLEU was
-compared with sacrebleu and NLTK, ROUGE with rouge-score, CIDEr-D with pycocoevalcap, token F1 with SQuAD's, HellaSwag
-with lm-evaluation-harness: equal to 1e-6 on hundreds of cases each.
+compared with sacrebleu, ROUGE with rouge-score, CIDEr-D with pycocoevalcap, HellaSwag with lm-evaluation-harness: equal
+to 1e-6 on hundreds of cases each.
 """
 from configurator import configure, expect, usage
 
@@ -30,8 +30,6 @@ stride = 0             # perplexity, kl: from window to window; 0: block_size; l
 max_new_tokens = 128   # of an answer
 temperature = 0.0      # 0 always takes the likeliest token
 num_samples = 50       # kl: positions to show
-tokenize = '13a'       # 13a | none: BLEU's words: sacrebleu's standard, or what stands between spaces
-smooth = 'exp'         # exp | floor | add-k | none: BLEU where nothing matches (Chen & Cherry 2014, methods 3, 1, 2, 0)
 votes = 'votes.jsonl'  # compare: where they are kept; run again to go on
 json = ''              # a file for the table, too, for machines
 device = 'auto'        # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
@@ -39,7 +37,7 @@ dtype = 'float32'      # auto | float32 | bfloat16 | float16: of the weights
 seed = 1337
 configure(globals())
 
-import math, os, re, statistics, string, sys, time, zlib
+import math, os, re, sys, time, zlib
 from collections import Counter
 from contextlib import suppress
 from itertools import islice, zip_longest
@@ -317,8 +315,6 @@ def choices(model, tokenizer, name):
 
 def bleu_words(text):
     """mteval's 13a, as sacrebleu has it: 'Hi, Ann: 3.5' -> Hi , Ann : 3.5"""
-    if tokenize == 'none':
-        return text.split()
     text = text.rstrip().replace('<skipped>', '').replace('-\n', '').replace('\n', ' ')
     for name, sign in (('&quot;', '"'), ('&amp;', '&'), ('&lt;', '<'), ('&gt;', '>')):
         text = text.replace(name, sign)
@@ -349,21 +345,20 @@ def bleu_counts(hypothesis, references):
     closest = min((abs(len(r) - len(hypothesis)), len(r)) for r in references)[1]
     return np.array([len(hypothesis), closest, *matches, *totals])
 
-def bleu(counts, smooth='exp', effective_order=False):
+def bleu(counts, effective_order=False):
     """
     100 * brevity penalty * geometric mean of the precisions of n-grams (Papineni et al. 2002). In a single sentence
     some are 0, so they are smoothed; and effective_order leaves out the n-grams that are longer than the text.
     """
     length, closest, *counts = counts.tolist()
     logs, halvings = [], 0
-    for n, (match, total) in enumerate(zip(counts[:4], counts[4:])):
-        if smooth == 'add-k' and n > 0:
-            match, total = match + 1, total + 1
+    for match, total in zip(counts[:4], counts[4:]):
         if counts[0] == 0 or total == 0:
             break
-        halvings += match == 0
-        match = match or {'exp': 0.5**halvings, 'floor': 0.1}.get(smooth, 0)
-        logs.append(math.log(match / total) if match else -math.inf)
+        if match == 0:  # smoothing 'exp' (Chen & Cherry 2014, method 3): 1/2, then 1/4 … of a match
+            halvings += 1
+            match = 0.5**halvings
+        logs.append(math.log(match / total))
     if not logs or len(logs) < 4 and not effective_order:
         return 0.0
     return 100 * math.exp(min(0, 1 - closest / length) + sum(logs) / len(logs))
@@ -371,12 +366,6 @@ def bleu(counts, smooth='exp', effective_order=False):
 def f1(h, r):
     """Harmonic mean of precision and recall of two Counters: 2 in common, of 4 and of 6 -> 2 * 2 / (4 + 6)"""
     return 2 * (h & r).total() / max(h.total() + r.total(), 1)
-
-def squad_f1(*texts):
-    """F1 of words, without punctuation and articles; two texts with none left agree (Rajpurkar et al. 2016, 2018)."""
-    bare = [''.join(c for c in text.lower() if c not in string.punctuation) for text in texts]
-    h, r = (Counter(re.sub(r'\b(a|an|the)\b', ' ', text).split()) for text in bare)
-    return f1(h, r) if h or r else 1.0
 
 def lcs(a, b):
     """Length of the longest common subsequence, row by row of the table: ('abcd', 'xbxd') -> 2"""
@@ -431,26 +420,21 @@ def text(model, tokenizer, name):
     for _, right in own or read_pairs():
         df.update({g for words in map(rouge_words, right) for n in range(1, 5) for g in ngrams(words, n)})
         documents += 1
-    totals, corpus, distinct = {'sentence BLEU': np.zeros(6)}, np.zeros(10, dtype=int), {1: Counter(), 2: Counter()}
-    random, resampled = np.random.default_rng(seed), np.zeros((500, 10))
+    totals, corpus = {'sentence BLEU': np.zeros(6)}, np.zeros(10, dtype=int)
     for answer, right in own or read_pairs():
         counts = bleu_counts(bleu_words(answer), [bleu_words(r) for r in right])
         corpus += counts
-        resampled += random.poisson(1, (500, 1)) * counts  # bootstrap: 500 files in which it stands 0, 1, 2 … times
         words, others = rouge_words(answer), [rouge_words(r) for r in right]
         best = map(max, zip(*(rouge(words, r) for r in others)))  # with several references, each takes its best
-        scores = {'sentence BLEU': bleu(counts, smooth, effective_order=True),
+        scores = {'sentence BLEU': bleu(counts, effective_order=True),
                   **dict(zip(('ROUGE-1', 'ROUGE-2', 'ROUGE-L'), best)), 'CIDEr-D': cider(words, others, df, documents),
-                  'token F1': max(squad_f1(answer, r) for r in right),
                   'exact match': answer.strip() in [r.strip() for r in right]}
         for measure, value in scores.items():
             totals[measure] = totals.get(measure, 0) + moments(value)
-        for n in distinct:
-            distinct[n].update(ngrams(words, n))
-    table = {measure: estimate(total) for measure, total in totals.items()}
-    table = {'BLEU': {'mean': bleu(corpus, smooth), '±': statistics.stdev(bleu(c, smooth) for c in resampled)}, **table,
-             **{f'distinct-{n}': {'mean': len(seen) / max(seen.total(), 1), '±': None} for n, seen in distinct.items()}}
-    return [{'items': documents, 'measure': measure, **row} for measure, row in table.items()]
+    rows = [{'items': documents, 'measure': 'BLEU', 'mean': bleu(corpus), '±': None}]
+    for measure, total in totals.items():
+        rows.append({'items': documents, 'measure': measure, **estimate(total)})
+    return rows
 
 # ---- 5. What a model writes --------------------------------------------------------------------------------
 

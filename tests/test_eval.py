@@ -33,7 +33,7 @@ def evaluate(monkeypatch, tmp_path, data):
         defaults = dict(data_dir=str(data), dataset='bpe', input='', hypotheses='', out_dir='a', json='table.json',
                         device='cpu', limit=0,
                         stride=0, block_size=0, batch_size=3, max_new_tokens=6, num_samples=4, temperature=0.0,
-                        smooth='exp', tokenize='13a', seed=1337)
+                        seed=1337)
         for name, value in {**defaults, **changes}.items():
             monkeypatch.setattr(E, name, value)
         E.main()
@@ -191,23 +191,15 @@ def test_questions_of_both_forms(evaluate):
                                                 {'context': '', 'choices': ['a cat', 'a dog', 'it'], 'label': 2}))
     assert len(rows) == 2 and all(r['items'] == 2 and 0 <= r['mean'] <= 1 for r in rows)
 
-# ---- text against references: stored values are sacrebleu 2.6.0's, NLTK 3.10.4's, rouge-score 0.1.2's, pycocoevalcap 1.2's ----
+# ---- text against references: stored values are sacrebleu 2.6.0's, rouge-score 0.1.2's, pycocoevalcap 1.2's ----
 
 PAIRS = [('the cat sat on the mat.', ['the cat is on the mat.', 'there is a cat on the mat.']),
          ('a small red circle, left of 2 blue squares', ['a small red circle is left of two blue squares']),
          ('the the the', ['the cat']), ('', ['nothing to say']), ('5', ['5']),
          ("It costs $3.50, doesn't it?", ["It costs $3.50 - doesn't it?"])]
-SACREBLEU = {('exp', '13a'): (38.96078, [48.892302, 35.494811, 27.51606, 0, 100, 50]),
-             ('exp', 'none'): (18.234092, [37.991784, 23.341654, 27.51606, 0, 100, 24.73693]),
-             ('floor', 'none'): (12.193872, [25.406637, 15.609505, 11.856311, 0, 100, 13.155831]),
-             ('none', 'none'): (0, [0, 0, 0, 0, 100, 0]),
-             ('add-k', '13a'): (42.416943, [59.154637, 44.72136, 48.549177, 0, 100, 59.460356])}
-NLTK = {'none': [0, 0, 0, 0, 0, 0], 'floor': [25.406637, 15.609505, 11.362194, 0, 17.782794, 13.155831],
-        'add-k': [48.549177, 31.539246, 40.824829, 0, 59.460356, 36.614752],
-        'exp': [37.991784, 23.341654, 22.59005, 0, 35.355339, 24.73693]}
+SACREBLEU = (38.96078, [48.892302, 35.494811, 27.51606, 0, 100, 50])  # of all, of each
 
-def test_13a(monkeypatch):
-    monkeypatch.setattr(E, 'tokenize', '13a')
+def test_13a():
     words = E.bleu_words("Don't pay $3.50, or 1,000.5 (5-6) e.g. &quot;x-y&quot; a.b,c...")
     assert ' '.join(words) == 'Don\'t pay $ 3.50 , or 1,000.5 ( 5 - 6 ) e . g . " x-y " a . b , c . . .'
 
@@ -219,21 +211,13 @@ def test_bleu_counts_by_hand():
     assert E.bleu_counts('a b c d e f'.split(), ['a b c'.split(), 'a b c d x y z'.split()]).tolist() == [6, 7, 4, 3, 2,
                                                                                                          1, 6, 5, 4, 3]
 
-@pytest.mark.parametrize('smooth, tokenize', SACREBLEU)
-def test_bleu_is_sacrebleu(monkeypatch, smooth, tokenize):
-    monkeypatch.setattr(E, 'tokenize', tokenize)
+def test_bleu_is_sacrebleu():
     counts = [E.bleu_counts(E.bleu_words(h), [E.bleu_words(r) for r in right]) for h, right in PAIRS]
-    corpus, sentences = SACREBLEU[smooth, tokenize]
-    assert E.bleu(sum(counts), smooth) == pytest.approx(corpus, abs=1e-6)
-    assert [E.bleu(c, smooth, effective_order=True) for c in counts] == pytest.approx(sentences, abs=1e-6)
+    corpus, sentences = SACREBLEU
+    assert E.bleu(sum(counts)) == pytest.approx(corpus, abs=1e-6)
+    assert [E.bleu(c, effective_order=True) for c in counts] == pytest.approx(sentences, abs=1e-6)
 
-@pytest.mark.parametrize('smooth', NLTK)
-def test_bleu_is_nltk(smooth):
-    counts = [E.bleu_counts(h.split(), [r.split() for r in right]) for h, right in PAIRS]
-    counts = [np.maximum(c, [0] * 6 + [1] * 4) for c in counts]  # NLTK counts one n-gram where a text is shorter than n
-    assert [E.bleu(c, smooth) for c in counts] == pytest.approx(NLTK[smooth], abs=1e-6)
-
-def test_rouge_and_cider_and_the_rest():
+def test_rouge_and_cider():
     rouge = [[max(scores) for scores in zip(*(E.rouge(E.rouge_words(h), E.rouge_words(r)) for r in right))]
              for h, right in PAIRS]
     assert sum(rouge, []) == pytest.approx([0.833333, 0.6, 0.833333, 0.842105, 0.588235, 0.842105, 0.4, 0, 0.4, 0, 0, 0,
@@ -245,18 +229,14 @@ def test_rouge_and_cider_and_the_rest():
     assert [E.cider(h, right, df, len(words)) for h, right in words] == pytest.approx([3.535871, 4.616212, 0.581128, 0,
                                                                                        2.5, 10], abs=1e-6)
     assert E.lcs('abcd', 'xbxd') == 2 and E.lcs('', 'a') == 0
-    assert E.squad_f1('The cat, a-la Carte: an_A!',
-                      'CAT ala ana') == pytest.approx(2 * 3 / (4 + 3)) and E.squad_f1('the', 'A.') == 1 and E.squad_f1('', 'x') == 0
 
 def test_files_of_text(evaluate, tmp_path):
     def table(hypotheses):
         return {r['measure']: r for r in evaluate(task='text', hypotheses=hypotheses)}
     rows = table(lines(tmp_path / 'h.jsonl', *({'hypothesis': h, 'references': right} for h, right in PAIRS)))
-    assert rows['BLEU']['mean'] == pytest.approx(38.96078,
-                                                 abs=1e-6) and rows['BLEU']['±'] > 0 and rows['BLEU']['items'] == 6
+    assert rows['BLEU']['mean'] == pytest.approx(38.96078, abs=1e-6) and rows['BLEU']['items'] == 6
     assert rows['CIDEr-D']['mean'] == pytest.approx(21.233211 / 6,
                                                     abs=1e-6) and rows['exact match']['mean'] == pytest.approx(1 / 6)
-    assert rows['distinct-1']['mean'] == pytest.approx(21 / 26) and rows['distinct-2']['mean'] == pytest.approx(20 / 21)
     (tmp_path / 'h.txt').write_text('a cat\n\na dog\n')
     (tmp_path / 'r.txt').write_text('a cat\nx\na cow\n')
     (tmp_path / 's.txt').write_text('one cat\ny\na dog')
@@ -284,7 +264,7 @@ def test_exact_match_by_skill(evaluate, monkeypatch, tmp_path):
 
 def test_a_models_own_answers(evaluate, tmp_path):
     chats(tmp_path, *((f'say {i}', str(i), 'say') for i in range(5)))
-    assert len(evaluate(task='text', data_dir=str(tmp_path), dataset='chat', temperature=1.0)) == 10
+    assert len(evaluate(task='text', data_dir=str(tmp_path), dataset='chat', temperature=1.0)) == 7
     def answers(size):
         E.batch_size = size
         return [answer for answer, _, _ in E.answered(tiny(evaluate.tokenizer), evaluate.tokenizer)]
