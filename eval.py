@@ -37,9 +37,8 @@ dtype = 'float32'      # auto | float32 | bfloat16 | float16: of the weights
 seed = 1337
 configure(globals())
 
-import math, os, re, sys, time, zlib
+import math, os, re, sys, time
 from collections import Counter
-from contextlib import suppress
 from itertools import islice, zip_longest
 from json import dumps, loads  # note: json itself is a setting
 import numpy as np
@@ -166,30 +165,19 @@ def perplexity(model, tokenizer, name):
     exp(loss): as unsure as between so many equally likely tokens. It depends on what a token is; bits per byte does
     not: a compressor reaches it that spends -log2 p bits on each token, and arithmetic coding does.
     """
-    loss, bits, lossless, sizes = np.zeros(6), np.zeros(6), tokenizer.kind != 'word', Counter()  # <unk> loses words
-    packers = {'gzip -9': zlib.compressobj(9, wbits=31)}  # 31: with gzip's header
-    with suppress(ImportError):  # a Python that was built without it
-        import bz2
-        packers['bzip2'] = bz2.BZ2Compressor()
-    with suppress(ImportError):
-        import lzma
-        packers['xz'] = lzma.LZMACompressor()
+    loss, bits, lossless = np.zeros(6), np.zeros(6), tokenizer.kind != 'word'  # <unk> loses words
     for batch, x, y in window_batches([model], tokenizer, name):
         for (ids, done), nats in zip(batch, model(x, y, reduction='none').cpu().double().sum(1).tolist()):
             targets = ids[done + 1:]
             text = b''.join(tokenizer.token_bytes(i) for i in targets if i != tokenizer.eot)
             loss, bits = loss + moments(nats, len(targets)), bits + moments(nats / math.log(2), len(text))
             lossless &= tokenizer.kind == 'bpe' or 0 not in targets  # 0: a character that the vocabulary lacks
-            sizes.update({p: len(packer.compress(text)) for p, packer in packers.items()})
-    sizes.update({p: len(packer.flush()) for p, packer in packers.items()})
     mean = estimate(loss)
     e = math.exp(min(mean['mean'], 700))
     rows = [{'measure': 'loss', 'items': int(loss[2]), **mean},
             {'measure': 'perplexity', 'items': int(loss[2]), 'mean': e, '±': mean['±'] and e * mean['±']}]
     if lossless and bits[2]:
-        row = {'measure': 'bits per byte', 'items': int(bits[2])}
-        rows += [{**row, **estimate(bits)}]
-        rows += [{'model': p, **row, 'mean': 8 * n / bits[2], '±': None} for p, n in sizes.items()]
+        rows += [{'measure': 'bits per byte', 'items': int(bits[2]), **estimate(bits)}]
     return rows
 
 @torch.no_grad()
@@ -533,7 +521,6 @@ def main():
     else:
         tables = [[{'model': name, **row} for row in run(*load(name), name)] for name in names]
         rows = [row for same in zip_longest(*tables) for row in same if row]  # the same measure of all models together
-        rows = [row for i, row in enumerate(rows) if row not in rows[:i]]  # compressors: the same for each model
     show(rows)
     if json:
         with open(json, 'w', encoding='utf-8') as f:

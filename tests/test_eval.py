@@ -1,5 +1,5 @@
 """Measuring: every number against one that was computed some other way, and no result where there is none."""
-import bz2, gzip, io, json, lzma, math, re, statistics
+import io, json, math, re, statistics
 from dataclasses import asdict
 import numpy as np
 import pytest
@@ -91,10 +91,6 @@ def test_perplexity_is_that_of_a_loop(evaluate, block_size, stride):
     assert rows['a', 'loss']['mean'] == pytest.approx(loss, abs=1e-5) and rows['a', 'loss']['items'] == len(ids) - 1
     assert rows['a', 'perplexity']['mean'] == pytest.approx(math.exp(loss), rel=1e-5)
     assert rows['a', 'bits per byte']['mean'] == pytest.approx(sum(losses) / math.log(2) / n_bytes, abs=1e-5)
-    sizes = {'gzip -9': gzip.compress(text.encode(), 9), 'bzip2': bz2.compress(text.encode()),
-             'xz': lzma.compress(text.encode())}
-    for name, packed in sizes.items():
-        assert rows[name, 'bits per byte']['mean'] == pytest.approx(8 * len(packed) / n_bytes)
 
 def test_two_tokenizers_are_comparable_in_bits_per_byte(evaluate, data, tmp_path):
     char = load_dataset(str(data / 'tiny'))[0]
@@ -105,7 +101,7 @@ def test_two_tokenizers_are_comparable_in_bits_per_byte(evaluate, data, tmp_path
     assert {r['items'] for r in rows if r['measure'] == 'bits per byte'} == {66} and [r['model']
                                                                                       for r in rows[:2]] == ['a', 'c']
     rows = evaluate(task='perplexity', input='foreign.txt', out_dir='a,c')
-    assert [r['model'] for r in rows if r['measure'] == 'bits per byte'] == ['a', 'gzip -9', 'bzip2', 'xz']
+    assert [r['model'] for r in rows if r['measure'] == 'bits per byte'] == ['a']
     with pytest.raises(SystemExit, match='another tokenizer.*input=FILE'):
         evaluate(task='perplexity', dataset='bpe', out_dir='c')
 
@@ -373,5 +369,5 @@ def test_mistakes_end_in_one_line(evaluate, data, tmp_path, capsys, settings, co
 def test_from_the_command_line(evaluate, tmp_path):
     (tmp_path / 'a.txt').write_text('the cat sat on a mat. ' * 9)
     done = run('eval.py', 'input=a.txt', 'out_dir=a,b', 'device=cpu', cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.count('bits per byte') == 5 and 'windows of 32 tokens, 32 apart' in done.stdout, done.stderr
+    assert done.returncode == 0 and done.stdout.count('bits per byte') == 2 and 'windows of 32 tokens, 32 apart' in done.stdout, done.stderr
     refused(run('eval.py', 'task=perplexety', cwd=tmp_path), 'did you mean perplexity', status=2)
