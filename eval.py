@@ -31,16 +31,14 @@ max_new_tokens = 128   # of an answer
 temperature = 0.0      # 0 always takes the likeliest token
 num_samples = 50       # kl: positions to show
 votes = 'votes.jsonl'  # compare: where they are kept; run again to go on
-json = ''              # a file for the table, too, for machines
 device = 'auto'        # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'float32'      # auto | float32 | bfloat16 | float16: of the weights
 seed = 1337
 configure(globals())
 
-import math, os, re, sys, time
+import json, math, os, re, sys, time
 from collections import Counter
 from itertools import islice, zip_longest
-from json import dumps, loads  # note: json itself is a setting
 import numpy as np
 import torch
 from model import generate, load_dataset, load_model, resolve_device
@@ -84,7 +82,7 @@ def read_jsonl(path, parse, example):
     with open(path, 'rb') as f:
         for number, line in enumerate(f, 1):
             try:
-                item = parse(loads(line))
+                item = parse(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
                 sys.exit(f"{path} line {number}: {type(e).__name__} {e}; expected a line like {example}")
             yield item
@@ -458,10 +456,10 @@ def compare(models):
         asked = [before for before, _, _ in read_chats()]
     past = {}  # prompt -> the better one
     if os.path.exists(votes) and os.path.getsize(votes):
-        cast = read_jsonl(votes, lambda v: (v['a'], v['b'], dumps(v['prompt']), v['better']), 'the others there')
+        cast = read_jsonl(votes, lambda v: (v['a'], v['b'], json.dumps(v['prompt']), v['better']), 'the others there')
         past = {prompt: better for *pair, prompt, better in cast if pair == [a, b]}
     for number, prompt in enumerate(asked):
-        if dumps(prompt) in past:
+        if json.dumps(prompt) in past:
             continue
         print(f"\n--- {number + 1} of {len(asked)}: {prompt if input else prompt[-1]['content']}")
         sides = np.random.default_rng([seed, number]).permutation(2).tolist()
@@ -475,9 +473,9 @@ def compare(models):
             vote = (sys.stdin.readline() or 'q').strip()
         if vote == 'q':
             break
-        past[dumps(prompt)] = 'tie' if vote == 't' else 'ab'[sides[int(vote) - 1]]
+        past[json.dumps(prompt)] = 'tie' if vote == 't' else 'ab'[sides[int(vote) - 1]]
         with open(votes, 'a', encoding='utf-8') as f:
-            f.write(dumps({'a': a, 'b': b, 'prompt': prompt, 'better': past[dumps(prompt)]}) + '\n')
+            f.write(json.dumps({'a': a, 'b': b, 'prompt': prompt, 'better': past[json.dumps(prompt)]}) + '\n')
     count = Counter(past.values())
     decided = count['a'] + count['b']
     return [{'better': a, 'than': b, 'wins': count['a'], 'losses': count['b'], 'ties': count['tie'],
@@ -498,6 +496,7 @@ def show(rows):
         print('  '.join(cell.ljust(n) if left else cell.rjust(n) for cell, n, left in zip(line, widths, words)))
 
 def main():
+    """Prints the table of `task` and returns its rows, dictionaries with unrounded numbers."""
     expect(globals(), 'batch_size max_new_tokens num_samples', least=1)
     expect(globals(), 'limit block_size stride seed temperature', least=0)
     names, (where, number) = out_dir.split(','), resolve_device(device, dtype)
@@ -522,9 +521,7 @@ def main():
         tables = [[{'model': name, **row} for row in run(*load(name), name)] for name in names]
         rows = [row for same in zip_longest(*tables) for row in same if row]  # the same measure of all models together
     show(rows)
-    if json:
-        with open(json, 'w', encoding='utf-8') as f:
-            f.write(dumps({'task': task, 'rows': rows}, indent=1) + '\n')
+    return rows
 
 if __name__ == '__main__':
     main()
