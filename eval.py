@@ -91,8 +91,9 @@ def read_chats():
     """The dataset's conversations -> (what is said before, the right answer, the skill); those with both."""
     def parse(item):
         *before, last = item['messages']
-        right = last['content'] + ''  # + '': a TypeError for what is no text
-        return (before, right, item.get('skill', 'any')) if before and last['role'] == 'assistant' else None
+        if not before or last['role'] != 'assistant':
+            return None
+        return before, last['content'], item.get('skill', 'any')
     example = '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
     chats = read_jsonl(os.path.join(data_dir, dataset, f'{split}.jsonl'), parse, example)
     return islice(filter(None, chats), limit or None)
