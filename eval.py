@@ -37,7 +37,7 @@ seed = 1337
 configure(globals())
 
 import json, math, os, re, sys, time
-from collections import Counter
+from collections import Counter, namedtuple
 from itertools import islice, zip_longest
 import numpy as np
 import torch
@@ -45,20 +45,29 @@ from model import generate, load_dataset, load_model, resolve_device
 
 # ---- 1. Means and their errors; files ----------------------------------------------------------------------
 
-def moments(a, b=1.0):
-    """What Σa/Σb and its error need to know of one item: these get added up, so memory does not grow with the file."""
-    return np.array([1, a, b, a * a, a * b, b * b], dtype=np.float64)
+Estimate = namedtuple('Estimate', 'mean stderr')  # stderr: None where only one item was measured
 
-def estimate(total):
+def mean_and_stderr(values, weights=None):
     """
-    Summed moments -> Σa/Σb and its standard error, the ratio estimator's (Cochran 1977, ch. 6; None for one item). With
-    every b = 1, these are a mean and sd/√n. A loss is a ratio, too: nats over tokens, summed over blocks of text.
+    -> Estimate(sum of values / sum of weights, its standard error), the ratio estimator of Cochran
+    1977, ch. 6. Without weights: the mean and sd / √n. A loss is a ratio, too: nats over tokens,
+    summed over windows of text. Exits where there is nothing to measure.
     """
-    n, a, b, aa, ab, bb = total.tolist()
-    if b == 0 or not math.isfinite(a):
-        sys.exit(f"{hypotheses or input or dataset}: there is nothing to measure, or the sum of it is {a}")
-    r = a / b
-    return {'mean': r, '±': math.sqrt(max(aa - 2 * r * ab + r * r * bb, 0) * n / (n - 1)) / b if n > 1 else None}
+    values = np.array(values, dtype=np.float64)
+    if weights is None:
+        weights = np.ones(len(values))
+    weights = np.array(weights, dtype=np.float64)
+    n = len(values)
+    total = float(weights.sum())
+    if total == 0 or not np.isfinite(values.sum()):
+        source = hypotheses or input or dataset
+        sys.exit(f"{source}: there is nothing to measure, or the sum of it is {values.sum()}")
+    mean = float(values.sum()) / total
+    if n == 1:
+        return Estimate(mean, None)
+    residuals = values - mean * weights
+    variance = float((residuals**2).sum()) * n / (n - 1)
+    return Estimate(mean, math.sqrt(variance) / total)
 
 def wilson(wins, n, z=1.96):
     """95 % interval of a share (Wilson 1927): honest for few trials and near 0 or 1. (5, 10) -> 0.237 … 0.763"""
@@ -164,19 +173,29 @@ def perplexity(model, tokenizer, name):
     exp(loss): as unsure as between so many equally likely tokens. It depends on what a token is; bits per byte does
     not: a compressor reaches it that spends -log2 p bits on each token, and arithmetic coding does.
     """
-    loss, bits, lossless = np.zeros(6), np.zeros(6), tokenizer.kind != 'word'  # <unk> loses words
+    nats, tokens, n_bytes = [], [], []  # one number for each window
+    lossless = tokenizer.kind != 'word'  # a vocabulary of words loses those that it lacks
     for batch, x, y in window_batches([model], tokenizer, name):
-        for (ids, done), nats in zip(batch, model(x, y, reduction='none').cpu().double().sum(1).tolist()):
+        sums = model(x, y, reduction='none').cpu().double().sum(1)  # (B,)
+        nats += sums.tolist()
+        for ids, done in batch:
             targets = ids[done + 1:]
             text = b''.join(tokenizer.token_bytes(i) for i in targets if i != tokenizer.eot)
-            loss, bits = loss + moments(nats, len(targets)), bits + moments(nats / math.log(2), len(text))
-            lossless &= tokenizer.kind == 'bpe' or 0 not in targets  # 0: a character that the vocabulary lacks
-    mean = estimate(loss)
-    e = math.exp(min(mean['mean'], 700))
-    rows = [{'measure': 'loss', 'items': int(loss[2]), **mean},
-            {'measure': 'perplexity', 'items': int(loss[2]), 'mean': e, '±': mean['±'] and e * mean['±']}]
-    if lossless and bits[2]:
-        rows += [{'measure': 'bits per byte', 'items': int(bits[2]), **estimate(bits)}]
+            tokens.append(len(targets))
+            n_bytes.append(len(text))
+            # 0 stands for a character that the vocabulary lacks
+            lossless &= tokenizer.kind == 'bpe' or 0 not in targets
+    loss = mean_and_stderr(nats, tokens)
+    ppl = math.exp(min(loss.mean, 700))  # e^710 is too large for a float
+    ppl_stderr = None
+    if loss.stderr is not None:
+        ppl_stderr = ppl * loss.stderr  # the derivative of exp is exp
+    rows = [{'measure': 'loss', 'items': sum(tokens), 'mean': loss.mean, '±': loss.stderr},
+            {'measure': 'perplexity', 'items': sum(tokens), 'mean': ppl, '±': ppl_stderr}]
+    if lossless and sum(n_bytes):
+        bits = mean_and_stderr([n / math.log(2) for n in nats], n_bytes)
+        rows.append({'measure': 'bits per byte', 'items': sum(n_bytes),
+                     'mean': bits.mean, '±': bits.stderr})
     return rows
 
 @torch.no_grad()
@@ -188,7 +207,10 @@ def kl(models):
     (a, (p_model, tokenizer)), (b, (q_model, other)) = models
     if tokenizer != other:
         sys.exit(f"{a} and {b} read with different tokenizers, so their probabilities are of different things")
-    names, totals, most = (f'KL({a}‖{b})', f'KL({b}‖{a})', 'Jensen–Shannon', 'same choice'), [np.zeros(6)] * 4, []
+    names = f'KL({a}‖{b})', f'KL({b}‖{a})', 'Jensen–Shannon', 'same choice'
+    sums = {name: [] for name in names}  # over the positions of each window
+    positions = []                       # how many a window has
+    most = []
     for batch, x, _ in window_batches([p_model, q_model], tokenizer, f'{a}, {b}'):
         for (ids, done), row in zip(batch, x[:, None]):  # one by one: scores of all the vocabulary, twice, in float64
             p, q = (m(row[:, :len(ids) - 1])[0, done:] for m in (p_model, q_model))
@@ -197,7 +219,9 @@ def kl(models):
             js = ((p.exp() * (p - middle)).sum(-1) + (q.exp() * (q - middle)).sum(-1)) / 2
             best = torch.stack((p.argmax(-1), q.argmax(-1)), dim=1)  # (T, 2)
             values = (p.exp() * (p - q)).sum(-1), (q.exp() * (q - p)).sum(-1), js, best[:, 0] == best[:, 1]
-            totals = [total + moments(v.sum().item(), len(v)) for total, v in zip(totals, values)]
+            for name, value in zip(names, values):
+                sums[name].append(value.sum().item())
+            positions.append(len(js))
             for t in js.topk(min(num_samples, len(js))).indices.tolist():
                 at = done + t + 1
                 most.append((js[t].item(), ids[max(0, at - 12):at], ids[at], *best[t].tolist()))
@@ -206,7 +230,11 @@ def kl(models):
     for value, before, *tokens in most:
         shown = [f"{tokenizer.decode([t])!r:<12}" for t in tokens]
         print(f"  {value:.3f} {tokenizer.decode(before)[-40:]!r:>44}", *shown)
-    return [{'measure': name, 'items': int(total[2]), **estimate(total)} for name, total in zip(names, totals)]
+    rows = []
+    for name in names:
+        mean, stderr = mean_and_stderr(sums[name], positions)
+        rows.append({'measure': name, 'items': sum(positions), 'mean': mean, '±': stderr})
+    return rows
 
 # ---- 3. Multiple choice: which ending does the model find likeliest? ---------------------------------------
 
@@ -276,8 +304,7 @@ def choices(model, tokenizer, name):
     path = input or os.path.join(data_dir, dataset, f'{split}.jsonl')
     example = '{"context": "the sky is", "choices": ["blue", "a fish"], "label": 0}'
     questions = islice(read_jsonl(path, parse_choices, example), limit or None)
-    acc = np.zeros(6)
-    acc_norm = np.zeros(6)
+    right = {'acc': [], 'acc_norm': []}
     for items in batches(questions, 16 * batch_size):
         asked = []
         for label, context, texts in items:
@@ -293,10 +320,13 @@ def choices(model, tokenizer, name):
             for label, texts, _, _ in batch:
                 logs = [next(scores) for _ in texts]
                 means = [log / len(text) for log, text in zip(logs, texts)]
-                acc += moments(logs.index(max(logs)) == label)
-                acc_norm += moments(means.index(max(means)) == label)
-    return [{'measure': measure, 'items': int(total[0]), **estimate(total)}
-            for measure, total in (('acc', acc), ('acc_norm', acc_norm))]
+                right['acc'].append(logs.index(max(logs)) == label)
+                right['acc_norm'].append(means.index(max(means)) == label)
+    rows = []
+    for measure, values in right.items():
+        mean, stderr = mean_and_stderr(values)
+        rows.append({'measure': measure, 'items': len(values), 'mean': mean, '±': stderr})
+    return rows
 
 # ---- 4. Text against references ----------------------------------------------------------------------------
 
@@ -407,20 +437,22 @@ def text(model, tokenizer, name):
     for _, right in own or read_pairs():
         df.update({g for words in map(rouge_words, right) for n in range(1, 5) for g in ngrams(words, n)})
         documents += 1
-    totals, corpus = {'sentence BLEU': np.zeros(6)}, np.zeros(10, dtype=int)
+    names = 'sentence BLEU', 'ROUGE-1', 'ROUGE-2', 'ROUGE-L', 'CIDEr-D', 'exact match'
+    scores = {name: [] for name in names}  # of each hypothesis
+    corpus = np.zeros(10, dtype=int)
     for answer, right in own or read_pairs():
         counts = bleu_counts(bleu_words(answer), [bleu_words(r) for r in right])
         corpus += counts
         words, others = rouge_words(answer), [rouge_words(r) for r in right]
         best = map(max, zip(*(rouge(words, r) for r in others)))  # with several references, each takes its best
-        scores = {'sentence BLEU': bleu(counts, effective_order=True),
-                  **dict(zip(('ROUGE-1', 'ROUGE-2', 'ROUGE-L'), best)), 'CIDEr-D': cider(words, others, df, documents),
-                  'exact match': answer.strip() in [r.strip() for r in right]}
-        for measure, value in scores.items():
-            totals[measure] = totals.get(measure, 0) + moments(value)
+        values = (bleu(counts, effective_order=True), *best, cider(words, others, df, documents),
+                  answer.strip() in [r.strip() for r in right])
+        for name, value in zip(names, values):
+            scores[name].append(value)
     rows = [{'items': documents, 'measure': 'BLEU', 'mean': bleu(corpus), '±': None}]
-    for measure, total in totals.items():
-        rows.append({'items': documents, 'measure': measure, **estimate(total)})
+    for name in names:
+        mean, stderr = mean_and_stderr(scores[name])
+        rows.append({'items': documents, 'measure': name, 'mean': mean, '±': stderr})
     return rows
 
 # ---- 5. What a model writes --------------------------------------------------------------------------------
@@ -442,11 +474,17 @@ def answered(model, tokenizer):
 
 def instruct(model, tokenizer, name):
     """Exact match by skill: an answer is right, or it is not."""
-    totals = Counter()
-    for answer, right, skill in answered(model, tokenizer):
-        totals[skill] = totals[skill] + moments(answer.strip() == right.strip())
-    totals = [*sorted(totals.items()), ('all', sum(totals.values()))]
-    return [{'skill': skill, 'items': int(n[0]), 'measure': 'exact match', **estimate(n)} for skill, n in totals]
+    right = {}  # skill -> whether each answer is right
+    for answer, reference, skill in answered(model, tokenizer):
+        right.setdefault(skill, []).append(answer.strip() == reference.strip())
+    groups = sorted(right.items())
+    groups.append(('all', sum(right.values(), [])))
+    rows = []
+    for skill, values in groups:
+        mean, stderr = mean_and_stderr(values)
+        rows.append({'skill': skill, 'items': len(values), 'measure': 'exact match',
+                     'mean': mean, '±': stderr})
+    return rows
 
 def compare(models):
     """A person reads two answers, not knowing whose is which, and says which is better; a vote is kept at once."""

@@ -51,12 +51,13 @@ def lines(path, *items):
 
 def test_errors_by_hand():
     values = [1.0, 4.0, 2.0, 2.0, 7.0]
-    mean = E.estimate(sum(map(E.moments, values)))
-    assert mean['mean'] == statistics.mean(values) and mean['±'] == pytest.approx(statistics.stdev(values) / math.sqrt(5))
-    pairs = [(10.0, 4), (3.0, 1), (12.0, 5)]  # nats and tokens of three blocks: residuals 10 - 2.5 * 4 …
-    ratio = E.estimate(sum(E.moments(*p) for p in pairs))
-    assert ratio == pytest.approx({'mean': 2.5, '±': math.sqrt((0 + 0.5**2 + 0.5**2) * 3 / 2) / 10})
-    assert E.estimate(E.moments(3.0)) == {'mean': 3.0, '±': None}  # one item says nothing of its error
+    mean, stderr = E.mean_and_stderr(values)
+    assert mean == statistics.mean(values)
+    assert stderr == pytest.approx(statistics.stdev(values) / math.sqrt(5))
+    nats, tokens = [10.0, 3.0, 12.0], [4, 1, 5]  # of three windows: residuals 10 - 2.5 * 4 …
+    ratio = E.mean_and_stderr(nats, tokens)
+    assert ratio == pytest.approx((2.5, math.sqrt((0 + 0.5**2 + 0.5**2) * 3 / 2) / 10))
+    assert E.mean_and_stderr([3.0]) == (3.0, None)  # one item says nothing of its error
 
 def test_wilson():
     assert list(E.wilson(5, 10).values()) == pytest.approx([0.236593, 0.763407], abs=1e-5)
