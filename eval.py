@@ -283,7 +283,8 @@ def score(model, pairs):
     rows = []
     for context, ending in pairs:
         if len(ending) > most:
-            sys.exit(f"a choice of {len(ending)} tokens does not fit into block_size={most}: this model cannot be asked")
+            sys.exit(f"a choice of {len(ending)} tokens does not fit into block_size={most}: "
+                     f"this model cannot be asked")
         rows.append((context + ending)[-(most + 1):])  # the last token is only predicted
     T = max(map(len, rows)) - 1
     x = torch.zeros(len(rows), T, dtype=torch.long)
@@ -372,7 +373,8 @@ def bleu(counts, effective_order=False):
     for match, total in zip(counts[:4], counts[4:]):
         if counts[0] == 0 or total == 0:
             break
-        if match == 0:  # smoothing 'exp' (Chen & Cherry 2014, method 3): 1/2, then 1/4 … of a match
+        if match == 0:
+            # smoothing 'exp' (Chen & Cherry 2014, method 3): counts as 1/2, then 1/4 … of a match
             halvings += 1
             match = 0.5**halvings
         logs.append(math.log(match / total))
@@ -431,7 +433,10 @@ def read_pairs():
     return islice(pairs, limit or None)
 
 def text(model, tokenizer, name):
-    """Two passes, because CIDEr-D must know beforehand how common an n-gram is. Of a file, only n-grams are kept."""
+    """
+    Two passes, because CIDEr-D must know beforehand how common an n-gram is. Of a file, only
+    n-grams and scores are kept.
+    """
     own = None if hypotheses else [(answer, [right]) for answer, right, _ in answered(model, tokenizer)]
     df, documents = Counter(), 0
     for _, right in own or read_pairs():

@@ -151,7 +151,8 @@ def test_hellaswag_as_the_harness_reads_it():
 def test_where_a_context_ends_and_a_choice_begins():
     tokenizer = Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b' a', b'  '])
     context, (choice,) = E.encode_choices(tokenizer, 'it is', ['a cat'])
-    assert tokenizer.decode(context) == 'it is' and choice == [256, *b' cat']  # the space belongs to the choice
+    assert tokenizer.decode(context) == 'it is'
+    assert choice == [256, *b' cat']  # the space belongs to the choice
     assert E.encode_choices(tokenizer, '', ['b'])[0] == [tokenizer.eot]
     context, (choice,) = E.encode_choices(tokenizer, 'it is ', ['a cat'])
     assert tokenizer.decode(context) == 'it is' and choice[:2] == [32, 256]  # all spaces go over to the choice
@@ -162,16 +163,19 @@ def test_endings_score_as_one_forward_pass_each(evaluate, model_type):
     rng = np.random.default_rng(0)
     model = tiny(evaluate.tokenizer, model_type=model_type)
     pairs = []
-    for context, ending in ((5, 1), (5, 3), (1, 9), (31, 2), (40, 30), (12, 22), (3, 32)):
-        pairs.append((rng.integers(250, size=context).tolist(), rng.integers(250, size=ending).tolist()))
+    for n_context, n_ending in ((5, 1), (5, 3), (1, 9), (31, 2), (40, 30), (12, 22), (3, 32)):
+        context = rng.integers(250, size=n_context).tolist()
+        ending = rng.integers(250, size=n_ending).tolist()
+        pairs.append((context, ending))
     for (context, ending), log in zip(pairs, E.score(model, pairs)):
         ids = (context + ending)[-33:]
         with torch.no_grad():
-            losses = F.cross_entropy(model(torch.tensor([ids[:-1]]))[0], torch.tensor(ids[1:]), reduction='none')
+            logits = model(torch.tensor([ids[:-1]]))[0]
+        losses = F.cross_entropy(logits, torch.tensor(ids[1:]), reduction='none')
         assert log == pytest.approx(-losses[-len(ending):].sum().item(), abs=1e-4)
 
 def test_what_acc_and_acc_norm_divide_by(evaluate, monkeypatch):
-    """Log-likelihoods are given: the first choice has the best sum, the second the best per character."""
+    """The first choice has the best log-likelihood, the second the best per character."""
     logs = [-1.0, -5.0, -4.0]
     monkeypatch.setattr(E, 'score', lambda model, pairs: logs * (len(pairs) // 3))
     choices = ['a', 'x' * 20, 'abcdefgh']  # 1, 20 and 8 characters
