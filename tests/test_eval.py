@@ -1,5 +1,5 @@
 """Measuring: every number against one that was computed some other way, and no result where there is none."""
-import bz2, gzip, io, json, lzma, math, re, statistics
+import io, json, math, re, statistics
 from dataclasses import asdict
 import numpy as np
 import pytest
@@ -27,17 +27,16 @@ def save(folder, model, tokenizer):
 
 @pytest.fixture
 def evaluate(monkeypatch, tmp_path, data):
-    """Set eval.py's settings and run it here; returns the rows of its table, as json= has them."""
+    """Set eval.py's settings and run it here; returns the rows of its table."""
     monkeypatch.chdir(tmp_path)
     def run_it(**changes):
-        defaults = dict(data_dir=str(data), dataset='bpe', input='', hypotheses='', out_dir='a', json='table.json',
+        defaults = dict(data_dir=str(data), dataset='bpe', input='', hypotheses='', out_dir='a',
                         device='cpu', limit=0,
-                        stride=0, block_size=0, batch_size=3, max_new_tokens=6, num_samples=4, temperature='0',
-                        smooth='exp', tokenize='13a', seed=1337)
+                        stride=0, block_size=0, batch_size=3, max_new_tokens=6, num_samples=4, temperature=0.0,
+                        seed=1337)
         for name, value in {**defaults, **changes}.items():
             monkeypatch.setattr(E, name, value)
-        E.main()
-        return json.loads((tmp_path / 'table.json').read_text(encoding='utf-8'))['rows']
+        return E.main()
     tokenizer = load_dataset(str(data / 'bpe'))[0]
     save(tmp_path / 'a', tiny(tokenizer), tokenizer)
     save(tmp_path / 'b', tiny(tokenizer, seed=1), tokenizer)
@@ -52,12 +51,13 @@ def lines(path, *items):
 
 def test_errors_by_hand():
     values = [1.0, 4.0, 2.0, 2.0, 7.0]
-    mean = E.estimate(sum(map(E.moments, values)))
-    assert mean['mean'] == statistics.mean(values) and mean['±'] == pytest.approx(statistics.stdev(values) / math.sqrt(5))
-    pairs = [(10.0, 4), (3.0, 1), (12.0, 5)]  # nats and tokens of three blocks: residuals 10 - 2.5 * 4 …
-    ratio = E.estimate(sum(E.moments(*p) for p in pairs))
-    assert ratio == pytest.approx({'mean': 2.5, '±': math.sqrt((0 + 0.5**2 + 0.5**2) * 3 / 2) / 10})
-    assert E.estimate(E.moments(3.0)) == {'mean': 3.0, '±': None}  # one item says nothing of its error
+    mean, stderr = E.mean_and_stderr(values)
+    assert mean == statistics.mean(values)
+    assert stderr == pytest.approx(statistics.stdev(values) / math.sqrt(5))
+    nats, tokens = [10.0, 3.0, 12.0], [4, 1, 5]  # of three windows: residuals 10 - 2.5 * 4 …
+    ratio = E.mean_and_stderr(nats, tokens)
+    assert ratio == pytest.approx((2.5, math.sqrt((0 + 0.5**2 + 0.5**2) * 3 / 2) / 10))
+    assert E.mean_and_stderr([3.0]) == (3.0, None)  # one item says nothing of its error
 
 def test_wilson():
     assert list(E.wilson(5, 10).values()) == pytest.approx([0.236593, 0.763407], abs=1e-5)
@@ -91,10 +91,6 @@ def test_perplexity_is_that_of_a_loop(evaluate, block_size, stride):
     assert rows['a', 'loss']['mean'] == pytest.approx(loss, abs=1e-5) and rows['a', 'loss']['items'] == len(ids) - 1
     assert rows['a', 'perplexity']['mean'] == pytest.approx(math.exp(loss), rel=1e-5)
     assert rows['a', 'bits per byte']['mean'] == pytest.approx(sum(losses) / math.log(2) / n_bytes, abs=1e-5)
-    sizes = {'gzip -9': gzip.compress(text.encode(), 9), 'bzip2': bz2.compress(text.encode()),
-             'xz': lzma.compress(text.encode())}
-    for name, packed in sizes.items():
-        assert rows[name, 'bits per byte']['mean'] == pytest.approx(8 * len(packed) / n_bytes)
 
 def test_two_tokenizers_are_comparable_in_bits_per_byte(evaluate, data, tmp_path):
     char = load_dataset(str(data / 'tiny'))[0]
@@ -105,7 +101,7 @@ def test_two_tokenizers_are_comparable_in_bits_per_byte(evaluate, data, tmp_path
     assert {r['items'] for r in rows if r['measure'] == 'bits per byte'} == {66} and [r['model']
                                                                                       for r in rows[:2]] == ['a', 'c']
     rows = evaluate(task='perplexity', input='foreign.txt', out_dir='a,c')
-    assert [r['model'] for r in rows if r['measure'] == 'bits per byte'] == ['a', 'gzip -9', 'bzip2', 'xz']
+    assert [r['model'] for r in rows if r['measure'] == 'bits per byte'] == ['a']
     with pytest.raises(SystemExit, match='another tokenizer.*input=FILE'):
         evaluate(task='perplexity', dataset='bpe', out_dir='c')
 
@@ -147,73 +143,63 @@ ROOF = {'activity_label': 'Roof work', 'ctx_a': '[header] How to fix  a roof [ti
         'endings': ['is [step] up on it.', 'sings. [title] Then stop.']}
 
 def test_hellaswag_as_the_harness_reads_it():
-    label, variants = E.parse_choices(ROOF)  # expected: process_docs() of lm-evaluation-harness 0.4.13
-    assert label == 1 and variants['lm-evaluation-harness'] == ('Roof work: How to fix a roof. Look at it. The man',
-                                                                ['is up on it.', 'sings.. Then stop.'])
-    assert variants['build-nanogpt'] == (ROOF['ctx'], ROOF['endings'])
+    label, context, choices = E.parse_choices(ROOF)
+    assert label == 1  # and the rest as process_docs() of lm-evaluation-harness 0.4.13 has it
+    assert context == 'Roof work: How to fix a roof. Look at it. The man'
+    assert choices == ['is up on it.', 'sings.. Then stop.']
 
 def test_where_a_context_ends_and_a_choice_begins():
     tokenizer = Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b' a', b'  '])
-    for convention in ('lm-evaluation-harness', 'build-nanogpt'):
-        context, (choice,) = E.encode_choices(tokenizer, convention, 'it is', ['a cat'])
-        assert tokenizer.decode(context) == 'it is' and choice == [256, *b' cat']  # the space belongs to the choice
-        assert E.encode_choices(tokenizer, convention, '', ['b'])[0] == [tokenizer.eot]
-    context, (choice,) = E.encode_choices(tokenizer, 'lm-evaluation-harness', 'it is ', ['a cat'])
+    context, (choice,) = E.encode_choices(tokenizer, 'it is', ['a cat'])
+    assert tokenizer.decode(context) == 'it is'
+    assert choice == [256, *b' cat']  # the space belongs to the choice
+    assert E.encode_choices(tokenizer, '', ['b'])[0] == [tokenizer.eot]
+    context, (choice,) = E.encode_choices(tokenizer, 'it is ', ['a cat'])
     assert tokenizer.decode(context) == 'it is' and choice[:2] == [32, 256]  # all spaces go over to the choice
 
-def test_endings_that_share_a_context_score_as_one_forward_pass_each(evaluate):
+@pytest.mark.parametrize('model_type', ['gpt', 'lstm'])
+def test_endings_score_as_one_forward_pass_each(evaluate, model_type):
     """Contexts and endings of all lengths in one batch, some of them too long for the model."""
-    rng, model = np.random.default_rng(0), tiny(evaluate.tokenizer, n_kv_head=1)
-    units = [(rng.integers(250, size=c).tolist(), [rng.integers(250, size=n).tolist() for n in sizes])
-             for c, sizes in ((5, (1, 3)), (1, (2, 9, 4)), (20, (1, 1)), (31, (2, 1)), (40, (3, 30)),
-                              (12, (20, 21, 22)), (3, (32, 1)))]
-    for (context, endings), logs in zip(units, E.score(model, units)):
-        for ending, log in zip(endings, logs):
-            ids = (context + ending)[-33:]
-            with torch.no_grad():
-                losses = F.cross_entropy(model(torch.tensor([ids[:-1]]))[0], torch.tensor(ids[1:]), reduction='none')
-            assert log == pytest.approx(-losses[-len(ending):].sum().item(), abs=1e-4)
+    rng = np.random.default_rng(0)
+    model = tiny(evaluate.tokenizer, model_type=model_type)
+    pairs = []
+    for n_context, n_ending in ((5, 1), (5, 3), (1, 9), (31, 2), (40, 30), (12, 22), (3, 32)):
+        context = rng.integers(250, size=n_context).tolist()
+        ending = rng.integers(250, size=n_ending).tolist()
+        pairs.append((context, ending))
+    for (context, ending), log in zip(pairs, E.score(model, pairs)):
+        ids = (context + ending)[-33:]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[:-1]]))[0]
+        losses = F.cross_entropy(logits, torch.tensor(ids[1:]), reduction='none')
+        assert log == pytest.approx(-losses[-len(ending):].sum().item(), abs=1e-4)
 
 def test_what_acc_and_acc_norm_divide_by(evaluate, monkeypatch):
-    """Log-likelihoods are given: the first choice has the best sum, the second per character, the third per token."""
-    monkeypatch.setattr(E, 'score', lambda model, units: [[-1.0, -5.0, -4.0] for _ in units])
-    tokenizer = Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b'xx', b'x' * 20])
-    monkeypatch.setattr(E, 'load_model', lambda path, where: (tiny(tokenizer), tokenizer, {}))
-    choices = ['a', 'x' * 20, 'abcdefgh']  # 1, 20 and 8 characters; with the space 2, 2 and 9 tokens
-    path = lines(evaluate.folder / 'q.jsonl', *({'context': 'c', 'choices': choices, 'label': i} for i in (0, 1, 1, 2)))
-    rows = {(r['convention'], r['measure']): r for r in evaluate(task='choices', input=path)}
-    assert {k: r['mean'] for k, r in rows.items()} == {('lm-evaluation-harness', 'acc'): 0.25,
-                                                       ('lm-evaluation-harness', 'acc_norm'): 0.5,
-                                                       ('build-nanogpt', 'acc'): 0.25,
-                                                       ('build-nanogpt', 'acc_norm'): 0.25}
-    assert rows['build-nanogpt', 'acc']['±'] == pytest.approx(statistics.stdev([1, 0, 0, 0]) / 2)
-    harness, nano = ([1, 20, 8], [2, 2, 9])
-    best = [max(range(3), key=lambda i: [-1.0, -5.0, -4.0][i] / n[i]) for n in (harness, nano)]
-    assert best == [1, 2]  # so the two conventions disagree here: one is right for two labels, the other for one
+    """The first choice has the best log-likelihood, the second the best per character."""
+    logs = [-1.0, -5.0, -4.0]
+    monkeypatch.setattr(E, 'score', lambda model, pairs: logs * (len(pairs) // 3))
+    choices = ['a', 'x' * 20, 'abcdefgh']  # 1, 20 and 8 characters
+    questions = [{'context': 'c', 'choices': choices, 'label': label} for label in (0, 1, 1, 2)]
+    path = lines(evaluate.folder / 'q.jsonl', *questions)
+    rows = {r['measure']: r for r in evaluate(task='choices', input=path)}
+    assert rows['acc']['mean'] == 0.25 and rows['acc_norm']['mean'] == 0.5
+    assert rows['acc']['±'] == pytest.approx(statistics.stdev([1, 0, 0, 0]) / 2)
 
 def test_questions_of_both_forms(evaluate):
     rows = evaluate(task='choices', input=lines(evaluate.folder / 'q.jsonl',
                                                 {**ROOF, 'ctx': 'The man', 'ctx_a': 'The', 'ctx_b': 'man'},
                                                 {'context': '', 'choices': ['a cat', 'a dog', 'it'], 'label': 2}))
-    assert len(rows) == 4 and all(r['items'] == 2 and 0 <= r['mean'] <= 1 for r in rows)
+    assert len(rows) == 2 and all(r['items'] == 2 and 0 <= r['mean'] <= 1 for r in rows)
 
-# ---- text against references: stored values are sacrebleu 2.6.0's, NLTK 3.10.4's, rouge-score 0.1.2's, pycocoevalcap 1.2's ----
+# ---- text against references: stored values are sacrebleu 2.6.0's, rouge-score 0.1.2's, pycocoevalcap 1.2's ----
 
 PAIRS = [('the cat sat on the mat.', ['the cat is on the mat.', 'there is a cat on the mat.']),
          ('a small red circle, left of 2 blue squares', ['a small red circle is left of two blue squares']),
          ('the the the', ['the cat']), ('', ['nothing to say']), ('5', ['5']),
          ("It costs $3.50, doesn't it?", ["It costs $3.50 - doesn't it?"])]
-SACREBLEU = {('exp', '13a'): (38.96078, [48.892302, 35.494811, 27.51606, 0, 100, 50]),
-             ('exp', 'none'): (18.234092, [37.991784, 23.341654, 27.51606, 0, 100, 24.73693]),
-             ('floor', 'none'): (12.193872, [25.406637, 15.609505, 11.856311, 0, 100, 13.155831]),
-             ('none', 'none'): (0, [0, 0, 0, 0, 100, 0]),
-             ('add-k', '13a'): (42.416943, [59.154637, 44.72136, 48.549177, 0, 100, 59.460356])}
-NLTK = {'none': [0, 0, 0, 0, 0, 0], 'floor': [25.406637, 15.609505, 11.362194, 0, 17.782794, 13.155831],
-        'add-k': [48.549177, 31.539246, 40.824829, 0, 59.460356, 36.614752],
-        'exp': [37.991784, 23.341654, 22.59005, 0, 35.355339, 24.73693]}
+SACREBLEU = (38.96078, [48.892302, 35.494811, 27.51606, 0, 100, 50])  # of all, of each
 
-def test_13a(monkeypatch):
-    monkeypatch.setattr(E, 'tokenize', '13a')
+def test_13a():
     words = E.bleu_words("Don't pay $3.50, or 1,000.5 (5-6) e.g. &quot;x-y&quot; a.b,c...")
     assert ' '.join(words) == 'Don\'t pay $ 3.50 , or 1,000.5 ( 5 - 6 ) e . g . " x-y " a . b , c . . .'
 
@@ -225,21 +211,13 @@ def test_bleu_counts_by_hand():
     assert E.bleu_counts('a b c d e f'.split(), ['a b c'.split(), 'a b c d x y z'.split()]).tolist() == [6, 7, 4, 3, 2,
                                                                                                          1, 6, 5, 4, 3]
 
-@pytest.mark.parametrize('smooth, tokenize', SACREBLEU)
-def test_bleu_is_sacrebleu(monkeypatch, smooth, tokenize):
-    monkeypatch.setattr(E, 'tokenize', tokenize)
+def test_bleu_is_sacrebleu():
     counts = [E.bleu_counts(E.bleu_words(h), [E.bleu_words(r) for r in right]) for h, right in PAIRS]
-    corpus, sentences = SACREBLEU[smooth, tokenize]
-    assert E.bleu(sum(counts), smooth) == pytest.approx(corpus, abs=1e-6)
-    assert [E.bleu(c, smooth, effective_order=True) for c in counts] == pytest.approx(sentences, abs=1e-6)
+    corpus, sentences = SACREBLEU
+    assert E.bleu(sum(counts)) == pytest.approx(corpus, abs=1e-6)
+    assert [E.bleu(c, effective_order=True) for c in counts] == pytest.approx(sentences, abs=1e-6)
 
-@pytest.mark.parametrize('smooth', NLTK)
-def test_bleu_is_nltk(smooth):
-    counts = [E.bleu_counts(h.split(), [r.split() for r in right]) for h, right in PAIRS]
-    counts = [np.maximum(c, [0] * 6 + [1] * 4) for c in counts]  # NLTK counts one n-gram where a text is shorter than n
-    assert [E.bleu(c, smooth) for c in counts] == pytest.approx(NLTK[smooth], abs=1e-6)
-
-def test_rouge_and_cider_and_the_rest():
+def test_rouge_and_cider():
     rouge = [[max(scores) for scores in zip(*(E.rouge(E.rouge_words(h), E.rouge_words(r)) for r in right))]
              for h, right in PAIRS]
     assert sum(rouge, []) == pytest.approx([0.833333, 0.6, 0.833333, 0.842105, 0.588235, 0.842105, 0.4, 0, 0.4, 0, 0, 0,
@@ -251,18 +229,14 @@ def test_rouge_and_cider_and_the_rest():
     assert [E.cider(h, right, df, len(words)) for h, right in words] == pytest.approx([3.535871, 4.616212, 0.581128, 0,
                                                                                        2.5, 10], abs=1e-6)
     assert E.lcs('abcd', 'xbxd') == 2 and E.lcs('', 'a') == 0
-    assert E.squad_f1('The cat, a-la Carte: an_A!',
-                      'CAT ala ana') == pytest.approx(2 * 3 / (4 + 3)) and E.squad_f1('the', 'A.') == 1 and E.squad_f1('', 'x') == 0
 
 def test_files_of_text(evaluate, tmp_path):
     def table(hypotheses):
         return {r['measure']: r for r in evaluate(task='text', hypotheses=hypotheses)}
     rows = table(lines(tmp_path / 'h.jsonl', *({'hypothesis': h, 'references': right} for h, right in PAIRS)))
-    assert rows['BLEU']['mean'] == pytest.approx(38.96078,
-                                                 abs=1e-6) and rows['BLEU']['±'] > 0 and rows['BLEU']['items'] == 6
+    assert rows['BLEU']['mean'] == pytest.approx(38.96078, abs=1e-6) and rows['BLEU']['items'] == 6
     assert rows['CIDEr-D']['mean'] == pytest.approx(21.233211 / 6,
                                                     abs=1e-6) and rows['exact match']['mean'] == pytest.approx(1 / 6)
-    assert rows['distinct-1']['mean'] == pytest.approx(21 / 26) and rows['distinct-2']['mean'] == pytest.approx(20 / 21)
     (tmp_path / 'h.txt').write_text('a cat\n\na dog\n')
     (tmp_path / 'r.txt').write_text('a cat\nx\na cow\n')
     (tmp_path / 's.txt').write_text('one cat\ny\na dog')
@@ -290,30 +264,11 @@ def test_exact_match_by_skill(evaluate, monkeypatch, tmp_path):
 
 def test_a_models_own_answers(evaluate, tmp_path):
     chats(tmp_path, *((f'say {i}', str(i), 'say') for i in range(5)))
-    assert len(evaluate(task='text', data_dir=str(tmp_path), dataset='chat', temperature='1')) == 10
+    assert len(evaluate(task='text', data_dir=str(tmp_path), dataset='chat', temperature=1.0)) == 7
     def answers(size):
         E.batch_size = size
         return [answer for answer, _, _ in E.answered(tiny(evaluate.tokenizer), evaluate.tokenizer)]
     assert answers(5) == answers(2) and len(set(answers(5))) > 3  # answer i is the same in whatever batch
-
-def test_is_python():
-    good = ['x = 1', 'def f(a,\n         b):\n    return (a +', 'if x:\n', '"""closed\n"""\nx = [\n',
-            'try:\n    f()\nexc']
-    bad = ['x = = 1\n', '"""never\nclosed = = 1\n', 'def f():\nreturn\n', 'class\n', 'a\0b\n', '', ' \n', ')\n',
-           'import os as\nx = 1\n']
-    assert all(E.is_python(p, ended=False) or p == 'x = 1'
-               for p in good) and not any(E.is_python(p, ended=False) for p in bad)
-    assert E.is_python('x = 1', ended=True) and not E.is_python('x = 1\ny = "abc',
-                                                                ended=True)  # the whole counts where the model ended it
-
-def test_code_by_temperature(evaluate, monkeypatch):
-    monkeypatch.setattr(E, 'complete',
-                        lambda model, tokenizer, prompts, heat, first=0: [(f'x = {heat + first + i}' + ')' * (i == 0),
-                                                                           True) for i in range(len(prompts))])
-    rows = evaluate(task='code', temperature='0.5,1', num_samples=4, batch_size=2)
-    assert [(r['temperature'], r['samples'], r['Python'], r['different']) for r in rows] == [(0.5, 4, 0.5, 1.0),
-                                                                                             (1.0, 4, 0.5, 1.0)]
-    assert rows[0]['95 % from'] < 0.5 < rows[0]['to']
 
 def test_blind_comparison(evaluate, monkeypatch, tmp_path, capsys):
     """Someone who always likes b's answers better: whichever side they are on, b wins; and no vote is asked for twice."""
@@ -341,19 +296,6 @@ def test_blind_comparison(evaluate, monkeypatch, tmp_path, capsys):
     row, = evaluate(task='compare', out_dir='b,a', input='p.txt')
     assert row['win rate'] is None and (row['95 % from'],
                                         row['to']) == pytest.approx((0, 1))  # nothing known of this pair
-
-# ---- speed ----
-
-def test_speed_counts_what_it_says(evaluate):
-    rows = evaluate(task='speed', dtype='float32', batch_size=2)
-    assert [(r['rows'], r['context']) for r in rows] == [(1, 8), (2, 8), (1, 32), (2, 32)]
-    model = tiny(evaluate.tokenizer)
-    weights = 4 * 4 * sum(p.numel() for p in model.parameters()) / 2**20  # weights, gradients, two means: 16 bytes each
-    kept = [r['memory, MB'] - weights for r in rows]
-    assert kept[0] > 0 and kept[3] > 1.9 * kept[2] > 3.8 * kept[1] > 7 * kept[0] * 0.9  # what goes back grows with rows * context
-    used = sum(p.numel() for name, p in model.named_parameters() if not name.startswith('wte'))
-    assert [r['FLOPs/token'] for r in rows] == [6 * used + 12 * 2 * 32 * T for T in (8, 8, 32, 32)]
-    assert all(r['MFU'] > 0 and r['decoding tokens/s'] > 0 for r in rows)
 
 # ---- HellaSwag's files ----
 
@@ -395,8 +337,7 @@ QUESTION = {'context': 'a', 'choices': ['b', 'c'], 'label': 0}
     (dict(task='text', hypotheses='in.txt'), 'x', 'references, too'),
     (dict(task='kl', out_dir='a,a'), 'x', 'two models'),
     (dict(task='kl', out_dir='a,c'), 'x', 'different tokenizers'),
-    (dict(task='code', temperature='1,warm'), 'x', 'temperature=1,warm'),
-    (dict(task='instruct', temperature='-1'), 'x', 'temperature=-1'),
+    (dict(task='instruct', temperature=-1.0), 'x', 'temperature=-1'),
     (dict(task='instruct', dataset='nowhere'), 'x', 'prepare.py dataset=nowhere'),
     (dict(task='instruct', out_dir='nowhere'), 'x', 'no checkpoint nowhere.*python train.py'),
     (dict(task='choices', batch_size=0), 'x', 'batch_size=0'),
@@ -427,10 +368,9 @@ def test_mistakes_end_in_one_line(evaluate, data, tmp_path, capsys, settings, co
         evaluate(input='in.jsonl', **settings)
     message = e.value.code if isinstance(e.value.code, str) else capsys.readouterr().err.strip()
     assert '\n' not in message and re.search(words, message), message
-    assert not (tmp_path / 'table.json').exists()
 
 def test_from_the_command_line(evaluate, tmp_path):
     (tmp_path / 'a.txt').write_text('the cat sat on a mat. ' * 9)
     done = run('eval.py', 'input=a.txt', 'out_dir=a,b', 'device=cpu', cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.count('bits per byte') == 5 and 'windows of 32 tokens, 32 apart' in done.stdout, done.stderr
+    assert done.returncode == 0 and done.stdout.count('bits per byte') == 2 and 'windows of 32 tokens, 32 apart' in done.stdout, done.stderr
     refused(run('eval.py', 'task=perplexety', cwd=tmp_path), 'did you mean perplexity', status=2)
