@@ -5,7 +5,6 @@ Fine-tuning: a model that has read a lot learns to do something with it.
     python finetune.py method=lora out_dir=out-lora               # with 5 % of the weights; also freeze, adapter
     python finetune.py dataset=mine                               # your own chats; prepare.py reads three usual forms
     python finetune.py show=True                                  # see what is learned from: a row, token by token
-    python finetune.py task=lm dataset=shakespeare                # go on pretraining on another text: an author's style
     python finetune.py task=classify dataset=labels               # texts with labels: a head on the last token
     python finetune.py teacher=out-big                            # distillation: imitate a larger model as well
 
@@ -21,7 +20,7 @@ out_dir = 'out-sft'
 init_from = 'out'       # the folder of the checkpoint to start from, or resume (go on with the run in out_dir)
 dataset = 'instruct'    # a folder in data_dir, made by prepare.py
 data_dir = 'data'
-task = 'sft'            # sft | lm | classify: answer in conversations, go on with a text, or sort texts under labels
+task = 'sft'            # sft | classify: answer in conversations, or sort texts under labels
 show = False            # print the first row as a table of tokens, targets and conversations, and stop
 num_samples = 500       # held-out questions that are answered before and after; 0: none
 max_new_tokens = 48     # longest of those answers
@@ -78,9 +77,9 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from model import (Log, build_model, check_finite, configure_optimizers, load_checkpoint, load_dataset,
-                   load_examples, load_model, resolve_device, restore, save_atomically, schedule_rate,
-                   stop_when_asked, stream_text)
+from model import (Log, build_model, check_finite, configure_optimizers, load_checkpoint, load_examples,
+                   load_model, resolve_device, restore, save_atomically, schedule_rate, stop_when_asked,
+                   stream_text)
 
 # ---- what is learned from ----
 
@@ -165,23 +164,15 @@ def pack(examples, T):
 def get_batch(data, step, rows, first, count):
     """
     `count` of the `rows` rows in the batch of this step, from row `first` on, and the number of targets in all of them:
-    x, y, positions, segments, each (count, T). Packed rows come in another order in each epoch; for plain text, as in
-    train.py, a row is a window of it, without positions and segments.
+    x, y, positions, segments, each (count, T). Rows come in another order in each epoch.
     """
-    if task != 'lm':
-        numbers, n = np.arange(step * rows, (step + 1) * rows), len(data[0])  # row k is row k % n of epoch k // n
-        orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in set(numbers // n)}
-        index = torch.tensor([orders[k // n][k % n] for k in numbers])
-        return [part[index[first:first + count]].long() for part in data], int((data[1][index] >= 0).sum())
-    starts = np.random.default_rng([seed, step]).integers(len(data) - block_size, size=rows)[first:first + count]
-    both = torch.from_numpy(np.stack([data[i:i + block_size + 1] for i in starts]).astype(np.int64))
-    return (both[:, :-1], both[:, 1:]), rows * block_size
+    numbers, n = np.arange(step * rows, (step + 1) * rows), len(data[0])  # row k is row k % n of epoch k // n
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in set(numbers // n)}
+    index = torch.tensor([orders[k // n][k % n] for k in numbers])
+    return [part[index[first:first + count]].long() for part in data], int((data[1][index] >= 0).sum())
 
 def eval_batches(data, n):
     """The batches of an evaluation on n rows, always the same ones, evenly spread over validation; n = 0: on all."""
-    if task == 'lm':
-        end = (len(data) - 1) // block_size * block_size
-        data = [torch.from_numpy(ids[:end].astype(np.int64)).view(-1, block_size) for ids in (data, data[1:])]
     count = min(n or len(data[0]), len(data[0]))
     index = np.linspace(0, len(data[0]) - 1, count).astype(int)
     return [[part[index[i:i + batch_size]].long() for part in data] for i in range(0, count, batch_size)]
@@ -189,16 +180,6 @@ def eval_batches(data, n):
 def rate(step):
     """The fraction of the peak learning rate at this step."""
     return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
-
-def recode(ids, theirs, ours):
-    """A text as another tokenizer's ids -> as ours, document by document."""
-    new = []
-    for document in np.split(ids, np.flatnonzero(ids == theirs.eot)):
-        if len(document) and document[0] == theirs.eot:
-            new.append(ours.eot)
-            document = document[1:]
-        new += ours.encode(theirs.decode(document.tolist()))
-    return np.array(new)
 
 def print_table(row, tokenizer, labels):
     """One row as the model reads it: show=True."""
@@ -361,10 +342,8 @@ def finetune():
         usage(f"out_dir={out_dir} is where the base lies, which stays as it is: choose another")
     if weight_decay and method in ('lora', 'adapter'):
         usage(f"weight_decay={weight_decay}: with method={method} it would shrink what shall stay; leave it out")
-    if show and task == 'lm':
-        usage("show=True prints conversations or labelled texts: leave it out for task=lm")
     if teacher and task == 'classify':
-        usage(f"teacher={teacher}: a teacher says what comes next, so it is of use in task=sft and task=lm")
+        usage(f"teacher={teacher}: a teacher says what comes next, so it is of use in task=sft")
 
     rows = batch_size * gradient_accumulation_steps
     if rows % world:
@@ -398,29 +377,18 @@ def finetune():
 
     # 4. data (new)
     labels = []
-    if task == 'lm':
-        theirs, data = load_dataset(os.path.join(data_dir, dataset))
-        if theirs != tokenizer:  # the base keeps its own vocabulary: read the text again with that
-            say(f"{dataset} is cut up by another tokenizer: cutting it up again by the base's")
-            data = {split: recode(ids, theirs, tokenizer) for split, ids in data.items()}
-        for split, ids in data.items():
-            if len(ids) <= block_size:
-                sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: "
-                         f"give prepare.py more text, or train with block_size={max(len(ids) // 2, 1)}")
-        say(f"{len(data['train']):,} tokens of text for training, {len(data['val']):,} for validation")
-    else:
-        examples = load_examples(os.path.join(data_dir, dataset))
-        if task == 'classify':
-            labels = sorted({str(example.get('label')) for example in examples['train']})
-            if len(labels) < 2:
-                sys.exit(f"{dataset} has no two labels to tell apart: task=classify needs lines of text and label")
-        data = {split: read(some, split, tokenizer, labels, block_size, config.causal, say)
-                for split, some in examples.items()}
-        for split, found in data.items():
-            n, targets = sum(len(ids) for ids, _ in found), sum(t >= 0 for _, y in found for t in y)
-            data[split] = pack(found, block_size)
-            say(f"{split}: {len(found):,} examples, {n:,} tokens, {targets:,} of them targets, in "
-                f"{len(data[split][0]):,} rows of {block_size}, {100 * n / data[split][0].numel():.1f} % full")
+    examples = load_examples(os.path.join(data_dir, dataset))
+    if task == 'classify':
+        labels = sorted({str(example.get('label')) for example in examples['train']})
+        if len(labels) < 2:
+            sys.exit(f"{dataset} has no two labels to tell apart: task=classify needs lines of text and label")
+    data = {split: read(some, split, tokenizer, labels, block_size, config.causal, say)
+            for split, some in examples.items()}
+    for split, found in data.items():
+        n, targets = sum(len(ids) for ids, _ in found), sum(t >= 0 for _, y in found for t in y)
+        data[split] = pack(found, block_size)
+        say(f"{split}: {len(found):,} examples, {n:,} tokens, {targets:,} of them targets, in "
+            f"{len(data[split][0]):,} rows of {block_size}, {100 * n / data[split][0].numel():.1f} % full")
     if show:
         return print_table([part[0] for part in data['train']], tokenizer, labels)
     mine, tokens = rows // world, rows * block_size  # rows of this process, tokens of all, per step
@@ -471,7 +439,7 @@ def finetune():
     moving = sum(getattr(p, 'moving', p.numel()) for p in learner.parameters() if p.requires_grad)
     say(f"{moving:,} of {sum(sizes):,} parameters move: {100 * moving / sum(sizes):.2f} % (method={method})")
     say(f"{tokens:,} tokens per step * {max_iters:,} steps"
-        + ('' if task == 'lm' else f" = {max_iters * rows / len(data['train'][0]):.1f} times through the examples"))
+        f" = {max_iters * rows / len(data['train'][0]):.1f} times through the examples")
     say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
 
     # 7. where it goes; an earlier run's results are set aside, not lost

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 import finetune as S
 from conftest import ROOT, prose, refused, run
-from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_model, save_atomically
+from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_dataset, load_model, save_atomically
 
 BYTES = Tokenizer('bpe', [bytes([b]) for b in range(256)])  # the simplest vocabulary: a token a byte
 SHAPE = dict(vocab_size=BYTES.vocab_size, n_layer=2, n_head=2, n_embd=32, block_size=48)
@@ -93,8 +93,7 @@ def test_a_conversation_in_a_packed_row_reads_as_it_would_alone(position):
                 for ids, targets in examples)
     assert abs(together - alone) < 1e-4
 
-def test_a_step_is_a_function_of_seed_and_step_and_an_epoch_reads_every_row_once(monkeypatch):
-    monkeypatch.setattr(S, 'task', 'sft')
+def test_a_step_is_a_function_of_seed_and_step_and_an_epoch_reads_every_row_once():
     data = [torch.arange(12)[:, None].expand(12, 4)] * 4
     parts = [S.get_batch(data, step, 4, 0, 4)[0][0][:, 0].tolist() for step in range(6)]
     assert sorted(sum(parts[:3], [])) == sorted(sum(parts[3:], [])) == list(range(12)) and parts[:3] != parts[3:]
@@ -105,11 +104,6 @@ def test_a_step_is_a_function_of_seed_and_step_and_an_epoch_reads_every_row_once
 def test_labels_sit_on_the_last_token_or_in_an_encoder_on_the_first():
     assert S.label_targets(BYTES, 'hi', 1, True) == ([BYTES.eot, *b'hi'], [-100, -100, 1])
     assert S.label_targets(BYTES, 'hi', 1, False)[1] == [1, -100, -100]
-
-def test_another_tokenizers_text_is_cut_up_again():
-    words = Tokenizer('word', ['<unk>', 'one', ' ', 'two'])
-    ids = [words.eot, 1, 2, 3, words.eot, 3]
-    assert S.recode(np.array(ids), words, BYTES).tolist() == [BYTES.eot, *b'one two', BYTES.eot, *b'two']
 
 # ---- which weights move ----
 
@@ -290,11 +284,27 @@ def test_confusion_by_hand(capsys):
     # ham: precision 3/5, recall 3/4, F1 = 2 * 3 / (5 + 4); spam: 4/5, 4/6, 2 * 4 / (5 + 6)
     assert '60.0%     75.0%   0.667' in text and '80.0%     66.7%   0.727' in text and 'accuracy 70.00 %, mean F1 0.6970' in text
 
-def test_going_on_with_another_text(go, tmp_path):
+def test_going_on_with_another_text(monkeypatch, tmp_path):
+    """An author's style: prepare.py cuts the text with the base's tokenizer, and train.py starts from the base."""
+    monkeypatch.chdir(tmp_path)
+    base('base')
     (tmp_path / 'text.txt').write_text(prose(3000))
-    assert run('prepare.py', 'dataset=text', 'tokenizer=char', 'input=text.txt', cwd=tmp_path).returncode == 0
-    start = go(task='lm', dataset='text', max_iters=0)['val_loss']
-    assert go(task='lm', dataset='text', max_iters=40)['val_loss'] < start - 0.5
+    done = run('prepare.py', 'dataset=text', 'tokenizer=base', 'input=text.txt', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tokenizer, data = load_dataset('data/text')
+    assert tokenizer == BYTES
+    assert bytes(data['val'][1:9].tolist()) in prose(3000).encode()  # a byte is a token; the first is <|endoftext|>
+    done = run('train.py', 'init_from=base', 'dataset=text', 'learning_rate=0.005', 'max_iters=40', 'eval_interval=40',
+               'device=cpu', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open('out/log.csv', encoding='utf-8') as f:
+        losses = [float(row['val_loss']) for row in csv.DictReader(f) if row['val_loss']]
+    assert losses[-1] < losses[0] - 0.5
+
+def test_a_tokenizer_that_is_neither_a_kind_nor_a_folder_is_refused(tmp_path):
+    (tmp_path / 'text.txt').write_text(prose(100))
+    refused(run('prepare.py', 'dataset=text', 'input=text.txt', 'tokenizer=nowhere', cwd=tmp_path),
+            'tokenizer=nowhere', "a checkpoint's folder", status=2)
 
 def test_it_stops_when_validation_gets_no_better(go, capsys):
     go(max_iters=200, eval_interval=5, patience=2, learning_rate=1.0, muon_learning_rate=1.0)
@@ -348,7 +358,6 @@ def test_a_teacher_must_read_the_same_tokens(go):
     (dict(init_from='resume'), ['resume.pt']), (dict(task='classify', dataset='labels', teacher='base'),
                                                 ['teacher=base']),
     (dict(init_from='base/ckpt.pt', out_dir='base'), ['where the base lies']),
-    (dict(show=True, task='lm'), ['leave it out for task=lm']),
 ])
 def test_mistakes(go, capsys, changes, words):
     with pytest.raises(SystemExit) as e:
