@@ -40,7 +40,7 @@ distill_weight = 0.5    # its share in the loss, the rest is for the data
 temperature = 2.0       # its scores are divided by this: above 1, more is seen of what it thinks nearly right
 # how much
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read
-batch_size = 8                   # rows that a process computes at once: halve it when memory runs out, and …
+batch_size = 8                   # rows that are computed at once: halve it when memory runs out, and …
 gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
 max_iters = 1700                 # 1700 steps * 8 rows * 256 tokens = 3.5M tokens
 # how fast
@@ -73,10 +73,8 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from model import (Log, build_model, check_finite, configure_optimizers, load_checkpoint, load_examples,
                    load_model, resolve_device, restore, save_atomically, schedule_rate, stop_when_asked,
                    stream_text)
@@ -161,15 +159,15 @@ def pack(examples, T):
             at += len(ids)
     return x, y, positions, segments
 
-def get_batch(data, step, rows, first, count):
+def get_batch(data, step, rows):
     """
-    `count` of the `rows` rows in the batch of this step, from row `first` on, and the number of targets in all of them:
-    x, y, positions, segments, each (count, T). Rows come in another order in each epoch.
+    The `rows` rows in the batch of this step, and the number of targets in them: x, y, positions, segments, each
+    (rows, T). Rows come in another order in each epoch.
     """
     numbers, n = np.arange(step * rows, (step + 1) * rows), len(data[0])  # row k is row k % n of epoch k // n
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in set(numbers // n)}
     index = torch.tensor([orders[k // n][k % n] for k in numbers])
-    return [part[index[first:first + count]].long() for part in data], int((data[1][index] >= 0).sum())
+    return [part[index].long() for part in data], int((data[1][index] >= 0).sum())
 
 def eval_batches(data, n):
     """The batches of an evaluation on n rows, always the same ones, evenly spread over validation; n = 0: on all."""
@@ -248,7 +246,7 @@ def merged(model):
 # ---- what a step computes ----
 
 class Learner(nn.Module):
-    """Rows -> the sum of the losses at their targets. A module, because DDP wraps modules."""
+    """Rows -> the sum of the losses at their targets."""
     def __init__(self, model, classifier=None, teacher=None):
         super().__init__()
         self.model, self.classifier = model, classifier
@@ -313,12 +311,8 @@ def print_confusion(counts, labels):
 # ---- the run ----
 
 def finetune():
-    # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    chief = rank == 0  # the one that prints and saves
-    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
-
-    # 2. settings: those of the run that we resume, unless given again; and what makes no sense
+    # 1. settings: those of the run that we resume, unless given again; and what makes no sense
+    say = lambda line: print(line, flush=True)
     resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
     if resumed:
         if 'learner' not in resumed:
@@ -346,21 +340,14 @@ def finetune():
         usage(f"teacher={teacher}: a teacher says what comes next, so it is of use in task=sft")
 
     rows = batch_size * gradient_accumulation_steps
-    if rows % world:
-        usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes: try "
-              f"gradient_accumulation_steps={world // math.gcd(batch_size, world)}")
-    on_cpu = world > 1 and device == 'auto' and not torch.cuda.is_available()  # processes cannot talk through mps
-    where, number = resolve_device('cpu' if on_cpu else device, dtype)
+    where, number = resolve_device(device, dtype)
     kind = where.split(':')[0]
-    if world > 1:
-        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
-        where = f"cuda:{os.environ['LOCAL_RANK']}" if kind == 'cuda' else where
     if kind == 'cuda' and ':' in where:
         torch.cuda.set_device(where)
     autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
 
-    # 3. the base, and what moves (new)
-    torch.manual_seed(seed)  # every process draws the same weights
+    # 2. the base, and what moves (new)
+    torch.manual_seed(seed)
     base, tokenizer, _ = load_model(os.path.join(out_dir, 'resume.pt') if resumed else init_from)
     if base.config.model_type != 'gpt':
         sys.exit(f"{init_from} holds a {base.config.model_type}: fine-tuning is for model_type=gpt")
@@ -375,7 +362,7 @@ def finetune():
     model.load_state_dict({**model.state_dict(), **base.state_dict()})  # adapters that the base lacks stay as they are
     adapt(model, tokenizer)
 
-    # 4. data (new)
+    # 3. data (new)
     labels = []
     examples = load_examples(os.path.join(data_dir, dataset))
     if task == 'classify':
@@ -391,7 +378,7 @@ def finetune():
             f"{len(data[split][0]):,} rows of {block_size}, {100 * n / data[split][0].numel():.1f} % full")
     if show:
         return print_table([part[0] for part in data['train']], tokenizer, labels)
-    mine, tokens = rows // world, rows * block_size  # rows of this process, tokens of all, per step
+    tokens = rows * block_size  # per step
     classifier = None
     if labels:
         classifier = nn.Linear(config.n_embd, len(labels))
@@ -416,7 +403,7 @@ def finetune():
                      "run")
         learner.load_state_dict(resumed['learner'])
 
-    # 5. optimizers
+    # 4. optimizers
     optimizers = configure_optimizers(learner, optimizer, learning_rate, muon_learning_rate, weight_decay,
                                       (beta1, beta2))
     scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
@@ -430,29 +417,24 @@ def finetune():
             scaler.load_state_dict(resumed['scaler'])
         step, best, worse, before = (resumed[name] for name in ('step', 'best', 'worse', 'before'))
     base = resumed = None  # let go of the copies
-    run = learner
-    if world > 1:
-        run = DistributedDataParallel(run, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
-    # 6. what this will cost
+    # 5. what this will cost
     sizes = [p.numel() for p in learner.parameters()]
     moving = sum(getattr(p, 'moving', p.numel()) for p in learner.parameters() if p.requires_grad)
     say(f"{moving:,} of {sum(sizes):,} parameters move: {100 * moving / sum(sizes):.2f} % (method={method})")
     say(f"{tokens:,} tokens per step * {max_iters:,} steps"
         f" = {max_iters * rows / len(data['train'][0]):.1f} times through the examples")
-    say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
+    say(f"on {where}, {number}")
 
-    # 7. where it goes; an earlier run's results are set aside, not lost
-    if chief:
-        log = Log(out_dir, 'step tokens train_loss val_loss rate grad_norm tokens_per_second seconds', step)
+    # 6. where it goes; an earlier run's results are set aside, not lost
+    log = Log(out_dir, 'step tokens train_loss val_loss rate grad_norm tokens_per_second seconds', step)
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
         head = {'classifier': classifier.state_dict(), 'labels': labels} if labels else {}
-        if chief:
-            save_atomically(os.path.join(out_dir, name), {
-                'format': 'ninefiles-1', 'model': merged(model), 'config': asdict(config),
-                'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **head, **more})
+        save_atomically(os.path.join(out_dir, name), {
+            'format': 'ninefiles-1', 'model': merged(model), 'config': asdict(config),
+            'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **head, **more})
 
     def save_progress():
         """resume.pt: with it, a run that stopped ends in the same weights, bit for bit."""
@@ -463,7 +445,7 @@ def finetune():
     def evaluate(learner, batches):
         """
         The sum of the losses over the targets in these batches, in nats, and their number; for task=classify then how
-        often which label was called which, (labels, labels). Kept as sums, because processes share the batches out.
+        often which label was called which, (labels, labels).
         """
         learner.eval()
         sums = torch.zeros(2 + len(labels)**2, dtype=torch.float64)
@@ -477,40 +459,37 @@ def finetune():
         learner.train()
         return sums
 
-    # 8. Ctrl-C and kill ask us to stop after this step
-    stop, put_back = stop_when_asked(world > 1)
+    # 7. Ctrl-C and kill ask us to stop after this step
+    stop, put_back = stop_when_asked()
 
-    # 9. the loop
+    # 8. the loop
     first_step, losses, stopping = step, [], False
     evaluated = step if step > 0 and step % eval_interval == 0 else None  # by the run that goes on here
     questions = examples['val'] if task == 'sft' else []
     questions = [e for e in questions if len(e['messages']) > 1 and e['messages'][-1]['role'] == 'assistant']
     questions = questions[:num_samples]
-    if chief and questions and step == 0:
+    if questions and step == 0:
         before = exact_match(questions, answer(model, tokenizer, [e['messages'] for e in questions], autocast))
-    batches = eval_batches(data['val'], eval_iters * batch_size)[rank::world]
+    batches = eval_batches(data['val'], eval_iters * batch_size)
     learner.train()
     start = mark = time.perf_counter()
     while True:
-        # 9.1 evaluate, save
+        # 8.1 evaluate, save
         if (step % eval_interval == 0 or step == max_iters) and step != evaluated:
             pause = time.perf_counter()
             sums = evaluate(learner, batches)
-            if world > 1:
-                dist.all_reduce(sums := sums.to(where))
             val_loss = (sums[0] / sums[1]).item()
             check_finite('validation loss', val_loss, step, learning_rate * rate(step), out_dir, best)
             right = sums[2::len(labels) + 1].sum() / sums[1]  # the diagonal
             accuracy = f", accuracy {100 * right.item():.2f} %" if labels else ''
             say(f"step {step}: validation loss {val_loss:.4f}{accuracy}"
                 f"{', the best so far' if val_loss < best else ''}")
-            if chief:
-                log.row(step=step, tokens=step * tokens, val_loss=val_loss, seconds=pause - start)
+            log.row(step=step, tokens=step * tokens, val_loss=val_loss, seconds=pause - start)
             worse = 0 if val_loss < best else worse + 1
             if val_loss < best:
                 best = val_loss
                 save('ckpt.pt', val_loss=best, dataset=dataset)
-                if chief and method == 'lora':
+                if method == 'lora':
                     alone = {k: v for k, v in model.state_dict().items() if k.endswith(('.A', '.B')) or 'norm' in k}
                     ours = {k: model.state_dict()[k][list(tokenizer.special.values())].clone()
                             for k in ('wte.weight', 'head.weight')}
@@ -525,19 +504,17 @@ def finetune():
                 break
         if step >= max_iters or stopping:
             break
-        # 9.2 forward and backward: the rows of this process, batch_size at a time
-        batch, targets = get_batch(data['train'], step, rows, rank * mine, mine)
+        # 8.2 forward and backward: batch_size rows at a time
+        batch, targets = get_batch(data['train'], step, rows)
         loss_sum = torch.zeros((), device=where)
-        for i in range(0, mine, batch_size):
-            torch.manual_seed((seed << 40) + (step << 16) + rank * mine + i & 2**63 - 1)  # for dropout: by step and row
-            last = i + batch_size >= mine
-            with run.no_sync() if world > 1 and not last else nullcontext():  # exchange gradients once a step
-                with autocast:
-                    loss = run(*(part[i:i + batch_size].to(where) for part in batch)) / targets
-                scaler.scale(loss * world).backward()  # * world: gradients get averaged, and we want their sum
+        for i in range(0, rows, batch_size):
+            torch.manual_seed((seed << 40) + (step << 16) + i & 2**63 - 1)  # for dropout: by step and row
+            with autocast:
+                loss = learner(*(part[i:i + batch_size].to(where) for part in batch)) / targets
+            scaler.scale(loss).backward()
             loss_sum += loss.detach()
         losses.append(loss_sum)
-        # 9.3 update
+        # 8.3 update
         for o in optimizers:
             scaler.unscale_(o)
         grad_norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), grad_clip or math.inf)
@@ -551,16 +528,9 @@ def finetune():
         scaler.update()
         step += 1
         stopping = len(stop) > 0
-        if world > 1:  # if one was asked to stop, all do
-            flag = torch.tensor(stopping, dtype=torch.int, device=where)
-            dist.all_reduce(flag)
-            stopping = flag.item() > 0
-        # 9.4 report
+        # 8.4 report
         if step % log_interval == 0 or step == max_iters or stopping:
-            report = torch.stack(losses)
-            if world > 1:
-                dist.all_reduce(report)  # the sum over processes
-            values = report.tolist()
+            values = torch.stack(losses).tolist()
             for at, value in enumerate(values, step - len(values)):
                 check_finite('loss', value, at, learning_rate * rate(at), out_dir, best)
             if not scaler.is_enabled():
@@ -570,16 +540,15 @@ def finetune():
             left = int((max_iters - step) * (now - start) / (step - first_step))
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} tokens/s | {left // 60}:{left % 60:02d} left")
-            if chief:
-                log.row(step=step, tokens=step * tokens, train_loss=mean, rate=rate(step - 1),
-                        grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
+            log.row(step=step, tokens=step * tokens, train_loss=mean, rate=rate(step - 1),
+                    grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
             losses, mark = [], now
 
-    # 10. the end: what was learned, by the best weights, as they lie in ckpt.pt
+    # 9. the end: what was learned, by the best weights, as they lie in ckpt.pt
     if stopping:
         save_progress()
         say(f"stopped after step {step}; go on with  python finetune.py init_from=resume out_dir={out_dir}")
-    elif chief:
+    else:
         put_back()
         log.file.close()
         best_model, _, saved = load_model(out_dir, where)
@@ -601,9 +570,6 @@ def finetune():
                 say(f"    {skill:<12}{100 * before.get(skill, 0):>7.1f} %{100 * after[skill]:>7.1f} %")
         if not labels:
             say(f"next:  python sample.py out_dir={out_dir}")
-    if world > 1:
-        dist.barrier()  # leave together: a process that is gone early takes its connections down with it
-        dist.destroy_process_group()
     put_back()  # not before: who asks a second time shall not interrupt what was saved for the first
 
 if __name__ == '__main__':
