@@ -11,7 +11,7 @@ Fine-tuning: a model that has read a lot learns to do something with it.
 Read train.py first: `diff train.py finetune.py` shows what is new. Three things are. A conversation is learned from
 only where the assistant speaks. Conversations are short, so many share a row, none seeing another. And of the weights,
 all may move or only a few. The base is never touched: out_dir gets ckpt.pt (the best weights so far, merged, so that
-every script reads them), resume.pt, log.csv, and with method=lora also lora.pt, the change alone.
+every script reads them), resume.pt and log.csv.
 """
 from configurator import configure, expect, usage
 
@@ -489,13 +489,6 @@ def finetune():
             if val_loss < best:
                 best = val_loss
                 save('ckpt.pt', val_loss=best, dataset=dataset)
-                if method == 'lora':
-                    alone = {k: v for k, v in model.state_dict().items() if k.endswith(('.A', '.B')) or 'norm' in k}
-                    ours = {k: model.state_dict()[k][list(tokenizer.special.values())].clone()
-                            for k in ('wte.weight', 'head.weight')}
-                    save_atomically(os.path.join(out_dir, 'lora.pt'), {
-                        'format': 'ninefiles-1', 'lora': alone, 'rows': ours, 'lora_r': lora_r,
-                        'lora_alpha': lora_alpha})
             if step > first_step:
                 save_progress()
             mark += time.perf_counter() - pause  # the clock of tokens per second stands still meanwhile
