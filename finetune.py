@@ -58,7 +58,6 @@ grad_clip = 1.0             # longest gradient let through; 0: any
 # how it goes
 eval_interval = 200         # steps between evaluations
 eval_iters = 20             # batches of batch_size rows in each: always the same ones
-patience = 0                # stop after so many evaluations without a better one; 0: never
 log_interval = 20           # steps between lines
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
@@ -325,7 +324,7 @@ def finetune():
     expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval lora_r '
                       'adapter_size max_new_tokens', least=1)
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr seed block_size '
-                      'freeze_layers num_samples patience', least=0)
+                      'freeze_layers num_samples', least=0)
     expect(globals(), 'learning_rate muon_learning_rate temperature', above=0)
     expect(globals(), 'beta1 beta2 lora_dropout dropout', least=0, below=1)
     if method in ('lora', 'adapter') and 'optimizer' not in given and not resumed:
@@ -407,7 +406,7 @@ def finetune():
     optimizers = configure_optimizers(learner, optimizer, learning_rate, muon_learning_rate, weight_decay,
                                       (beta1, beta2))
     scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
-    step, best, worse, before = 0, math.inf, 0, {}
+    step, best, before = 0, math.inf, {}
     if resumed:
         if len(optimizers) != len(resumed['optimizers']):
             sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
@@ -415,7 +414,7 @@ def finetune():
             restore(o, state)
         if resumed['scaler']:
             scaler.load_state_dict(resumed['scaler'])
-        step, best, worse, before = (resumed[name] for name in ('step', 'best', 'worse', 'before'))
+        step, best, before = (resumed[name] for name in ('step', 'best', 'before'))
     base = resumed = None  # let go of the copies
 
     # 5. what this will cost
@@ -439,7 +438,7 @@ def finetune():
     def save_progress():
         """resume.pt: with it, a run that stopped ends in the same weights, bit for bit."""
         save('resume.pt', learner=learner.state_dict(), optimizers=[o.state_dict() for o in optimizers],
-             scaler=scaler.state_dict(), best=best, worse=worse, before=before)
+             scaler=scaler.state_dict(), best=best, before=before)
 
     @torch.no_grad()
     def evaluate(learner, batches):
@@ -485,16 +484,12 @@ def finetune():
             say(f"step {step}: validation loss {val_loss:.4f}{accuracy}"
                 f"{', the best so far' if val_loss < best else ''}")
             log.row(step=step, tokens=step * tokens, val_loss=val_loss, seconds=pause - start)
-            worse = 0 if val_loss < best else worse + 1
             if val_loss < best:
                 best = val_loss
                 save('ckpt.pt', val_loss=best, dataset=dataset)
             if step > first_step:
                 save_progress()
             mark += time.perf_counter() - pause  # the clock of tokens per second stands still meanwhile
-            if patience and worse >= patience:
-                say(f"no better for {worse} evaluations: enough (patience={patience})")
-                break
         if step >= max_iters or stopping:
             break
         # 8.2 forward and backward: batch_size rows at a time

@@ -283,10 +283,6 @@ def test_a_tokenizer_that_is_neither_a_kind_nor_a_folder_is_refused(tmp_path):
     refused(run('prepare.py', 'dataset=text', 'input=text.txt', 'tokenizer=nowhere', cwd=tmp_path),
             'tokenizer=nowhere', "a checkpoint's folder", status=2)
 
-def test_it_stops_when_validation_gets_no_better(go, capsys):
-    go(max_iters=200, eval_interval=5, patience=2, learning_rate=1.0, muon_learning_rate=1.0)
-    assert 'patience=2' in capsys.readouterr().out and load_checkpoint('out/resume.pt')['step'] < 200
-
 def test_show_prints_a_row_and_trains_nothing(go, capsys, tmp_path):
     with pytest.raises(SystemExit, match='no checkpoint'):
         go(show=True)
