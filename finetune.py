@@ -30,7 +30,6 @@ freeze_layers = 2       # freeze: so many of the lower layers stay as they are, 
 lora_r = 8              # lora: rank of the change of each matrix
 lora_alpha = 64.0       # lora: the change is scaled by alpha / r, so that another r needs no other learning rate; so
                         # B, which begins at zero, moves alpha / r times as quickly as A, as it should (LoRA+)
-lora_dropout = 0.0      # lora: of what goes into the change
 lora_on = 'qkv,proj,gate,up,down'  # lora: which matrices; the original paper took queries and values only
 adapter_size = 32       # adapter: width of the two small layers that each block gets
 dropout = 0.0           # 0.1 and more where the data are few
@@ -195,15 +194,15 @@ class LoRA(nn.Linear):
 
     B starts at zero, so at step 0 nothing has changed. For 192 -> 576, r = 8 is 6,144 numbers instead of 110,592.
     """
-    def __init__(self, linear, r, alpha, dropout):
+    def __init__(self, linear, r, alpha):
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.weight, self.bias = linear.weight, linear.bias
         self.A, self.B = nn.Parameter(torch.empty(r, self.in_features)), nn.Parameter(torch.zeros(self.out_features, r))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        self.scale, self.dropout = alpha / r, nn.Dropout(dropout)
+        self.scale = alpha / r
 
     def forward(self, x):
-        return super().forward(x) + F.linear(F.linear(self.dropout(x), self.A), self.B) * self.scale
+        return super().forward(x) + F.linear(F.linear(x, self.A), self.B) * self.scale
 
 def adapt(model, tokenizer):
     """Freeze what shall not move, as `method` says, and put LoRA beside the matrices that lora_on names."""
@@ -223,7 +222,7 @@ def adapt(model, tokenizer):
         for name, linear in matrices:
             parent, _, last = name.rpartition('.')
             if last in lora_on.split(','):
-                setattr(model.blocks.get_submodule(parent), last, LoRA(linear, lora_r, lora_alpha, lora_dropout))
+                setattr(model.blocks.get_submodule(parent), last, LoRA(linear, lora_r, lora_alpha))
     if task == 'sft' and method in ('lora', 'adapter'):
         # <|user|> and its like stand in no text that the base has read: their vectors are noise, and without them
         # little is learned. So these few rows of embedding and head move, too, and the rest of their gradient is cut
@@ -326,7 +325,7 @@ def finetune():
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr seed block_size '
                       'freeze_layers num_samples', least=0)
     expect(globals(), 'learning_rate muon_learning_rate temperature', above=0)
-    expect(globals(), 'beta1 beta2 lora_dropout dropout', least=0, below=1)
+    expect(globals(), 'beta1 beta2 dropout', least=0, below=1)
     if method in ('lora', 'adapter') and 'optimizer' not in given and not resumed:
         globals()['optimizer'] = 'adamw'
     if not 0 <= distill_weight <= 1:

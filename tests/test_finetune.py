@@ -109,7 +109,7 @@ def test_lora_by_hand():
     """W x + alpha/r B A x; peft gives the same [32, 26] for this case (LoraConfig(r=2, lora_alpha=6))."""
     linear = torch.nn.Linear(3, 2, bias=False)
     linear.weight.data = torch.tensor([[1., 2, 3], [4, 5, 6]])
-    layer, x = S.LoRA(linear, r=2, alpha=6, dropout=0.0), torch.tensor([1., 2, 4])
+    layer, x = S.LoRA(linear, r=2, alpha=6), torch.tensor([1., 2, 4])
     assert layer(x).tolist() == [17, 38]  # B is zero: nothing has changed yet
     layer.A.data, layer.B.data = torch.tensor([[1., 0, -1], [2, 1, 0]]), torch.tensor([[1., 2], [0, -1]])
     assert layer(x).tolist() == [32, 26]  # A x = [-3, 4], B A x = [5, -4], and [17, 38] + 6/2 [5, -4]
@@ -187,7 +187,7 @@ def test_a_student_comes_nearer_to_its_teacher(go):
 
 # ---- exactness ----
 
-@pytest.mark.parametrize('how', [dict(dropout=0.2), dict(method='lora', lora_dropout=0.2),
+@pytest.mark.parametrize('how', [dict(dropout=0.2), dict(method='lora'),
                                  dict(method='adapter', optimizer='adamw'),
                                  dict(method='freeze', gradient_accumulation_steps=2),
                                  dict(task='classify', dataset='labels')])
