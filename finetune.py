@@ -46,13 +46,8 @@ max_iters = 1700                 # 1700 steps * 8 rows * 256 tokens = 3.5M token
 optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
 learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, because there is something to lose
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, so it is a scale of its own
-schedule = 'linear'         # cosine | linear | step | wsd | constant: how it falls; wsd: only in the last fifth
 warmup_iters = 20           # steps in which it rises from 0
-lr_decay_iters = 0          # step at which the fall ends; 0: max_iters
-min_lr = 0.0                # where it ends (AdamW's; Muon's falls in proportion)
-weight_decay = 0.0
-beta1 = 0.9                 # AdamW's memory of the gradient: about 1 / (1 - beta1) = 10 steps
-beta2 = 0.95                # and of its square: about 20 steps
+lr_decay_iters = 0          # step to which it then falls, linearly, to 0; 0: max_iters
 grad_clip = 1.0             # longest gradient let through; 0: any
 # how it goes
 eval_interval = 200         # steps between evaluations
@@ -174,8 +169,8 @@ def eval_batches(data, n):
     return [[part[index[i:i + batch_size]].long() for part in data] for i in range(0, count, batch_size)]
 
 def rate(step):
-    """The fraction of the peak learning rate at this step."""
-    return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
+    """The fraction of the peak learning rate at this step: up in the warmup, then down to 0 in a straight line."""
+    return schedule_rate(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
 
 def print_table(row, tokenizer, labels):
     """One row as the model reads it: show=True."""
@@ -322,18 +317,16 @@ def finetune():
         globals().update({k: v for k, v in own.items() if k not in given})
     expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval lora_r '
                       'adapter_size max_new_tokens', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr seed block_size '
-                      'freeze_layers num_samples', least=0)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed block_size freeze_layers num_samples',
+           least=0)
     expect(globals(), 'learning_rate muon_learning_rate temperature', above=0)
-    expect(globals(), 'beta1 beta2 dropout', least=0, below=1)
+    expect(globals(), 'dropout', least=0, below=1)
     if method in ('lora', 'adapter') and 'optimizer' not in given and not resumed:
         globals()['optimizer'] = 'adamw'
     if not 0 <= distill_weight <= 1:
         usage(f"distill_weight={distill_weight}: expected 0 <= distill_weight <= 1")
     if os.path.realpath(out_dir) == os.path.realpath(init_from.removesuffix('/ckpt.pt')):
         usage(f"out_dir={out_dir} is where the base lies, which stays as it is: choose another")
-    if weight_decay and method in ('lora', 'adapter'):
-        usage(f"weight_decay={weight_decay}: with method={method} it would shrink what shall stay; leave it out")
     if teacher and task == 'classify':
         usage(f"teacher={teacher}: a teacher says what comes next, so it is of use in task=sft")
 
@@ -402,8 +395,7 @@ def finetune():
         learner.load_state_dict(resumed['learner'])
 
     # 4. optimizers
-    optimizers = configure_optimizers(learner, optimizer, learning_rate, muon_learning_rate, weight_decay,
-                                      (beta1, beta2))
+    optimizers = configure_optimizers(learner, optimizer, learning_rate, muon_learning_rate)
     scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
     step, best, before = 0, math.inf, {}
     if resumed:
