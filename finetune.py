@@ -94,21 +94,13 @@ def label_targets(tokenizer, text, label, causal):
     return ids, [-100] * (len(ids) - 1) + [label] if causal else [label] + [-100] * (len(ids) - 1)
 
 def read(examples, split, tokenizer, labels, T, causal, say):
-    """The examples of a split -> [(ids, targets), …]; exits with one line that names one without anything to learn."""
+    """The examples of a split, which prepare.py has checked -> [(ids, targets), …], without those over T tokens."""
     path, found, long = os.path.join(data_dir, dataset, f'{split}.jsonl'), [], []
     for line, example in enumerate(examples, 1):
-        try:
-            if task == 'sft':
-                ids, targets = chat_targets(tokenizer, example['messages'])
-            elif str(example['label']) in labels:
-                ids, targets = label_targets(tokenizer, example['text'], labels.index(str(example['label'])), causal)
-            else:
-                sys.exit(f"{path} line {line}: no example of the label {example['label']!r} in train.jsonl")
-        except (ValueError, KeyError, TypeError) as e:
-            form = "messages, each with a role and content" if task == 'sft' else "text and label"
-            sys.exit(f"{path} line {line}: expected {form} ({type(e).__name__}: {e})")
-        if max(targets, default=-1) < 0:
-            sys.exit(f"{path} line {line}: the assistant says nothing, so there is nothing to learn from it")
+        if task == 'sft':
+            ids, targets = chat_targets(tokenizer, example['messages'])
+        else:
+            ids, targets = label_targets(tokenizer, example['text'], labels.index(example['label']), causal)
         if len(ids) > T:
             long.append(line)
         else:
@@ -356,6 +348,8 @@ def finetune():
     # 3. data (new)
     labels = []
     examples = load_examples(os.path.join(data_dir, dataset))
+    if task == 'sft' and 'messages' not in examples['train'][0]:
+        sys.exit(f"{dataset} holds no conversations: texts with labels need task=classify")
     if task == 'classify':
         labels = sorted({str(example.get('label')) for example in examples['train']})
         if len(labels) < 2:

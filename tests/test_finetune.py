@@ -296,23 +296,10 @@ def test_long_conversations_are_reported_not_cut(go, capsys):
     go(dataset='long', max_iters=1)
     assert 'left out 2 of 3 in data/long/train.jsonl, longer than 48 tokens: lines 2, 3' in capsys.readouterr().out
 
-@pytest.mark.parametrize('example, words', [
-    ({'messages': [{'role': 'robot', 'content': 'x'}]}, ['line 2', "unknown role 'robot'"]),
-    ({'messages': [{'role': 'user', 'content': 'x'}]}, ['line 2', 'the assistant says nothing']),
-    ({'messages': [{'role': 'user'}]}, ['line 2', 'messages']), ({'text': 'x'}, ['line 2', 'messages']),
-    ({'messages': []}, ['line 2', 'the assistant says nothing']),
-    ([1, 2], ['line 2', 'expected JSON']),
-])
-def test_a_bad_line_is_named(go, example, words):
-    write('bad', [chat('a', 'b'), example], [chat('a', 'b')])
-    with pytest.raises(SystemExit) as e:
+def test_a_line_that_is_no_example_is_named(go):
+    write('bad', [chat('a', 'b'), [1, 2]], [chat('a', 'b')])
+    with pytest.raises(SystemExit, match='line 2: expected JSON'):
         go(dataset='bad')
-    assert all(word in str(e.value) for word in words), e.value
-
-def test_a_label_that_only_validation_has_is_named(go):
-    write('odd', [{'text': 'x', 'label': 'a'}, {'text': 'y', 'label': 'b'}], [{'text': 'z', 'label': 'c'}])
-    with pytest.raises(SystemExit, match="val.jsonl line 1: no example of the label 'c'"):
-        go(task='classify', dataset='odd')
 
 def test_a_teacher_must_read_the_same_tokens(go):
     base('other', tokenizer=Tokenizer('word', ['<unk>', 'a']), vocab_size=7)
@@ -325,7 +312,7 @@ def test_a_teacher_must_read_the_same_tokens(go):
     (dict(method='lora', lora_on='qkv,query'), ["no matrix 'query'", 'qkv']),
     (dict(out_dir='base'), ['where the base lies']),
     (dict(lora_r=0), ['lora_r=0']), (dict(dropout=1.0), ['dropout=1.0']),
-    (dict(dataset='labels'), ['line 1', 'messages']),
+    (dict(dataset='labels'), ['no conversations', 'task=classify']),
     (dict(task='classify'), ['no two labels']), (dict(block_size=4), ['nothing in', 'block_size=4']),
     (dict(freeze_layers=3, method='freeze'), ['freeze_layers=3']),
     (dict(init_from='resume'), ['resume.pt']), (dict(task='classify', dataset='labels', teacher='base'),
