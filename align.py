@@ -7,7 +7,6 @@ Alignment: a model that can answer learns which answers are preferred.
     python align.py method=ppo reward=model            # PPO: answer, be rewarded by that model, do more of what paid
     python align.py method=grpo                        # without a critic; reward=gold: by a rule that a program checks
     python align.py method=constitution                # written principles in place of people
-    python align.py method=best reward=model           # no training: of n answers, the best; how far does that get?
 
 The argument, top to bottom: people can say which of two answers they prefer, but not by how much. So (1) a model learns
 a number, the reward, that explains their choices; (2) there is a shortcut: the probabilities of the policy, the model
@@ -24,7 +23,7 @@ out_dir = 'out-align'
 init_from = 'out-sft'   # the folder of the checkpoint to start from, or resume (go on with the run in out_dir)
 dataset = 'preferences' # a folder in data_dir, made by prepare.py
 data_dir = 'data'
-method = 'dpo'          # reward | dpo | ppo | grpo | constitution | best
+method = 'dpo'          # reward | dpo | ppo | grpo | constitution
 loss = 'sigmoid'        # sigmoid | ipo | hinge: what a pair costs, in reward (not ipo), dpo and constitution
 # dpo
 beta = 0.1              # what leaving the reference costs, in reward per nat; small: the policy goes far
@@ -34,7 +33,7 @@ label_smoothing = 0.0   # the fraction of pairs taken to be the wrong way round 
 reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
 reward_from = 'out-reward'  # the folder of that model
 kl_coef = 0.02          # what leaving the reference costs, in reward per nat
-group_size = 8          # grpo: answers to each question; best: the largest n, a power of 2
+group_size = 8          # grpo: answers to each question
 ppo_epochs = 2          # times that a batch of answers is learned from
 minibatches = 2         # steps of the optimizer in each of them
 clip = 0.2              # a probability that has moved by more than this fraction gets no further push
@@ -436,25 +435,6 @@ def print_before_and_after(columns, examples):
         shown = [f"{text[:40]!r}" + (f" ({gold_reward(e, text)})" if 'answer' in e else '') for text in (before, after)]
         print(f"    {e['asked'][:70]} -> {' -> '.join(shown)}")
 
-def best_of(policy, judge, examples, tokenizer, where):
-    """
-    Best-of-n: answer n times and keep the best. No training, n times the work, and a KL of log n - (n - 1) / n: what
-    every policy must be compared with. Prints the rule's reward of what the judge picks, and of what the rule picks.
-    """
-    n = group_size
-    many = [e for e in examples for _ in range(n)]
-    gold, by = [], []
-    for first, part in zip(range(0, len(many), 256), slices(many, 256)):
-        answers = sample(policy.model, [e['ids']['prompt'] for e in part], tokenizer, first)
-        gold.append(score(part, answers, tokenizer, None, where))
-        by.append(score(part, answers, tokenizer, judge, where))
-    gold, by = torch.cat(gold).view(-1, n), torch.cat(by).view(-1, n)  # (questions, n)
-    who = 'rule' if judge is None else 'model'
-    print(f"   n      KL   reward by the rule, picked by the {who:<5}   picked by the rule")
-    for k in [2**i for i in range(n.bit_length())]:
-        picked = gold.gather(1, by[:, :k].argmax(1, keepdim=True)).mean()
-        print(f"{k:>4}{math.log(k) - (k - 1) / k:>8.3f}{picked:>41.3f}{gold[:, :k].amax(1).mean():>22.3f}")
-
 # what a report shows and log.csv keeps, in this order
 FIGURES = ('dpo accuracy margin chosen rejected reward gold kl entropy approx_kl clip_fraction '
            'explained_variance').split()
@@ -516,7 +496,7 @@ def align():
         judge.head.load_state_dict(there['reward'])
     examples = load_examples(os.path.join(data_dir, dataset))
     train, val = (read(examples[split], split, tokenizer, config.block_size, say) for split in ('train', 'val'))
-    if 'answer' not in val[0] and (method == 'best' or (reward == 'gold' and method in ('ppo', 'grpo'))):
+    if 'answer' not in val[0] and reward == 'gold' and method in ('ppo', 'grpo'):
         sys.exit(f"{dataset} has no answers for a rule to check, so train a reward model: python align.py "
                  f"method=reward dataset={dataset} out_dir={reward_from}, and then method=ppo reward=model")
     questions = val[:num_samples]
@@ -534,8 +514,6 @@ def align():
         reference.load_state_dict(resumed['reference'])
         policy.load_state_dict(resumed['policy'])
         columns = resumed['columns']
-    elif method == 'best':
-        return best_of(policy, judge, questions, tokenizer, where)
     elif method != 'reward':
         columns['before'] = column(policy)
     if method == 'constitution':

@@ -301,27 +301,10 @@ def test_it_learns_what_is_preferred(go, taught, capsys, method, steps):
 def test_a_judge_may_be_a_model(go, taught, capsys):
     taught()
     go(method='reward', out_dir='judge', max_iters=30, learning_rate=3e-3)
-    for method in ('ppo', 'constitution', 'best'):
-        how = dict(method=method, reward='model', reward_from='judge', out_dir=f'by-{method}',
-                   init_from='taught', max_iters=2)
-        if method != 'best':
-            go(**how)
-        else:
-            with pytest.raises(SystemExit, match='no checkpoint'):  # it trains nothing, so there is none
-                go(**how)
+    for method in ('ppo', 'constitution'):
+        go(method=method, reward='model', reward_from='judge', out_dir=f'by-{method}', init_from='taught', max_iters=2)
     text = capsys.readouterr().out
-    assert 'reward by the model, sampled' in text and 'picked by the model' in text and 'answered twice' in text
-
-def test_best_of_n_by_hand(go, monkeypatch, capsys):
-    """One question, four answers that the rule gives 0, 0.5, 1, 0 and the judge 1, 2, 3, 4."""
-    monkeypatch.setattr(S, 'group_size', 4)
-    monkeypatch.setattr(S, 'sample', lambda *args: [[1]] * 4)
-    monkeypatch.setattr(S, 'score', lambda e, a, t, judge, where: torch.tensor([0, 0.5, 1, 0])
-                        if judge is None else torch.tensor([1.0, 2, 3, 4]))
-    S.best_of(S.Policy(load_model('base')[0]), 'judge', [{'ids': {'prompt': [1]}}], BYTES, 'cpu')
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert lines == [['1', '0.000', '0.000', '0.000'], ['2', '0.193', '0.500', '0.500'],
-                     ['4', '0.636', '0.000', '1.000']]  # ln 2 - 1/2, ln 4 - 3/4
+    assert 'reward by the model, sampled' in text and 'answered twice' in text
 
 def test_principles_choose(go, monkeypatch):
     """Of the two answers to each question, the one that is courteous, brief, and no needless refusal."""
