@@ -24,11 +24,10 @@ init_from = 'out-sft'   # the folder of the checkpoint to start from, or resume 
 dataset = 'preferences' # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 method = 'dpo'          # reward | dpo | ppo | grpo | constitution
-loss = 'sigmoid'        # sigmoid | ipo | hinge: what a pair costs, in reward (not ipo), dpo and constitution
+loss = 'sigmoid'        # sigmoid | hinge: what a pair costs, in reward, dpo and constitution
 # dpo
 beta = 0.1              # what leaving the reference costs, in reward per nat; small: the policy goes far
 rpo_alpha = 1.0         # weight of -log p per token of the chosen answer (Pang et al. 2024): else it may fall, too
-label_smoothing = 0.0   # the fraction of pairs taken to be the wrong way round (loss=sigmoid)
 # ppo and grpo
 reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
 reward_from = 'out-reward'  # the folder of that model
@@ -174,15 +173,15 @@ class Policy(nn.Module):
 # ------------------------------------------------------------------------------------------------------------
 # 1. A reward that explains choices
 
-def pair_loss(margin, loss, smoothing=0.0):
+def pair_loss(margin, loss):
     """
     What it costs to rate the chosen answer higher by only `margin` (B,). 'sigmoid': in Bradley & Terry's model (1952)
-    the chosen one wins with probability sigmoid(margin); this is its negative logarithm. A fraction `smoothing` of the
-    pairs is taken to be the wrong way round. 'hinge' asks for a margin of 1, and then for no more.
+    the chosen one wins with probability sigmoid(margin); this is its negative logarithm. 'hinge' asks for a margin of
+    1, and then for no more.
     """
     if loss == 'hinge':
         return F.relu(1 - margin)
-    return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
+    return -F.logsigmoid(margin)
 
 def reward_updates(policy, batch, where):
     x, _, last = both_sides(batch)
@@ -201,17 +200,14 @@ def normalised(head, rewards):
 # beta log(policy / reference). So that goes into the loss of section 1, and no reward model is needed (Rafailov et al.
 # 2023, eq. 7)
 
-def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, lengths=None):
+def dpo_loss(chosen, rejected, ref_chosen, ref_rejected):
     """
     From the log-probabilities of whole answers (B,), by the policy and by the reference: each pair's loss (B,), and its
-    margin, the difference of the implicit rewards. IPO (Azar et al. 2023, eq. 17) aims at a margin of 1/2 and punishes
-    going beyond; it takes log-probabilities per token: lengths (2, B) of the chosen and of the rejected answers.
+    margin, the difference of the implicit rewards.
     """
     a, b = chosen - ref_chosen, rejected - ref_rejected
     margin = beta * (a - b)
-    if loss == 'ipo':
-        return (a / lengths[0] - b / lengths[1] - 1 / (2 * beta)) ** 2, margin
-    return pair_loss(margin, loss, label_smoothing), margin
+    return pair_loss(margin, loss), margin
 
 def slices(items, size):
     return [items[i:i + size] for i in range(0, len(items), size)]
@@ -229,7 +225,7 @@ def dpo_updates(policy, batch, where):
     chosen, rejected = policy(x, y)[0].sum(1).chunk(2)
     ref = torch.tensor([e['reference'] for e in batch], device=where)  # (B, 2)
     lengths = (y >= 0).sum(1).view(2, -1)
-    losses, margin = dpo_loss(chosen, rejected, *ref.T, lengths)
+    losses, margin = dpo_loss(chosen, rejected, *ref.T)
     yield losses.mean() - rpo_alpha * (chosen / lengths[0]).mean(), {
         'dpo': losses.mean(), 'accuracy': (margin > 0).float().mean(), 'margin': margin.mean(),
         'chosen': chosen.mean(), 'rejected': rejected.mean(), 'fallen': (chosen - ref[:, 0]).mean()}
@@ -454,12 +450,8 @@ def align():
                       'num_samples num_prompts', least=1)
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef rpo_alpha', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
-    if not 0 <= lam <= 1 or not 0 <= label_smoothing < 0.5:
-        usage(f"lam={lam} label_smoothing={label_smoothing}: expected 0 <= lam <= 1 and 0 <= label_smoothing < 0.5")
-    if method == 'reward' and loss == 'ipo':
-        usage("loss=ipo is a loss of policies: method=reward has loss=sigmoid and loss=hinge")
-    if label_smoothing and loss != 'sigmoid':
-        usage(f"label_smoothing={label_smoothing} goes with loss=sigmoid, not {loss}")
+    if not 0 <= lam <= 1:
+        usage(f"lam={lam}: expected 0 <= lam <= 1")
     if method in ('ppo', 'grpo') and batch_size % minibatches:
         usage(f"batch_size={batch_size} does not divide into minibatches={minibatches}")
     if method == 'grpo' and batch_size % group_size:
@@ -616,8 +608,7 @@ def align():
         step += 1
         # 7.3 report
         if step == 1 and method in ('dpo', 'constitution'):
-            ipo = f'1 / (2 beta)² = {1 / (4 * beta**2):.3f}'
-            price = {'sigmoid': 'ln 2 = 0.693147', 'hinge': '1', 'ipo': ipo}[loss]
+            price = {'sigmoid': 'ln 2 = 0.693147', 'hinge': '1'}[loss]
             say(f"the first dpo loss is {seen['dpo'][0]:.6f}: the policy is the reference, every margin is 0, and that "
                 f"costs {price}")
         if step % log_interval == 0 or step == max_iters or stop:
