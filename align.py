@@ -98,20 +98,13 @@ PRINCIPLES = {
     'an answer comes without second thoughts': lambda asked, said: ', or ' not in said}
 
 def read(examples, split, tokenizer, T, say):
-    """Lines of preferences -> the same with the 'ids' of all three texts; exits with one line that names a bad one."""
+    """Lines of preferences, which prepare.py has checked -> the same with the 'ids' of all three texts."""
     path, found, long = os.path.join(data_dir, dataset, f'{split}.jsonl'), [], []
     for line, example in enumerate(examples, 1):
-        try:
-            asked = example['prompt']
-            asked = asked if isinstance(asked, list) else [{'role': 'user', 'content': asked}]
-            sides = [s if isinstance(s, str) else s[-1]['content'] for s in (example['chosen'], example['rejected'])]
-            prompt, question = tokenizer.chat(asked, answer=True)[0], asked[-1]['content']
-            chosen, rejected = (tokenizer.encode(text) + [tokenizer.end] for text in sides)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
-            sys.exit(f"{path} line {line}: expected prompt, chosen and rejected ({type(e).__name__}: {e})")
-        if not all(text.strip() for text in sides) or chosen == rejected:
-            sys.exit(f"{path} line {line}: expected two answers, neither empty, that differ, not {sides[0][:40]!r} and "
-                     f"{sides[1][:40]!r}")
+        asked = example['prompt']
+        asked = asked if isinstance(asked, list) else [{'role': 'user', 'content': asked}]
+        prompt, question = tokenizer.chat(asked, answer=True)[0], asked[-1]['content']
+        chosen, rejected = (tokenizer.encode(example[side]) + [tokenizer.end] for side in ('chosen', 'rejected'))
         if len(prompt) + max(len(chosen), len(rejected), max_new_tokens) > T:
             long.append(line)
         else:
@@ -487,6 +480,8 @@ def align():
         judge = Policy(load_model(reward_from, where)[0]).to(where).eval().requires_grad_(False)
         judge.head.load_state_dict(there['reward'])
     examples = load_examples(os.path.join(data_dir, dataset))
+    if 'chosen' not in examples['train'][0]:
+        sys.exit(f"{dataset} holds no preferences: make some with  python prepare.py dataset=preferences")
     train, val = (read(examples[split], split, tokenizer, config.block_size, say) for split in ('train', 'val'))
     if 'answer' not in val[0] and reward == 'gold' and method in ('ppo', 'grpo'):
         sys.exit(f"{dataset} has no answers for a rule to check, so train a reward model: python align.py "
