@@ -304,11 +304,6 @@ def ppo_loss(logp, old, advantages, clip):
     ratio = (logp - old).exp()
     return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)), ratio
 
-def value_loss(values, old, returns, clip):
-    """Half the critic's squared error, of the worse of the value and the value moved by at most `clip`."""
-    clipped = old + (values - old).clamp(-clip, clip)
-    return 0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2)
-
 def ppo_updates(policy, reference, judge, examples, tokenizer, step, where):
     """
     One batch of answers, and the losses of the several updates that are made from it. In method=grpo a group of answers
@@ -347,7 +342,7 @@ def ppo_updates(policy, reference, judge, examples, tokenizer, step, where):
             if grpo:
                 losses = losses + kl_coef * k3(logp, ref[i])
             else:
-                losses = losses + vf_coef * value_loss(value, values[i], returns[i], clip)
+                losses = losses + vf_coef * 0.5 * (value - returns[i]) ** 2
             figures = {'reward': scores.mean(), 'kl': kl.sum(1).mean(),  # nats per answer
                        # how undecided the policy is, in nats per token; when it falls to 0, nothing new is tried
                        'entropy': -(scores_now.exp() * scores_now).sum(-1).mean().detach(),
