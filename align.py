@@ -7,7 +7,6 @@ Alignment: a model that can answer learns which answers are preferred.
     python align.py method=ppo reward=model            # PPO: answer, be rewarded by that model, do more of what paid
     python align.py method=grpo                        # without a critic; reward=gold: by a rule that a program checks
     python align.py method=constitution                # written principles in place of people
-    python align.py method=best reward=model           # no training: of n answers, the best; how far does that get?
 
 The argument, top to bottom: people can say which of two answers they prefer, but not by how much. So (1) a model learns
 a number, the reward, that explains their choices; (2) there is a shortcut: the probabilities of the policy, the model
@@ -24,17 +23,16 @@ out_dir = 'out-align'
 init_from = 'out-sft'   # the folder of the checkpoint to start from, or resume (go on with the run in out_dir)
 dataset = 'preferences' # a folder in data_dir, made by prepare.py
 data_dir = 'data'
-method = 'dpo'          # reward | dpo | ppo | grpo | constitution | best
-loss = 'sigmoid'        # sigmoid | ipo | hinge: what a pair costs, in reward (not ipo), dpo and constitution
+method = 'dpo'          # reward | dpo | ppo | grpo | constitution
+loss = 'sigmoid'        # sigmoid | hinge: what a pair costs, in reward, dpo and constitution
 # dpo
 beta = 0.1              # what leaving the reference costs, in reward per nat; small: the policy goes far
 rpo_alpha = 1.0         # weight of -log p per token of the chosen answer (Pang et al. 2024): else it may fall, too
-label_smoothing = 0.0   # the fraction of pairs taken to be the wrong way round (loss=sigmoid)
 # ppo and grpo
 reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
 reward_from = 'out-reward'  # the folder of that model
 kl_coef = 0.02          # what leaving the reference costs, in reward per nat
-group_size = 8          # grpo: answers to each question; best: the largest n, a power of 2
+group_size = 8          # grpo: answers to each question
 ppo_epochs = 2          # times that a batch of answers is learned from
 minibatches = 2         # steps of the optimizer in each of them
 clip = 0.2              # a probability that has moved by more than this fraction gets no further push
@@ -100,20 +98,13 @@ PRINCIPLES = {
     'an answer comes without second thoughts': lambda asked, said: ', or ' not in said}
 
 def read(examples, split, tokenizer, T, say):
-    """Lines of preferences -> the same with the 'ids' of all three texts; exits with one line that names a bad one."""
+    """Lines of preferences, which prepare.py has checked -> the same with the 'ids' of all three texts."""
     path, found, long = os.path.join(data_dir, dataset, f'{split}.jsonl'), [], []
     for line, example in enumerate(examples, 1):
-        try:
-            asked = example['prompt']
-            asked = asked if isinstance(asked, list) else [{'role': 'user', 'content': asked}]
-            sides = [s if isinstance(s, str) else s[-1]['content'] for s in (example['chosen'], example['rejected'])]
-            prompt, question = tokenizer.chat(asked, answer=True)[0], asked[-1]['content']
-            chosen, rejected = (tokenizer.encode(text) + [tokenizer.end] for text in sides)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
-            sys.exit(f"{path} line {line}: expected prompt, chosen and rejected ({type(e).__name__}: {e})")
-        if not all(text.strip() for text in sides) or chosen == rejected:
-            sys.exit(f"{path} line {line}: expected two answers, neither empty, that differ, not {sides[0][:40]!r} and "
-                     f"{sides[1][:40]!r}")
+        asked = example['prompt']
+        asked = asked if isinstance(asked, list) else [{'role': 'user', 'content': asked}]
+        prompt, question = tokenizer.chat(asked, answer=True)[0], asked[-1]['content']
+        chosen, rejected = (tokenizer.encode(example[side]) + [tokenizer.end] for side in ('chosen', 'rejected'))
         if len(prompt) + max(len(chosen), len(rejected), max_new_tokens) > T:
             long.append(line)
         else:
@@ -175,15 +166,15 @@ class Policy(nn.Module):
 # ------------------------------------------------------------------------------------------------------------
 # 1. A reward that explains choices
 
-def pair_loss(margin, loss, smoothing=0.0):
+def pair_loss(margin, loss):
     """
     What it costs to rate the chosen answer higher by only `margin` (B,). 'sigmoid': in Bradley & Terry's model (1952)
-    the chosen one wins with probability sigmoid(margin); this is its negative logarithm. A fraction `smoothing` of the
-    pairs is taken to be the wrong way round. 'hinge' asks for a margin of 1, and then for no more.
+    the chosen one wins with probability sigmoid(margin); this is its negative logarithm. 'hinge' asks for a margin of
+    1, and then for no more.
     """
     if loss == 'hinge':
         return F.relu(1 - margin)
-    return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
+    return -F.logsigmoid(margin)
 
 def reward_updates(policy, batch, where):
     x, _, last = both_sides(batch)
@@ -202,17 +193,14 @@ def normalised(head, rewards):
 # beta log(policy / reference). So that goes into the loss of section 1, and no reward model is needed (Rafailov et al.
 # 2023, eq. 7)
 
-def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, lengths=None):
+def dpo_loss(chosen, rejected, ref_chosen, ref_rejected):
     """
     From the log-probabilities of whole answers (B,), by the policy and by the reference: each pair's loss (B,), and its
-    margin, the difference of the implicit rewards. IPO (Azar et al. 2023, eq. 17) aims at a margin of 1/2 and punishes
-    going beyond; it takes log-probabilities per token: lengths (2, B) of the chosen and of the rejected answers.
+    margin, the difference of the implicit rewards.
     """
     a, b = chosen - ref_chosen, rejected - ref_rejected
     margin = beta * (a - b)
-    if loss == 'ipo':
-        return (a / lengths[0] - b / lengths[1] - 1 / (2 * beta)) ** 2, margin
-    return pair_loss(margin, loss, label_smoothing), margin
+    return pair_loss(margin, loss), margin
 
 def slices(items, size):
     return [items[i:i + size] for i in range(0, len(items), size)]
@@ -230,7 +218,7 @@ def dpo_updates(policy, batch, where):
     chosen, rejected = policy(x, y)[0].sum(1).chunk(2)
     ref = torch.tensor([e['reference'] for e in batch], device=where)  # (B, 2)
     lengths = (y >= 0).sum(1).view(2, -1)
-    losses, margin = dpo_loss(chosen, rejected, *ref.T, lengths)
+    losses, margin = dpo_loss(chosen, rejected, *ref.T)
     yield losses.mean() - rpo_alpha * (chosen / lengths[0]).mean(), {
         'dpo': losses.mean(), 'accuracy': (margin > 0).float().mean(), 'margin': margin.mean(),
         'chosen': chosen.mean(), 'rejected': rejected.mean(), 'fallen': (chosen - ref[:, 0]).mean()}
@@ -316,11 +304,6 @@ def ppo_loss(logp, old, advantages, clip):
     ratio = (logp - old).exp()
     return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)), ratio
 
-def value_loss(values, old, returns, clip):
-    """Half the critic's squared error, of the worse of the value and the value moved by at most `clip`."""
-    clipped = old + (values - old).clamp(-clip, clip)
-    return 0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2)
-
 def ppo_updates(policy, reference, judge, examples, tokenizer, step, where):
     """
     One batch of answers, and the losses of the several updates that are made from it. In method=grpo a group of answers
@@ -359,7 +342,7 @@ def ppo_updates(policy, reference, judge, examples, tokenizer, step, where):
             if grpo:
                 losses = losses + kl_coef * k3(logp, ref[i])
             else:
-                losses = losses + vf_coef * value_loss(value, values[i], returns[i], clip)
+                losses = losses + vf_coef * 0.5 * (value - returns[i]) ** 2
             figures = {'reward': scores.mean(), 'kl': kl.sum(1).mean(),  # nats per answer
                        # how undecided the policy is, in nats per token; when it falls to 0, nothing new is tried
                        'entropy': -(scores_now.exp() * scores_now).sum(-1).mean().detach(),
@@ -436,25 +419,6 @@ def print_before_and_after(columns, examples):
         shown = [f"{text[:40]!r}" + (f" ({gold_reward(e, text)})" if 'answer' in e else '') for text in (before, after)]
         print(f"    {e['asked'][:70]} -> {' -> '.join(shown)}")
 
-def best_of(policy, judge, examples, tokenizer, where):
-    """
-    Best-of-n: answer n times and keep the best. No training, n times the work, and a KL of log n - (n - 1) / n: what
-    every policy must be compared with. Prints the rule's reward of what the judge picks, and of what the rule picks.
-    """
-    n = group_size
-    many = [e for e in examples for _ in range(n)]
-    gold, by = [], []
-    for first, part in zip(range(0, len(many), 256), slices(many, 256)):
-        answers = sample(policy.model, [e['ids']['prompt'] for e in part], tokenizer, first)
-        gold.append(score(part, answers, tokenizer, None, where))
-        by.append(score(part, answers, tokenizer, judge, where))
-    gold, by = torch.cat(gold).view(-1, n), torch.cat(by).view(-1, n)  # (questions, n)
-    who = 'rule' if judge is None else 'model'
-    print(f"   n      KL   reward by the rule, picked by the {who:<5}   picked by the rule")
-    for k in [2**i for i in range(n.bit_length())]:
-        picked = gold.gather(1, by[:, :k].argmax(1, keepdim=True)).mean()
-        print(f"{k:>4}{math.log(k) - (k - 1) / k:>8.3f}{picked:>41.3f}{gold[:, :k].amax(1).mean():>22.3f}")
-
 # what a report shows and log.csv keeps, in this order
 FIGURES = ('dpo accuracy margin chosen rejected reward gold kl entropy approx_kl clip_fraction '
            'explained_variance').split()
@@ -474,12 +438,8 @@ def align():
                       'num_samples num_prompts', least=1)
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed kl_coef vf_coef rpo_alpha', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
-    if not 0 <= lam <= 1 or not 0 <= label_smoothing < 0.5:
-        usage(f"lam={lam} label_smoothing={label_smoothing}: expected 0 <= lam <= 1 and 0 <= label_smoothing < 0.5")
-    if method == 'reward' and loss == 'ipo':
-        usage("loss=ipo is a loss of policies: method=reward has loss=sigmoid and loss=hinge")
-    if label_smoothing and loss != 'sigmoid':
-        usage(f"label_smoothing={label_smoothing} goes with loss=sigmoid, not {loss}")
+    if not 0 <= lam <= 1:
+        usage(f"lam={lam}: expected 0 <= lam <= 1")
     if method in ('ppo', 'grpo') and batch_size % minibatches:
         usage(f"batch_size={batch_size} does not divide into minibatches={minibatches}")
     if method == 'grpo' and batch_size % group_size:
@@ -515,8 +475,10 @@ def align():
         judge = Policy(load_model(reward_from, where)[0]).to(where).eval().requires_grad_(False)
         judge.head.load_state_dict(there['reward'])
     examples = load_examples(os.path.join(data_dir, dataset))
+    if 'chosen' not in examples['train'][0]:
+        sys.exit(f"{dataset} holds no preferences: make some with  python prepare.py dataset=preferences")
     train, val = (read(examples[split], split, tokenizer, config.block_size, say) for split in ('train', 'val'))
-    if 'answer' not in val[0] and (method == 'best' or (reward == 'gold' and method in ('ppo', 'grpo'))):
+    if 'answer' not in val[0] and reward == 'gold' and method in ('ppo', 'grpo'):
         sys.exit(f"{dataset} has no answers for a rule to check, so train a reward model: python align.py "
                  f"method=reward dataset={dataset} out_dir={reward_from}, and then method=ppo reward=model")
     questions = val[:num_samples]
@@ -534,8 +496,6 @@ def align():
         reference.load_state_dict(resumed['reference'])
         policy.load_state_dict(resumed['policy'])
         columns = resumed['columns']
-    elif method == 'best':
-        return best_of(policy, judge, questions, tokenizer, where)
     elif method != 'reward':
         columns['before'] = column(policy)
     if method == 'constitution':
@@ -638,8 +598,7 @@ def align():
         step += 1
         # 7.3 report
         if step == 1 and method in ('dpo', 'constitution'):
-            ipo = f'1 / (2 beta)² = {1 / (4 * beta**2):.3f}'
-            price = {'sigmoid': 'ln 2 = 0.693147', 'hinge': '1', 'ipo': ipo}[loss]
+            price = {'sigmoid': 'ln 2 = 0.693147', 'hinge': '1'}[loss]
             say(f"the first dpo loss is {seen['dpo'][0]:.6f}: the policy is the reference, every margin is 0, and that "
                 f"costs {price}")
         if step % log_interval == 0 or step == max_iters or stop:

@@ -5,14 +5,13 @@ Fine-tuning: a model that has read a lot learns to do something with it.
     python finetune.py method=lora out_dir=out-lora               # with 5 % of the weights; also freeze, adapter
     python finetune.py dataset=mine                               # your own chats; prepare.py reads three usual forms
     python finetune.py show=True                                  # see what is learned from: a row, token by token
-    python finetune.py task=lm dataset=shakespeare                # go on pretraining on another text: an author's style
     python finetune.py task=classify dataset=labels               # texts with labels: a head on the last token
     python finetune.py teacher=out-big                            # distillation: imitate a larger model as well
 
 Read train.py first: `diff train.py finetune.py` shows what is new. Three things are. A conversation is learned from
 only where the assistant speaks. Conversations are short, so many share a row, none seeing another. And of the weights,
 all may move or only a few. The base is never touched: out_dir gets ckpt.pt (the best weights so far, merged, so that
-every script reads them), resume.pt, log.csv, and with method=lora also lora.pt, the change alone.
+every script reads them), resume.pt and log.csv.
 """
 from configurator import configure, expect, usage
 
@@ -21,7 +20,7 @@ out_dir = 'out-sft'
 init_from = 'out'       # the folder of the checkpoint to start from, or resume (go on with the run in out_dir)
 dataset = 'instruct'    # a folder in data_dir, made by prepare.py
 data_dir = 'data'
-task = 'sft'            # sft | lm | classify: answer in conversations, go on with a text, or sort texts under labels
+task = 'sft'            # sft | classify: answer in conversations, or sort texts under labels
 show = False            # print the first row as a table of tokens, targets and conversations, and stop
 num_samples = 500       # held-out questions that are answered before and after; 0: none
 max_new_tokens = 48     # longest of those answers
@@ -31,7 +30,6 @@ freeze_layers = 2       # freeze: so many of the lower layers stay as they are, 
 lora_r = 8              # lora: rank of the change of each matrix
 lora_alpha = 64.0       # lora: the change is scaled by alpha / r, so that another r needs no other learning rate; so
                         # B, which begins at zero, moves alpha / r times as quickly as A, as it should (LoRA+)
-lora_dropout = 0.0      # lora: of what goes into the change
 lora_on = 'qkv,proj,gate,up,down'  # lora: which matrices; the original paper took queries and values only
 adapter_size = 32       # adapter: width of the two small layers that each block gets
 dropout = 0.0           # 0.1 and more where the data are few
@@ -41,25 +39,19 @@ distill_weight = 0.5    # its share in the loss, the rest is for the data
 temperature = 2.0       # its scores are divided by this: above 1, more is seen of what it thinks nearly right
 # how much
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read
-batch_size = 8                   # rows that a process computes at once: halve it when memory runs out, and …
+batch_size = 8                   # rows that are computed at once: halve it when memory runs out, and …
 gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
 max_iters = 1700                 # 1700 steps * 8 rows * 256 tokens = 3.5M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
 learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, because there is something to lose
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, so it is a scale of its own
-schedule = 'linear'         # cosine | linear | step | wsd | constant: how it falls; wsd: only in the last fifth
 warmup_iters = 20           # steps in which it rises from 0
-lr_decay_iters = 0          # step at which the fall ends; 0: max_iters
-min_lr = 0.0                # where it ends (AdamW's; Muon's falls in proportion)
-weight_decay = 0.0
-beta1 = 0.9                 # AdamW's memory of the gradient: about 1 / (1 - beta1) = 10 steps
-beta2 = 0.95                # and of its square: about 20 steps
+lr_decay_iters = 0          # step to which it then falls, linearly, to 0; 0: max_iters
 grad_clip = 1.0             # longest gradient let through; 0: any
 # how it goes
 eval_interval = 200         # steps between evaluations
 eval_iters = 20             # batches of batch_size rows in each: always the same ones
-patience = 0                # stop after so many evaluations without a better one; 0: never
 log_interval = 20           # steps between lines
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
@@ -74,13 +66,11 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-from model import (Log, build_model, check_finite, configure_optimizers, load_checkpoint, load_dataset,
-                   load_examples, load_model, resolve_device, restore, save_atomically, schedule_rate,
-                   stop_when_asked, stream_text)
+from model import (Log, build_model, check_finite, configure_optimizers, load_checkpoint, load_examples,
+                   load_model, resolve_device, restore, save_atomically, schedule_rate, stop_when_asked,
+                   stream_text)
 
 # ---- what is learned from ----
 
@@ -104,21 +94,13 @@ def label_targets(tokenizer, text, label, causal):
     return ids, [-100] * (len(ids) - 1) + [label] if causal else [label] + [-100] * (len(ids) - 1)
 
 def read(examples, split, tokenizer, labels, T, causal, say):
-    """The examples of a split -> [(ids, targets), …]; exits with one line that names one without anything to learn."""
+    """The examples of a split, which prepare.py has checked -> [(ids, targets), …], without those over T tokens."""
     path, found, long = os.path.join(data_dir, dataset, f'{split}.jsonl'), [], []
     for line, example in enumerate(examples, 1):
-        try:
-            if task == 'sft':
-                ids, targets = chat_targets(tokenizer, example['messages'])
-            elif str(example['label']) in labels:
-                ids, targets = label_targets(tokenizer, example['text'], labels.index(str(example['label'])), causal)
-            else:
-                sys.exit(f"{path} line {line}: no example of the label {example['label']!r} in train.jsonl")
-        except (ValueError, KeyError, TypeError) as e:
-            form = "messages, each with a role and content" if task == 'sft' else "text and label"
-            sys.exit(f"{path} line {line}: expected {form} ({type(e).__name__}: {e})")
-        if max(targets, default=-1) < 0:
-            sys.exit(f"{path} line {line}: the assistant says nothing, so there is nothing to learn from it")
+        if task == 'sft':
+            ids, targets = chat_targets(tokenizer, example['messages'])
+        else:
+            ids, targets = label_targets(tokenizer, example['text'], labels.index(example['label']), causal)
         if len(ids) > T:
             long.append(line)
         else:
@@ -162,43 +144,25 @@ def pack(examples, T):
             at += len(ids)
     return x, y, positions, segments
 
-def get_batch(data, step, rows, first, count):
+def get_batch(data, step, rows):
     """
-    `count` of the `rows` rows in the batch of this step, from row `first` on, and the number of targets in all of them:
-    x, y, positions, segments, each (count, T). Packed rows come in another order in each epoch; for plain text, as in
-    train.py, a row is a window of it, without positions and segments.
+    The `rows` rows in the batch of this step, and the number of targets in them: x, y, positions, segments, each
+    (rows, T). Rows come in another order in each epoch.
     """
-    if task != 'lm':
-        numbers, n = np.arange(step * rows, (step + 1) * rows), len(data[0])  # row k is row k % n of epoch k // n
-        orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in set(numbers // n)}
-        index = torch.tensor([orders[k // n][k % n] for k in numbers])
-        return [part[index[first:first + count]].long() for part in data], int((data[1][index] >= 0).sum())
-    starts = np.random.default_rng([seed, step]).integers(len(data) - block_size, size=rows)[first:first + count]
-    both = torch.from_numpy(np.stack([data[i:i + block_size + 1] for i in starts]).astype(np.int64))
-    return (both[:, :-1], both[:, 1:]), rows * block_size
+    numbers, n = np.arange(step * rows, (step + 1) * rows), len(data[0])  # row k is row k % n of epoch k // n
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in set(numbers // n)}
+    index = torch.tensor([orders[k // n][k % n] for k in numbers])
+    return [part[index].long() for part in data], int((data[1][index] >= 0).sum())
 
 def eval_batches(data, n):
     """The batches of an evaluation on n rows, always the same ones, evenly spread over validation; n = 0: on all."""
-    if task == 'lm':
-        end = (len(data) - 1) // block_size * block_size
-        data = [torch.from_numpy(ids[:end].astype(np.int64)).view(-1, block_size) for ids in (data, data[1:])]
     count = min(n or len(data[0]), len(data[0]))
     index = np.linspace(0, len(data[0]) - 1, count).astype(int)
     return [[part[index[i:i + batch_size]].long() for part in data] for i in range(0, count, batch_size)]
 
 def rate(step):
-    """The fraction of the peak learning rate at this step."""
-    return schedule_rate(step, schedule, warmup_iters, lr_decay_iters or max_iters, min_lr / learning_rate)
-
-def recode(ids, theirs, ours):
-    """A text as another tokenizer's ids -> as ours, document by document."""
-    new = []
-    for document in np.split(ids, np.flatnonzero(ids == theirs.eot)):
-        if len(document) and document[0] == theirs.eot:
-            new.append(ours.eot)
-            document = document[1:]
-        new += ours.encode(theirs.decode(document.tolist()))
-    return np.array(new)
+    """The fraction of the peak learning rate at this step: up in the warmup, then down to 0 in a straight line."""
+    return schedule_rate(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
 
 def print_table(row, tokenizer, labels):
     """One row as the model reads it: show=True."""
@@ -217,15 +181,15 @@ class LoRA(nn.Linear):
 
     B starts at zero, so at step 0 nothing has changed. For 192 -> 576, r = 8 is 6,144 numbers instead of 110,592.
     """
-    def __init__(self, linear, r, alpha, dropout):
+    def __init__(self, linear, r, alpha):
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.weight, self.bias = linear.weight, linear.bias
         self.A, self.B = nn.Parameter(torch.empty(r, self.in_features)), nn.Parameter(torch.zeros(self.out_features, r))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        self.scale, self.dropout = alpha / r, nn.Dropout(dropout)
+        self.scale = alpha / r
 
     def forward(self, x):
-        return super().forward(x) + F.linear(F.linear(self.dropout(x), self.A), self.B) * self.scale
+        return super().forward(x) + F.linear(F.linear(x, self.A), self.B) * self.scale
 
 def adapt(model, tokenizer):
     """Freeze what shall not move, as `method` says, and put LoRA beside the matrices that lora_on names."""
@@ -245,7 +209,7 @@ def adapt(model, tokenizer):
         for name, linear in matrices:
             parent, _, last = name.rpartition('.')
             if last in lora_on.split(','):
-                setattr(model.blocks.get_submodule(parent), last, LoRA(linear, lora_r, lora_alpha, lora_dropout))
+                setattr(model.blocks.get_submodule(parent), last, LoRA(linear, lora_r, lora_alpha))
     if task == 'sft' and method in ('lora', 'adapter'):
         # <|user|> and its like stand in no text that the base has read: their vectors are noise, and without them
         # little is learned. So these few rows of embedding and head move, too, and the rest of their gradient is cut
@@ -267,7 +231,7 @@ def merged(model):
 # ---- what a step computes ----
 
 class Learner(nn.Module):
-    """Rows -> the sum of the losses at their targets. A module, because DDP wraps modules."""
+    """Rows -> the sum of the losses at their targets."""
     def __init__(self, model, classifier=None, teacher=None):
         super().__init__()
         self.model, self.classifier = model, classifier
@@ -332,12 +296,8 @@ def print_confusion(counts, labels):
 # ---- the run ----
 
 def finetune():
-    # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    chief = rank == 0  # the one that prints and saves
-    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
-
-    # 2. settings: those of the run that we resume, unless given again; and what makes no sense
+    # 1. settings: those of the run that we resume, unless given again; and what makes no sense
+    say = lambda line: print(line, flush=True)
     resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
     if resumed:
         if 'learner' not in resumed:
@@ -349,39 +309,28 @@ def finetune():
         globals().update({k: v for k, v in own.items() if k not in given})
     expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval lora_r '
                       'adapter_size max_new_tokens', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr seed block_size '
-                      'freeze_layers num_samples patience', least=0)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed block_size freeze_layers num_samples',
+           least=0)
     expect(globals(), 'learning_rate muon_learning_rate temperature', above=0)
-    expect(globals(), 'beta1 beta2 lora_dropout dropout', least=0, below=1)
+    expect(globals(), 'dropout', least=0, below=1)
     if method in ('lora', 'adapter') and 'optimizer' not in given and not resumed:
         globals()['optimizer'] = 'adamw'
     if not 0 <= distill_weight <= 1:
         usage(f"distill_weight={distill_weight}: expected 0 <= distill_weight <= 1")
     if os.path.realpath(out_dir) == os.path.realpath(init_from.removesuffix('/ckpt.pt')):
         usage(f"out_dir={out_dir} is where the base lies, which stays as it is: choose another")
-    if weight_decay and method in ('lora', 'adapter'):
-        usage(f"weight_decay={weight_decay}: with method={method} it would shrink what shall stay; leave it out")
-    if show and task == 'lm':
-        usage("show=True prints conversations or labelled texts: leave it out for task=lm")
     if teacher and task == 'classify':
-        usage(f"teacher={teacher}: a teacher says what comes next, so it is of use in task=sft and task=lm")
+        usage(f"teacher={teacher}: a teacher says what comes next, so it is of use in task=sft")
 
     rows = batch_size * gradient_accumulation_steps
-    if rows % world:
-        usage(f"batch_size * gradient_accumulation_steps = {rows} rows do not divide among {world} processes: try "
-              f"gradient_accumulation_steps={world // math.gcd(batch_size, world)}")
-    on_cpu = world > 1 and device == 'auto' and not torch.cuda.is_available()  # processes cannot talk through mps
-    where, number = resolve_device('cpu' if on_cpu else device, dtype)
+    where, number = resolve_device(device, dtype)
     kind = where.split(':')[0]
-    if world > 1:
-        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
-        where = f"cuda:{os.environ['LOCAL_RANK']}" if kind == 'cuda' else where
     if kind == 'cuda' and ':' in where:
         torch.cuda.set_device(where)
     autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
 
-    # 3. the base, and what moves (new)
-    torch.manual_seed(seed)  # every process draws the same weights
+    # 2. the base, and what moves (new)
+    torch.manual_seed(seed)
     base, tokenizer, _ = load_model(os.path.join(out_dir, 'resume.pt') if resumed else init_from)
     if base.config.model_type != 'gpt':
         sys.exit(f"{init_from} holds a {base.config.model_type}: fine-tuning is for model_type=gpt")
@@ -396,34 +345,25 @@ def finetune():
     model.load_state_dict({**model.state_dict(), **base.state_dict()})  # adapters that the base lacks stay as they are
     adapt(model, tokenizer)
 
-    # 4. data (new)
+    # 3. data (new)
     labels = []
-    if task == 'lm':
-        theirs, data = load_dataset(os.path.join(data_dir, dataset))
-        if theirs != tokenizer:  # the base keeps its own vocabulary: read the text again with that
-            say(f"{dataset} is cut up by another tokenizer: cutting it up again by the base's")
-            data = {split: recode(ids, theirs, tokenizer) for split, ids in data.items()}
-        for split, ids in data.items():
-            if len(ids) <= block_size:
-                sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than block_size={block_size}: "
-                         f"give prepare.py more text, or train with block_size={max(len(ids) // 2, 1)}")
-        say(f"{len(data['train']):,} tokens of text for training, {len(data['val']):,} for validation")
-    else:
-        examples = load_examples(os.path.join(data_dir, dataset))
-        if task == 'classify':
-            labels = sorted({str(example.get('label')) for example in examples['train']})
-            if len(labels) < 2:
-                sys.exit(f"{dataset} has no two labels to tell apart: task=classify needs lines of text and label")
-        data = {split: read(some, split, tokenizer, labels, block_size, config.causal, say)
-                for split, some in examples.items()}
-        for split, found in data.items():
-            n, targets = sum(len(ids) for ids, _ in found), sum(t >= 0 for _, y in found for t in y)
-            data[split] = pack(found, block_size)
-            say(f"{split}: {len(found):,} examples, {n:,} tokens, {targets:,} of them targets, in "
-                f"{len(data[split][0]):,} rows of {block_size}, {100 * n / data[split][0].numel():.1f} % full")
+    examples = load_examples(os.path.join(data_dir, dataset))
+    if task == 'sft' and 'messages' not in examples['train'][0]:
+        sys.exit(f"{dataset} holds no conversations: texts with labels need task=classify")
+    if task == 'classify':
+        labels = sorted({str(example.get('label')) for example in examples['train']})
+        if len(labels) < 2:
+            sys.exit(f"{dataset} has no two labels to tell apart: task=classify needs lines of text and label")
+    data = {split: read(some, split, tokenizer, labels, block_size, config.causal, say)
+            for split, some in examples.items()}
+    for split, found in data.items():
+        n, targets = sum(len(ids) for ids, _ in found), sum(t >= 0 for _, y in found for t in y)
+        data[split] = pack(found, block_size)
+        say(f"{split}: {len(found):,} examples, {n:,} tokens, {targets:,} of them targets, in "
+            f"{len(data[split][0]):,} rows of {block_size}, {100 * n / data[split][0].numel():.1f} % full")
     if show:
         return print_table([part[0] for part in data['train']], tokenizer, labels)
-    mine, tokens = rows // world, rows * block_size  # rows of this process, tokens of all, per step
+    tokens = rows * block_size  # per step
     classifier = None
     if labels:
         classifier = nn.Linear(config.n_embd, len(labels))
@@ -448,11 +388,10 @@ def finetune():
                      "run")
         learner.load_state_dict(resumed['learner'])
 
-    # 5. optimizers
-    optimizers = configure_optimizers(learner, optimizer, learning_rate, muon_learning_rate, weight_decay,
-                                      (beta1, beta2))
+    # 4. optimizers
+    optimizers = configure_optimizers(learner, optimizer, learning_rate, muon_learning_rate)
     scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
-    step, best, worse, before = 0, math.inf, 0, {}
+    step, best, before = 0, math.inf, {}
     if resumed:
         if len(optimizers) != len(resumed['optimizers']):
             sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
@@ -460,42 +399,37 @@ def finetune():
             restore(o, state)
         if resumed['scaler']:
             scaler.load_state_dict(resumed['scaler'])
-        step, best, worse, before = (resumed[name] for name in ('step', 'best', 'worse', 'before'))
+        step, best, before = (resumed[name] for name in ('step', 'best', 'before'))
     base = resumed = None  # let go of the copies
-    run = learner
-    if world > 1:
-        run = DistributedDataParallel(run, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
-    # 6. what this will cost
+    # 5. what this will cost
     sizes = [p.numel() for p in learner.parameters()]
     moving = sum(getattr(p, 'moving', p.numel()) for p in learner.parameters() if p.requires_grad)
     say(f"{moving:,} of {sum(sizes):,} parameters move: {100 * moving / sum(sizes):.2f} % (method={method})")
     say(f"{tokens:,} tokens per step * {max_iters:,} steps"
-        + ('' if task == 'lm' else f" = {max_iters * rows / len(data['train'][0]):.1f} times through the examples"))
-    say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
+        f" = {max_iters * rows / len(data['train'][0]):.1f} times through the examples")
+    say(f"on {where}, {number}")
 
-    # 7. where it goes; an earlier run's results are set aside, not lost
-    if chief:
-        log = Log(out_dir, 'step tokens train_loss val_loss rate grad_norm tokens_per_second seconds', step)
+    # 6. where it goes; an earlier run's results are set aside, not lost
+    log = Log(out_dir, 'step tokens train_loss val_loss rate grad_norm tokens_per_second seconds', step)
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
         head = {'classifier': classifier.state_dict(), 'labels': labels} if labels else {}
-        if chief:
-            save_atomically(os.path.join(out_dir, name), {
-                'format': 'ninefiles-1', 'model': merged(model), 'config': asdict(config),
-                'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **head, **more})
+        save_atomically(os.path.join(out_dir, name), {
+            'format': 'ninefiles-1', 'model': merged(model), 'config': asdict(config),
+            'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **head, **more})
 
     def save_progress():
         """resume.pt: with it, a run that stopped ends in the same weights, bit for bit."""
         save('resume.pt', learner=learner.state_dict(), optimizers=[o.state_dict() for o in optimizers],
-             scaler=scaler.state_dict(), best=best, worse=worse, before=before)
+             scaler=scaler.state_dict(), best=best, before=before)
 
     @torch.no_grad()
     def evaluate(learner, batches):
         """
         The sum of the losses over the targets in these batches, in nats, and their number; for task=classify then how
-        often which label was called which, (labels, labels). Kept as sums, because processes share the batches out.
+        often which label was called which, (labels, labels).
         """
         learner.eval()
         sums = torch.zeros(2 + len(labels)**2, dtype=torch.float64)
@@ -509,67 +443,51 @@ def finetune():
         learner.train()
         return sums
 
-    # 8. Ctrl-C and kill ask us to stop after this step
-    stop, put_back = stop_when_asked(world > 1)
+    # 7. Ctrl-C and kill ask us to stop after this step
+    stop, put_back = stop_when_asked()
 
-    # 9. the loop
+    # 8. the loop
     first_step, losses, stopping = step, [], False
     evaluated = step if step > 0 and step % eval_interval == 0 else None  # by the run that goes on here
     questions = examples['val'] if task == 'sft' else []
     questions = [e for e in questions if len(e['messages']) > 1 and e['messages'][-1]['role'] == 'assistant']
     questions = questions[:num_samples]
-    if chief and questions and step == 0:
+    if questions and step == 0:
         before = exact_match(questions, answer(model, tokenizer, [e['messages'] for e in questions], autocast))
-    batches = eval_batches(data['val'], eval_iters * batch_size)[rank::world]
+    batches = eval_batches(data['val'], eval_iters * batch_size)
     learner.train()
     start = mark = time.perf_counter()
     while True:
-        # 9.1 evaluate, save
+        # 8.1 evaluate, save
         if (step % eval_interval == 0 or step == max_iters) and step != evaluated:
             pause = time.perf_counter()
             sums = evaluate(learner, batches)
-            if world > 1:
-                dist.all_reduce(sums := sums.to(where))
             val_loss = (sums[0] / sums[1]).item()
             check_finite('validation loss', val_loss, step, learning_rate * rate(step), out_dir, best)
             right = sums[2::len(labels) + 1].sum() / sums[1]  # the diagonal
             accuracy = f", accuracy {100 * right.item():.2f} %" if labels else ''
             say(f"step {step}: validation loss {val_loss:.4f}{accuracy}"
                 f"{', the best so far' if val_loss < best else ''}")
-            if chief:
-                log.row(step=step, tokens=step * tokens, val_loss=val_loss, seconds=pause - start)
-            worse = 0 if val_loss < best else worse + 1
+            log.row(step=step, tokens=step * tokens, val_loss=val_loss, seconds=pause - start)
             if val_loss < best:
                 best = val_loss
                 save('ckpt.pt', val_loss=best, dataset=dataset)
-                if chief and method == 'lora':
-                    alone = {k: v for k, v in model.state_dict().items() if k.endswith(('.A', '.B')) or 'norm' in k}
-                    ours = {k: model.state_dict()[k][list(tokenizer.special.values())].clone()
-                            for k in ('wte.weight', 'head.weight')}
-                    save_atomically(os.path.join(out_dir, 'lora.pt'), {
-                        'format': 'ninefiles-1', 'lora': alone, 'rows': ours, 'lora_r': lora_r,
-                        'lora_alpha': lora_alpha})
             if step > first_step:
                 save_progress()
             mark += time.perf_counter() - pause  # the clock of tokens per second stands still meanwhile
-            if patience and worse >= patience:
-                say(f"no better for {worse} evaluations: enough (patience={patience})")
-                break
         if step >= max_iters or stopping:
             break
-        # 9.2 forward and backward: the rows of this process, batch_size at a time
-        batch, targets = get_batch(data['train'], step, rows, rank * mine, mine)
+        # 8.2 forward and backward: batch_size rows at a time
+        batch, targets = get_batch(data['train'], step, rows)
         loss_sum = torch.zeros((), device=where)
-        for i in range(0, mine, batch_size):
-            torch.manual_seed((seed << 40) + (step << 16) + rank * mine + i & 2**63 - 1)  # for dropout: by step and row
-            last = i + batch_size >= mine
-            with run.no_sync() if world > 1 and not last else nullcontext():  # exchange gradients once a step
-                with autocast:
-                    loss = run(*(part[i:i + batch_size].to(where) for part in batch)) / targets
-                scaler.scale(loss * world).backward()  # * world: gradients get averaged, and we want their sum
+        for i in range(0, rows, batch_size):
+            torch.manual_seed((seed << 40) + (step << 16) + i & 2**63 - 1)  # for dropout: by step and row
+            with autocast:
+                loss = learner(*(part[i:i + batch_size].to(where) for part in batch)) / targets
+            scaler.scale(loss).backward()
             loss_sum += loss.detach()
         losses.append(loss_sum)
-        # 9.3 update
+        # 8.3 update
         for o in optimizers:
             scaler.unscale_(o)
         grad_norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), grad_clip or math.inf)
@@ -583,16 +501,9 @@ def finetune():
         scaler.update()
         step += 1
         stopping = len(stop) > 0
-        if world > 1:  # if one was asked to stop, all do
-            flag = torch.tensor(stopping, dtype=torch.int, device=where)
-            dist.all_reduce(flag)
-            stopping = flag.item() > 0
-        # 9.4 report
+        # 8.4 report
         if step % log_interval == 0 or step == max_iters or stopping:
-            report = torch.stack(losses)
-            if world > 1:
-                dist.all_reduce(report)  # the sum over processes
-            values = report.tolist()
+            values = torch.stack(losses).tolist()
             for at, value in enumerate(values, step - len(values)):
                 check_finite('loss', value, at, learning_rate * rate(at), out_dir, best)
             if not scaler.is_enabled():
@@ -602,16 +513,15 @@ def finetune():
             left = int((max_iters - step) * (now - start) / (step - first_step))
             say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
                 f"{speed:,.0f} tokens/s | {left // 60}:{left % 60:02d} left")
-            if chief:
-                log.row(step=step, tokens=step * tokens, train_loss=mean, rate=rate(step - 1),
-                        grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
+            log.row(step=step, tokens=step * tokens, train_loss=mean, rate=rate(step - 1),
+                    grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
             losses, mark = [], now
 
-    # 10. the end: what was learned, by the best weights, as they lie in ckpt.pt
+    # 9. the end: what was learned, by the best weights, as they lie in ckpt.pt
     if stopping:
         save_progress()
         say(f"stopped after step {step}; go on with  python finetune.py init_from=resume out_dir={out_dir}")
-    elif chief:
+    else:
         put_back()
         log.file.close()
         best_model, _, saved = load_model(out_dir, where)
@@ -633,9 +543,6 @@ def finetune():
                 say(f"    {skill:<12}{100 * before.get(skill, 0):>7.1f} %{100 * after[skill]:>7.1f} %")
         if not labels:
             say(f"next:  python sample.py out_dir={out_dir}")
-    if world > 1:
-        dist.barrier()  # leave together: a process that is gone early takes its connections down with it
-        dist.destroy_process_group()
     put_back()  # not before: who asks a second time shall not interrupt what was saved for the first
 
 if __name__ == '__main__':

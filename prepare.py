@@ -39,7 +39,8 @@ input = ''               # a text file, a folder (with all below it) or a glob; 
                          # conversations, labels, preferences (.jsonl, .json, .tsv: known by their keys); or pictures: a
                          # .npz with its .jsonl, or a folder that holds captions.jsonl
 image_size = 32          # pixels: pictures from a folder are cut to a square and scaled to this
-tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
+tokenizer = 'bpe'        # bpe, char, word, gpt2 (GPT-2's own vocabulary, which tiktoken downloads once), or the
+                         # folder of a checkpoint, whose tokenizer cuts the text: train.py init_from=DIR needs that
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
 normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
 strip_control = False    # drop control characters other than tab and newline
@@ -777,6 +778,11 @@ def make_tokenizer(kind, plan):
         except Exception as e:  # no network, or a proxy's page instead of the file: tiktoken has many ways to say so
             sys.exit(f"could not download GPT-2's vocabulary ({type(e).__name__}): tokenizer=bpe needs no network")
         return Tokenizer('bpe', sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get), gpt2._pat_str)
+    if kind not in ('bpe', 'char', 'word'):
+        if not os.path.isdir(kind):
+            known = ['bpe', 'char', 'word', 'gpt2']
+            usage(f"tokenizer={kind}: expected one of {', '.join(known)}{nearest(kind, known)}; or a checkpoint's folder")
+        return load_model(kind)[1]  # the text is for the model in that folder
     seen, length, pattern = Counter(), 0, regex.compile(SPLIT_PATTERN) if kind == 'bpe' else WORD_PATTERN
     for split, _, piece in split_documents(plan):
         if kind == 'char':

@@ -182,14 +182,11 @@ def test_a_step_is_a_function_of_seed_and_step_and_an_epoch_takes_every_pair_onc
 def test_the_losses_of_a_pair(monkeypatch):
     """Stored from trl 1.16.0, whose own lines gave these, and gradients equal to the last bit in float64, for random cases."""
     monkeypatch.setattr(S, 'beta', 0.1)
-    logp = torch.tensor([[-4., -6], [-3, -9], [-5, -5], [-2.5, -7]]), torch.tensor([[2, 4], [3, 5]])
-    for loss, expected in (('sigmoid', [0.620957, 0.644397]), ('hinge', [0.85, 0.9]), ('ipo', [18.777778, 23.5225])):
+    logp = torch.tensor([[-4., -6], [-3, -9], [-5, -5], [-2.5, -7]])
+    for loss, expected in (('sigmoid', [0.620957, 0.644397]), ('hinge', [0.85, 0.9])):
         monkeypatch.setattr(S, 'loss', loss)
-        found, margin = S.dpo_loss(*logp[0], lengths=logp[1])
+        found, margin = S.dpo_loss(*logp)
         assert found.tolist() == pytest.approx(expected, rel=1e-5) and margin.tolist() == pytest.approx([0.15, 0.1])
-    monkeypatch.setattr(S, 'loss', 'sigmoid'), monkeypatch.setattr(S, 'label_smoothing', 0.2)
-    p = 1 / (1 + math.exp(-0.15))
-    assert S.dpo_loss(*logp[0])[0][0].item() == pytest.approx(-0.8 * math.log(p) - 0.2 * math.log(1 - p))
 
 def test_bradley_terry_by_hand():
     """Elo's 400 points in natural units: a margin of ln 10 wins 10 of 11 times, and so costs ln 1.1."""
@@ -228,9 +225,6 @@ def test_ppo_loss_by_hand():
                                              0.8]) and ratio.tolist() == pytest.approx([1.5, 1.5, 0.5, 0.5])
     losses.sum().backward()  # what already went far enough in the right direction gets no further push
     assert logp.grad.tolist() == pytest.approx([0, 1.5, -0.5, 0])
-    losses = S.value_loss(torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.5]), torch.tensor([1.0, 1]), 0.2)
-    assert losses.tolist() == pytest.approx([0.5 * 0.3**2,
-                                             0.5 * 0.9**2])  # 0.9 counts as 0.7; 0.1 as itself, the worse one
 
 def test_group_advantages_by_hand():
     found = S.group_advantages(torch.tensor([1, 0, 0.5, 0.5, 1, 1, 1, 1]), 4)
@@ -261,7 +255,7 @@ def test_what_is_sampled_is_what_is_scored(go):
     chi2 = ((counts - n * p) ** 2 / (n * p))[likely].sum().item()
     assert p.sum().item() == pytest.approx(1, abs=1e-5) and chi2 < likely.sum() + 5 * (2 * likely.sum()) ** 0.5
 
-@pytest.mark.parametrize('loss, expected', [('sigmoid', math.log(2)), ('hinge', 1), ('ipo', 25)])
+@pytest.mark.parametrize('loss, expected', [('sigmoid', math.log(2)), ('hinge', 1)])
 def test_at_step_0_the_policy_is_the_reference(go, capsys, loss, expected):
     go(loss=loss, max_iters=1, rpo_alpha=0.0)
     text = capsys.readouterr().out
@@ -301,27 +295,10 @@ def test_it_learns_what_is_preferred(go, taught, capsys, method, steps):
 def test_a_judge_may_be_a_model(go, taught, capsys):
     taught()
     go(method='reward', out_dir='judge', max_iters=30, learning_rate=3e-3)
-    for method in ('ppo', 'constitution', 'best'):
-        how = dict(method=method, reward='model', reward_from='judge', out_dir=f'by-{method}',
-                   init_from='taught', max_iters=2)
-        if method != 'best':
-            go(**how)
-        else:
-            with pytest.raises(SystemExit, match='no checkpoint'):  # it trains nothing, so there is none
-                go(**how)
+    for method in ('ppo', 'constitution'):
+        go(method=method, reward='model', reward_from='judge', out_dir=f'by-{method}', init_from='taught', max_iters=2)
     text = capsys.readouterr().out
-    assert 'reward by the model, sampled' in text and 'picked by the model' in text and 'answered twice' in text
-
-def test_best_of_n_by_hand(go, monkeypatch, capsys):
-    """One question, four answers that the rule gives 0, 0.5, 1, 0 and the judge 1, 2, 3, 4."""
-    monkeypatch.setattr(S, 'group_size', 4)
-    monkeypatch.setattr(S, 'sample', lambda *args: [[1]] * 4)
-    monkeypatch.setattr(S, 'score', lambda e, a, t, judge, where: torch.tensor([0, 0.5, 1, 0])
-                        if judge is None else torch.tensor([1.0, 2, 3, 4]))
-    S.best_of(S.Policy(load_model('base')[0]), 'judge', [{'ids': {'prompt': [1]}}], BYTES, 'cpu')
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert lines == [['1', '0.000', '0.000', '0.000'], ['2', '0.193', '0.500', '0.500'],
-                     ['4', '0.636', '0.000', '1.000']]  # ln 2 - 1/2, ln 4 - 3/4
+    assert 'reward by the model, sampled' in text and 'answered twice' in text
 
 def test_principles_choose(go, monkeypatch):
     """Of the two answers to each question, the one that is courteous, brief, and no needless refusal."""
@@ -347,18 +324,11 @@ def test_bfloat16_learns_what_float32_learns(go):
 
 # ---- mistakes ----
 
-@pytest.mark.parametrize('line, words', [
-    ({'prompt': 'x', 'chosen': 'y'}, ['line 2', "'rejected'"]),
-    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, ['line 2', 'that differ']),
-    ({'prompt': 'x', 'chosen': '', 'rejected': 'y'}, ['line 2', 'neither empty']),
-    ({'prompt': 5, 'chosen': 'x', 'rejected': 'y'}, ['line 2', 'prompt']),
-    ({'prompt': [{'role': 'robot', 'content': 'x'}], 'chosen': 'x', 'rejected': 'y'},
-     ['line 2', "unknown role 'robot'"]), ([1], ['line 2', 'expected JSON'])])
-def test_a_bad_line_is_named(go, line, words):
-    write('bad', [pair('x', 'y'), line], [pair('x', 'y')])
-    with pytest.raises(SystemExit) as e:
-        go(dataset='bad')
-    assert all(word in str(e.value) for word in words), e.value
+def test_data_of_another_kind_are_refused(go):
+    talk = [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'y'}]
+    write('chats', [{'messages': talk}], [{'messages': talk}])
+    with pytest.raises(SystemExit, match='chats holds no preferences'):
+        go(dataset='chats')
 
 def test_long_prompts_are_reported_not_cut(go, capsys):
     write('long', [pair('x', 'y'), pair('x' * 40, 'y')], [pair('x', 'y')])
@@ -370,7 +340,7 @@ def test_long_prompts_are_reported_not_cut(go, capsys):
 
 def test_messages_are_read_too(go):
     talk = [{'role': 'system', 'content': 'be kind'}, {'role': 'user', 'content': 'hi'}]
-    assert S.read([{'prompt': talk, 'chosen': [{'role': 'assistant', 'content': 'hello'}], 'rejected': 'go'}], 'val',
+    assert S.read([{'prompt': talk, 'chosen': 'hello', 'rejected': 'go'}], 'val',
                   BYTES, 48, print)[0]['ids'] == {
         'prompt': [BYTES.user, *b'be kind\n\nhi', BYTES.end, BYTES.assistant], 'chosen': [*b'hello', BYTES.end],
         'rejected': [*b'go', BYTES.end]}
@@ -394,8 +364,7 @@ def test_a_rule_needs_answers(go):
 @pytest.mark.parametrize('changes, words', [
     (dict(dataset='nowhere'), ['nowhere', 'prepare.py']), (dict(init_from='nowhere'), ['no checkpoint']),
     (dict(out_dir='base'), ['where base lies']),
-    (dict(beta=0.0), ['beta=0.0']), (dict(method='reward', loss='ipo'), ['loss=ipo']),
-    (dict(loss='hinge', label_smoothing=0.1), ['label_smoothing=0.1']),
+    (dict(beta=0.0), ['beta=0.0']),
     (dict(method='grpo', group_size=3), ['batch_size=8', 'group_size=3']), (dict(lam=1.5), ['lam=1.5']),
     (dict(init_from='resume'), ['resume.pt']),
     (dict(learning_rate=1e30, max_iters=40), ['loss is nan', 'lower'])])
