@@ -39,7 +39,7 @@ freeze = False          # caption, vqa: leave the vision tower as it came
 word_dropout = 0.3      # caption, vqa: of the words said so far, so many are hidden in training; 0: none
 questions = 5           # vqa: asked about each scene in training, one after the other: looking costs more than asking
 # how much
-batch_size = 128        # pictures a step, over all processes. clip: 128 captions to choose from, so no accumulation
+batch_size = 128        # pictures a step. clip: 128 captions to choose from, so no accumulation
 max_iters = 1000
 # how fast
 learning_rate = 0.005       # AdamW's peak rate: for embeddings, patches, projections
@@ -68,10 +68,8 @@ from functools import cache
 from itertools import permutations, product
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from model import (GPT, GPTConfig, KVCache, Log, Tokenizer, check_finite, configure_optimizers, load_checkpoint,
                    load_pictures, make_norm, resolve_device, restore, save_atomically, schedule_rate,
                    stop_when_asked)
@@ -241,17 +239,17 @@ def examples(split, numbers):
         return pictures, [ask(scene, row) for scene, row in zip(scenes, u)], scenes
     return pictures, [('', caption(scene, int(row[0] * WAYS))) for scene, row in zip(scenes, u)], scenes
 
-def get_batch(step, first, count):
-    """`count` of this step's batch_size training examples, from row `first` on: a function of (seed, step) alone."""
+def get_batch(step):
+    """This step's batch_size training examples: a function of (seed, step) alone."""
     if dataset == 'shapes':
-        pictures, pairs, scenes = examples('train', range(step * batch_size + first, step * batch_size + first + count))
+        pictures, pairs, scenes = examples('train', range(step * batch_size, (step + 1) * batch_size))
         if task == 'vqa':
-            u = np.random.default_rng([seed, step]).random((batch_size, questions, 4))[first:first + count]
+            u = np.random.default_rng([seed, step]).random((batch_size, questions, 4))
             pairs = [[ask(scene, row) for row in rows] for scene, rows in zip(scenes, u)]
         return pictures, pairs
     rng = np.random.default_rng([seed, step])
-    pictures, pairs, _ = examples('train', rng.permutation(len(own('train')[0]))[:batch_size][first:first + count])
-    moves = rng.integers(-shift, shift + 1, size=(batch_size, 2))[first:first + count]
+    pictures, pairs, _ = examples('train', rng.permutation(len(own('train')[0]))[:batch_size])
+    moves = rng.integers(-shift, shift + 1, size=(batch_size, 2))
     return np.stack([np.roll(p, tuple(move), (0, 1)) for p, move in zip(pictures, moves)]), pairs
 
 def make_tokenizer():
@@ -290,7 +288,7 @@ def collate(tokenizer, pairs):
         targets[b, :len(ids) - 1] = ids[1:].masked_fill(~mask[1:], -100)
     return idx, targets
 
-def hide(tokenizer, idx, targets, step, first):
+def hide(tokenizer, idx, targets, step):
     """
     Word dropout (Bowman et al. 2016, 3.1): some words that the answers idx (B, T) have said so far become <|pad|>;
     which ones is a function of (seed, step, row). Else a captioner learns that "red" is never followed by "circle", and
@@ -298,7 +296,7 @@ def hide(tokenizer, idx, targets, step, first):
     """
     said = F.pad(targets[:, :-1], (1, 0), value=-100) >= 0  # what was a target one position before
     luck = np.random.default_rng([seed, step, 1]).random((batch_size, block_size), np.float32)
-    luck = torch.from_numpy(luck[first:first + len(idx), :idx.size(1)])
+    luck = torch.from_numpy(luck[:len(idx), :idx.size(1)])
     return idx.masked_fill(said & (idx != tokenizer.end) & (luck < word_dropout), tokenizer.pad)
 
 # ------------------------------------------------------------------------------------------------------------
@@ -333,32 +331,15 @@ def text_tower(vocab_size, layers):
     room = (image_size // patch_size) ** 2 + block_size  # a caption may follow the picture's tokens
     return GPT(GPTConfig(vocab_size=vocab_size, block_size=room, n_layer=layers, n_head=n_head, n_embd=n_embd))
 
-class Gather(torch.autograd.Function):
-    """
-    The rows of all processes (B/W, E) -> (B, E). Going back, a row's gradient is the sum of what the losses of all
-    processes ask of it: dist.all_gather alone would forget those of the others.
-    """
-    @staticmethod
-    def forward(ctx, x):
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad):
-        dist.all_reduce(grad := grad.clone())
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
-
-def clip_loss(images, texts, scale, spread=False):
+def clip_loss(images, texts, scale):
     """
     Symmetric InfoNCE (Radford et al. 2021, figure 3): of all texts, which is this picture's, and of all pictures, which
-    is this text's? images and texts (B, E) of length 1, row b of one belonging to row b of the other. spread: the rows
-    lie with several processes, and this is the loss of ours among all; the mean over processes is the loss of one.
+    is this text's? images and texts (B, E) of length 1, row b of one belonging to row b of the other.
     """
-    everyone = Gather.apply if spread else lambda x: x
-    target = torch.arange(len(images), device=images.device) + (dist.get_rank() * len(images) if spread else 0)
+    target = torch.arange(len(images), device=images.device)
     with torch.autocast(images.device.type, enabled=False):  # scores up to 100 want more digits than bfloat16's 3
-        which_text, which_image = scale * images @ everyone(texts).T, scale * texts @ everyone(images).T  # (B/W, B)
+        which_text = scale * images @ texts.T  # (B, B)
+        which_image = scale * texts @ images.T
         return (F.cross_entropy(which_text, target) + F.cross_entropy(which_image, target)) / 2
 
 class CLIP(nn.Module):
@@ -378,9 +359,9 @@ class CLIP(nn.Module):
         last = (idx != self.pad).sum(1) - 1  # <|end|>: the one token that has seen the whole text
         return F.normalize(self.text_out(self.text.hidden(idx)[torch.arange(len(idx)), last]).float(), dim=-1)  # (B, E)
 
-    def forward(self, pictures, idx, targets, spread=False):
+    def forward(self, pictures, idx, targets):
         scale = self.log_scale.clamp(max=math.log(100)).exp()  # beyond 100 the scores run away (section 2.5)
-        return clip_loss(self.see(pictures), self.read(idx), scale, spread)
+        return clip_loss(self.see(pictures), self.read(idx), scale)
 
 class CrossAttention(nn.Module):
     """The text asks, the picture answers: queries from one, keys and values from the other (Vaswani et al. 2017)."""
@@ -500,19 +481,10 @@ def train():
     if init_from not in ('scratch', 'resume') and max_iters > 0 and os.path.realpath(out_dir) == base:
         usage(f"out_dir={out_dir} is where {init_from} lies, which stays as it is: choose another")
 
-    # 2. processes: torchrun starts several and tells each who it is; alone, we are the only one
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    chief = rank == 0  # the one that prints and saves
-    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
-    if batch_size % world:
-        usage(f"batch_size={batch_size} pictures do not divide among {world} processes")
-    on_cpu = world > 1 and device == 'auto' and not torch.cuda.is_available()  # processes cannot talk through mps
-    where, number = resolve_device('cpu' if on_cpu else device, dtype)
+    # 2. where it runs
+    where, number = resolve_device(device, dtype)
     number = 'float32' if number == 'float16' else number  # float16 would need train.py's loss scaling
     kind = where.split(':')[0]
-    if world > 1:
-        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
-        where = f"cuda:{os.environ['LOCAL_RANK']}" if kind == 'cuda' else where
     if kind == 'cuda' and ':' in where:
         torch.cuda.set_device(where)
     autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
@@ -544,7 +516,7 @@ def train():
                  f"batch_size={batch_size}: give batch_size={max(len(own('train')[0]) // 4, 2)}")
     for split in ('train', 'val') if dataset != 'shapes' else ():
         collate(tokenizer, own(split)[1])  # a text that is too long ends the run now, not in an hour
-    torch.manual_seed(seed)  # every process draws the same weights
+    torch.manual_seed(seed)
     try:
         model = CLIP(tokenizer) if task == 'clip' else Reader(tokenizer)
         if old:
@@ -553,7 +525,7 @@ def train():
         usage(str(e))
     model.to(where)
     if max_iters == 0:
-        return measure(model, tokenizer, where, autocast) if chief else None
+        return measure(model, tokenizer, where, autocast)
 
     # 4. optimizers
     optimizers = configure_optimizers(model, 'muon', learning_rate, muon_learning_rate)
@@ -563,18 +535,16 @@ def train():
             restore(o, state)
         step, best = resumed['step'], resumed['best']
     old = resumed = None  # let go of the copies
-    run = DistributedDataParallel(model, forward_sync_buffers=False) if world > 1 else model
 
     # 5. what this will cost
     total, vision, text = (sum(p.numel() for p in part.parameters()) for part in (model, model.vision, model.text))
-    say(f"{total:,} parameters: vision {vision:,}, text {text:,}, between them {total - vision - text:,}")
-    say(f"{batch_size:,} pictures per step * {max_iters:,} steps = {batch_size * max_iters:,} pictures, each of "
-        f"{(image_size // patch_size) ** 2} patches; {tokenizer.vocab_size} tokens of text")
-    say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
+    print(f"{total:,} parameters: vision {vision:,}, text {text:,}, between them {total - vision - text:,}")
+    print(f"{batch_size:,} pictures per step * {max_iters:,} steps = {batch_size * max_iters:,} pictures, each of "
+          f"{(image_size // patch_size) ** 2} patches; {tokenizer.vocab_size} tokens of text")
+    print(f"on {where}, {number}", flush=True)
 
     # 6. where it goes; an earlier run's results are set aside, not lost
-    if chief:
-        log = Log(out_dir, 'step pictures train_loss val_loss rate grad_norm pictures_per_second seconds', step)
+    log = Log(out_dir, 'step pictures train_loss val_loss rate grad_norm pictures_per_second seconds', step)
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
@@ -586,12 +556,12 @@ def train():
         """What resume.pt holds beyond the model: with it, a run that stopped ends in the same weights, bit for bit."""
         return {'optimizers': [o.state_dict() for o in optimizers], 'best': best}
 
-    def loss_of(run, pictures, pairs, **how):
+    def loss_of(pictures, pairs):
         idx, targets = collate(tokenizer, pairs)
-        if task != 'clip' and run.training:
-            idx = hide(tokenizer, idx, targets, step, rank * batch_size // world)
+        if task != 'clip' and model.training:
+            idx = hide(tokenizer, idx, targets, step)
         with autocast:
-            return run(torch.from_numpy(pictures).to(where), idx.to(where), targets.to(where), **how)
+            return model(torch.from_numpy(pictures).to(where), idx.to(where), targets.to(where))
 
     @torch.no_grad()
     def evaluate():
@@ -599,17 +569,16 @@ def train():
         model.eval()
         n = batch_size * eval_iters if dataset == 'shapes' else min(batch_size * eval_iters, len(own('val')[0]))
         batches = [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
-        losses = [loss_of(model, *examples('val', numbers)[:2]) for numbers in batches]
+        losses = [loss_of(*examples('val', numbers)[:2]) for numbers in batches]
         model.train()
         return torch.stack(losses).mean().item()
 
     # 7. Ctrl-C and kill ask us to stop after this step
-    stop, put_back = stop_when_asked(world > 1)
+    stop, put_back = stop_when_asked()
 
     # 8. the loop
     first_step, losses, stopping = step, [], False
     evaluated = step if step > 0 and step % eval_interval == 0 else None  # by the run that goes on here
-    mine = batch_size // world
     model.train()
     start = mark = time.perf_counter()
     while True:
@@ -618,20 +587,19 @@ def train():
             before = time.perf_counter()
             val_loss = evaluate()
             check_finite('loss', val_loss, step, learning_rate * rate(step), out_dir, best)
-            say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
-            if chief:
-                log.row(step=step, pictures=step * batch_size, val_loss=val_loss, seconds=before - start)
+            print(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}",
+                  flush=True)
+            log.row(step=step, pictures=step * batch_size, val_loss=val_loss, seconds=before - start)
             if val_loss < best:
                 best = val_loss
-                if chief:
-                    save('ckpt.pt', val_loss=best, dataset=dataset)
-            if chief and step > first_step:
+                save('ckpt.pt', val_loss=best, dataset=dataset)
+            if step > first_step:
                 save('resume.pt', **progress())
             mark += time.perf_counter() - before  # the clock of pictures per second stands still meanwhile
         if step >= max_iters or stopping:
             break
-        # 8.2 forward and backward: this process's part of the batch
-        loss = loss_of(run, *get_batch(step, rank * mine, mine), **({'spread': world > 1} if task == 'clip' else {}))
+        # 8.2 forward and backward
+        loss = loss_of(*get_batch(step))
         loss.backward()
         losses.append(loss.detach())
         # 8.3 update
@@ -643,41 +611,29 @@ def train():
             o.zero_grad(set_to_none=True)
         step += 1
         stopping = len(stop) > 0
-        if world > 1:  # if one was asked to stop, all do
-            flag = torch.tensor(stopping, dtype=torch.int, device=where)
-            dist.all_reduce(flag)
-            stopping = flag.item() > 0
         # 8.4 report
         if step % log_interval == 0 or step == max_iters or stopping:
-            report = torch.stack(losses)
-            if world > 1:
-                dist.all_reduce(report)  # the sum over processes
-            values = report.tolist()
+            values = torch.stack(losses).tolist()
             for at, value in enumerate(values, step - len(values)):
                 check_finite('loss', value, at, learning_rate * rate(at), out_dir, best)
             now = time.perf_counter()
-            mean, speed = sum(values) / len(values) / world, batch_size * len(values) / max(now - mark, 1e-9)
+            mean, speed = sum(values) / len(values), batch_size * len(values) / max(now - mark, 1e-9)
             left = int((max_iters - step) * (now - start) / (step - first_step))
-            say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
-                f"{speed:,.0f} pictures/s | {left // 60}:{left % 60:02d} left")
-            if chief:
-                log.row(step=step, pictures=step * batch_size, train_loss=mean, rate=rate(step - 1),
-                        grad_norm=grad_norm.item(), pictures_per_second=speed, seconds=now - start)
+            print(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
+                  f"{speed:,.0f} pictures/s | {left // 60}:{left % 60:02d} left", flush=True)
+            log.row(step=step, pictures=step * batch_size, train_loss=mean, rate=rate(step - 1),
+                    grad_norm=grad_norm.item(), pictures_per_second=speed, seconds=now - start)
             losses, mark = [], now
 
     # 9. the end: what was learned
     if stopping:
-        if chief:
-            save('resume.pt', **progress())
-        say(f"stopped after step {step}; go on with  python vlm.py init_from=resume out_dir={out_dir}")
-    elif chief:
+        save('resume.pt', **progress())
+        print(f"stopped after step {step}; go on with  python vlm.py init_from=resume out_dir={out_dir}")
+    else:
         put_back()
         log.file.close()
         load_weights(model, load_checkpoint(out_dir), True)  # the best, which is what the folder keeps
         measure(model, tokenizer, where, autocast)
-    if world > 1:
-        dist.barrier()  # leave together: a process that is gone early takes its connections down with it
-        dist.destroy_process_group()
     put_back()  # not before: who asks a second time shall not interrupt what was saved for the first
 
 # ------------------------------------------------------------------------------------------------------------

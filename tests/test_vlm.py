@@ -1,12 +1,12 @@
 """Eyes: what the scenes promise, CLIP's loss to the sixth digit, three ways to fuse, and every way to give it wrong pictures."""
-import colorsys, csv, importlib, io, json, math, os, struct, subprocess, sys, tarfile, zlib
+import colorsys, csv, importlib, io, json, math, os, struct, tarfile, zlib
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 import prepare as P
 import vlm as V
-from conftest import ROOT, refused, run
+from conftest import refused, run
 from model import Tokenizer, load_checkpoint, load_model, load_pictures
 
 TINY = dict(task='clip', dataset='shapes', init_from='scratch', out_dir='out', image_size=32, patch_size=8, n_layer=2,
@@ -40,13 +40,10 @@ def same(a, b):
 
 # ---- scenes ----
 
-def test_processes_share_a_batch_out_with_its_questions(monkeypatch):
-    for name, value in {**TINY, 'task': 'vqa'}.items():
-        monkeypatch.setattr(V, name, value)
-    pictures, pairs = V.get_batch(3, 0, 16)
-    parts = [V.get_batch(3, first, 8) for first in (0, 8)]
-    assert (np.concatenate([part[0] for part in parts]) == pictures).all() and parts[0][1] + parts[1][1] == pairs
-    assert all(len(asked) == V.questions for asked in pairs)
+def test_a_scene_is_asked_several_questions(monkeypatch):
+    settings(monkeypatch, task='vqa')
+    pictures, pairs = V.get_batch(3)
+    assert len(pictures) == len(pairs) == 16 and all(len(asked) == V.questions for asked in pairs)
 
 def test_the_hues_are_those_of_the_colours(monkeypatch):
     before = V.draw('val', range(50))[0]
@@ -139,17 +136,15 @@ def test_word_dropout_hides_what_the_answer_has_said(monkeypatch):
     settings(monkeypatch, task='caption', word_dropout=0.5)
     tokenizer = V.make_tokenizer()
     idx, targets = V.collate(tokenizer, [('what shape is red?', 'a red circle, a red circle')] * 8)
-    hidden = V.hide(tokenizer, idx, targets, 3, 0)
+    hidden = V.hide(tokenizer, idx, targets, 3)
     gone, first = hidden != idx, (idx == tokenizer.assistant).nonzero()[0, 1].item()
     assert (hidden[gone] == tokenizer.pad).all() and not gone[:, :first + 1].any()  # the question stays …
     assert not gone[idx == tokenizer.end].any()  # … and so does the end
     words = slice(first + 1, first + 1 + len(tokenizer.encode('a red circle, a red circle')))
     assert 0.3 < gone[:, words].float().mean() < 0.7 and (hidden[0] != hidden[1]).any()
-    parts = [V.hide(tokenizer, idx[i:i + 4], targets[i:i + 4], 3, i) for i in (0, 4)]
-    assert torch.equal(torch.cat(parts), hidden)  # however many processes share the batch out
-    assert not torch.equal(V.hide(tokenizer, idx, targets, 4, 0), hidden)
+    assert not torch.equal(V.hide(tokenizer, idx, targets, 4), hidden)
     monkeypatch.setattr(V, 'word_dropout', 0.0)
-    assert torch.equal(V.hide(tokenizer, idx, targets, 3, 0), idx)
+    assert torch.equal(V.hide(tokenizer, idx, targets, 3), idx)
 
 # ---- the vision tower ----
 
@@ -208,45 +203,6 @@ def test_clip_loss_and_gradients():
         assert torch.allclose(got, want, atol=1e-9, rtol=0)
 
 REFERENCE = 1.805980944
-
-TWO = """
-import os, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import torch, torch.distributed as dist
-import vlm as V
-from test_vlm import TINY, features, by_hand
-# 1. a run
-vars(V).update(TINY, given=set(), measure=lambda *how: None, out_dir='two')
-leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None
-V.train()
-# 2. the loss: two rows here and two there, against four in one place
-rank, (images, texts) = dist.get_rank(), features()
-a, b = (t[2 * rank:2 * rank + 2].clone().requires_grad_() for t in (images, texts))
-scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
-loss = V.clip_loss(a, b, scale, spread=True)
-loss.backward()
-got = torch.stack([loss.detach(), scale.grad]) / 2  # the mean over processes, as DistributedDataParallel takes it
-dist.all_reduce(got)
-want = by_hand(images, texts, scale.detach())
-assert abs(got[0] - want[0]) < 1e-6 and abs(got[1] - want[3]) < 1e-6, (got, want)
-for mine, whole in ((a.grad / 2, want[1]), (b.grad / 2, want[2])):
-    assert (mine - whole[2 * rank:2 * rank + 2]).abs().max() < 1e-6, (mine, whole)
-dist.barrier()
-leave()
-os._exit(0)  # on a busy machine an exit is now and then an abort, in threads of torch's own, after all is done
-"""
-
-def test_two_processes_have_the_loss_and_gradients_of_one(go, tmp_path):
-    one = go('resume.pt', out_dir='one')
-    (tmp_path / 'two.py').write_text(TWO.format(root=str(ROOT), tests=str(ROOT / 'tests')), encoding='utf-8')
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-                           str(tmp_path / 'two.py')],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0, done.stderr
-    two = load_checkpoint('two/resume.pt')
-    assert abs(one['best'] - two['best']) < 1e-4  # sums are taken in another order, and Muon rounds to bfloat16
-    assert max((x - y).abs().max().item() for x, y in zip(one['bridge'].values(), two['bridge'].values())) < 1e-3
 
 # ---- fusions ----
 
