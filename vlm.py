@@ -27,7 +27,7 @@ init_from = 'scratch'   # scratch, resume (go on with the run in out_dir), or th
 dataset = 'shapes'      # shapes (drawn as it trains), or a folder of pictures in data_dir, made by prepare.py
 data_dir = 'data'
 # the model: two towers, or one and a language model
-image_size = 32         # pixels; smaller pictures get a black margin
+image_size = 32         # pixels; pictures of your own must have this size
 patch_size = 8          # 32 * 32 pixels in patches of 8 * 8 are 16 tokens of 256 numbers
 n_layer = 2             # of each tower
 text_layers = 3         # of the language model that looks (caption, vqa): to find, to compare, to say
@@ -47,7 +47,6 @@ muon_learning_rate = 0.02   # Muon's, for the matrices in the layers: a scale of
 warmup_iters = 20           # steps in which it rises from 0; then it falls in a straight line …
 lr_decay_iters = 0          # … to 0 at this step; 0: max_iters
 grad_clip = 1.0             # longest gradient let through; 0: any
-shift = 2                   # your own pictures are moved by up to so many pixels in training; scenes never repeat
 # how it goes
 eval_interval = 200         # steps between evaluations
 eval_iters = 4              # batches of batch_size pictures in each: always the same ones
@@ -71,7 +70,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 from model import (GPT, GPTConfig, KVCache, Log, Tokenizer, check_finite, configure_optimizers, load_checkpoint,
-                   load_pictures, make_norm, resolve_device, restore, save_atomically, schedule_rate,
+                   make_norm, resolve_device, restore, save_atomically, schedule_rate,
                    stop_when_asked)
 
 # ------------------------------------------------------------------------------------------------------------
@@ -206,25 +205,40 @@ def ask(scene, u):
 # ------------------------------------------------------------------------------------------------------------
 # 2. Examples: pictures with something to read, from scenes or from files
 
+def load_own_pictures(folder, split):
+    """
+    Your own pictures as prepare.py wrote and checked them: an array (N, S, S, 3) of uint8, and for
+    each picture a dictionary with its caption, and qa (questions and answers) and label if given.
+    Exits with one line where a file is missing, or where S is not image_size.
+    """
+    path = os.path.join(folder, f'{split}.npz')
+    lines = os.path.join(folder, f'{split}.jsonl')
+    for name in (path, lines):
+        if not os.path.exists(name):
+            sys.exit(f"no {name}: run  python prepare.py dataset={dataset} input=pictures.npz")
+    with np.load(path, allow_pickle=False) as f:
+        pictures = f['images']
+    height, width = pictures.shape[1:3]
+    if height != image_size or width != image_size:
+        sys.exit(f"{path} holds pictures of {width} x {height} pixels, and image_size={image_size}: "
+                 f"scale them to {image_size} x {image_size}, or give their size as image_size")
+    with open(lines, encoding='utf-8') as f:
+        records = [json.loads(line) for line in f]
+    return pictures, records
+
 @cache
 def own(split):
-    """Your own pictures, as examples() returns them; with a black margin where they are smaller than the model's."""
-    path = os.path.join(data_dir, dataset, f'{split}.npz')
-    pictures, records = load_pictures(path)
-    if max(pictures.shape[1:3]) > image_size:
-        sys.exit(f"{path} holds pictures of {pictures.shape[2]} x {pictures.shape[1]} pixels, larger than the model's: "
-                 f"train one with image_size={-(-max(pictures.shape[1:3]) // patch_size) * patch_size}")
-    up, left = ((image_size - n) // 2 for n in pictures.shape[1:3])
-    whole = np.zeros((len(pictures), image_size, image_size, 3), np.uint8)
-    whole[:, up:up + pictures.shape[1], left:left + pictures.shape[2]] = pictures
+    """Your own pictures, as examples() returns them."""
+    folder = os.path.join(data_dir, dataset)
+    pictures, records = load_own_pictures(folder, split)
     if task == 'vqa':  # a row per question
         rows = [(i, tuple(pair), r) for i, r in enumerate(records) for pair in r.get('qa', [])]
         if not rows:
-            sys.exit(f"{path[:-4]}.jsonl asks nothing: task=vqa needs lines like "
+            sys.exit(f"{folder}/{split}.jsonl asks nothing: task=vqa needs lines like "
                      '{"caption": "…", "qa": [["what is this?", "a cat"]]}')
         i, pairs, records = map(list, zip(*rows))
-        return whole[i], pairs, records
-    return whole, [('', r['caption']) for r in records], records
+        return pictures[i], pairs, records
+    return pictures, [('', r['caption']) for r in records], records
 
 def examples(split, numbers):
     """
@@ -247,10 +261,8 @@ def get_batch(step):
             u = np.random.default_rng([seed, step]).random((batch_size, questions, 4))
             pairs = [[ask(scene, row) for row in rows] for scene, rows in zip(scenes, u)]
         return pictures, pairs
-    rng = np.random.default_rng([seed, step])
-    pictures, pairs, _ = examples('train', rng.permutation(len(own('train')[0]))[:batch_size])
-    moves = rng.integers(-shift, shift + 1, size=(batch_size, 2))
-    return np.stack([np.roll(p, tuple(move), (0, 1)) for p, move in zip(pictures, moves)]), pairs
+    order = np.random.default_rng([seed, step]).permutation(len(own('train')[0]))
+    return examples('train', order[:batch_size])[:2]
 
 def make_tokenizer():
     """
@@ -262,7 +274,7 @@ def make_tokenizer():
         texts = [' '.join([caption(scene, int(row[0] * WAYS)), *ask(scene, row)]) for scene, row in zip(scenes, u)]
     else:
         # of all lines, though for vqa own() leaves some out: the next task must find the same tokenizer
-        records = load_pictures(os.path.join(data_dir, dataset, 'train.npz'))[1]
+        records = load_own_pictures(os.path.join(data_dir, dataset), 'train')[1]
         texts = [' '.join([r['caption']] + [t for pair in r.get('qa', []) for t in pair]) for r in records]
     words = {space + word for text in texts for word in re.findall(r'\w+', text) for space in ('', ' ')}
     merges = {word.encode()[:n] for word in words for n in range(2, len(word.encode()) + 1)}
@@ -472,7 +484,7 @@ def train():
         globals().update({k: v for k, v in past.items() if k not in given})
     expect(globals(), 'image_size patch_size batch_size text_layers questions eval_interval eval_iters '
                       'log_interval', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip shift num_samples seed', least=0)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip num_samples seed', least=0)
     expect(globals(), 'learning_rate muon_learning_rate', above=0)
     expect(globals(), 'word_dropout', least=0, below=1)
     if freeze and (task == 'clip' or init_from == 'scratch'):
