@@ -51,7 +51,6 @@ grad_clip = 1.0             # longest gradient let through; 0: any
 eval_interval = 200         # steps between evaluations
 eval_iters = 4              # batches of batch_size pictures in each: always the same ones
 log_interval = 20           # steps between lines
-num_samples = 2             # rows of pictures shown in the terminal at the end; all are in sheet.png
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16: of the multiplications; the weights stay float32
@@ -484,7 +483,7 @@ def train():
         globals().update({k: v for k, v in past.items() if k not in given})
     expect(globals(), 'image_size patch_size batch_size text_layers questions eval_interval eval_iters '
                       'log_interval', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip num_samples seed', least=0)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed', least=0)
     expect(globals(), 'learning_rate muon_learning_rate', above=0)
     expect(globals(), 'word_dropout', least=0, below=1)
     if freeze and (task == 'clip' or init_from == 'scratch'):
@@ -699,9 +698,7 @@ def measure_clip(model, tokenizer, where):
                         [right[:, :k].any(1).float().mean().item() for k in (1, 5, 10)] + [1 / n])
         if not gallery:  # a picture, and beside it the five that its caption finds
             for i, found in enumerate(scores.T.topk(min(5, n)).indices[:12].tolist()):
-                neighbours = ', '.join(repr(texts[j]) for j in scores[i].topk(min(3, n)).indices)
-                gallery.append(([(pictures[i], None)] + [(pictures[j], i == j) for j in found],
-                                f"{texts[i]}\n  nearest captions: {neighbours}"))
+                gallery.append(([(pictures[i], None)] + [(pictures[j], i == j) for j in found], texts[i]))
     print_table(rows)
     # 2. zero-shot: a picture is what the nearest prompt says; the ensemble takes the mean of a class's prompts
     records = None if shapes else own('train')[2]
@@ -798,16 +795,8 @@ def write_png(path, picture):
         f.write(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)))
         f.write(chunk(b'IEND', b''))
 
-def terminal(picture):
-    """(H, W, 3) uint8 -> text in 24-bit colour. A '▀' is two pixels: its colour the upper, its background the lower."""
-    def line(above, below):
-        return ''.join('\x1b[38;2;{};{};{};48;2;{};{};{}m▀'.format(*a, *b) for a, b in zip(above, below)) + '\x1b[0m'
-    return '\n'.join(line(*two) for two in zip(picture[::2].tolist(), picture[1::2].tolist()))
-
 def show(gallery):
-    """Rows of (picture, whether it is right) with a text each: the first in the terminal, all in out_dir/sheet.png."""
-    for row, text in gallery[:num_samples] if sys.stdout.isatty() else []:
-        print(terminal(np.concatenate([np.pad(p, ((0, 0), (0, 2), (0, 0))) for p, _ in row], axis=1)) + '\n' + text)
+    """Rows of (picture, whether it is right) into out_dir/sheet.png; each row's text is printed."""
     frames = {None: (128, 128, 128), True: (60, 200, 60), False: (220, 60, 60)}
     cell = len(gallery[0][0][0][0]) + 8  # a picture, a frame of 2 pixels, and 2 of black around it
     sheet = np.zeros((len(gallery) * cell, max(len(row) for row, _ in gallery) * cell, 3), np.uint8)
@@ -817,7 +806,9 @@ def show(gallery):
             place[:] = frames[right]
             place[2:-2, 2:-2] = picture
     write_png(os.path.join(out_dir, 'sheet.png'), sheet.repeat(3, axis=0).repeat(3, axis=1))
-    print(f"{len(gallery)} rows of pictures are in {out_dir}/sheet.png")
+    print(f"{len(gallery)} rows of pictures are in {out_dir}/sheet.png:")
+    for number, (_, text) in enumerate(gallery, 1):
+        print(f"{number:2d}. {text}")
 
 def measure(model, tokenizer, where, autocast):
     """Print what the task measures, and show a gallery."""

@@ -13,7 +13,7 @@ TINY = dict(task='clip', dataset='shapes', init_from='scratch', out_dir='out', i
             n_head=2, n_embd=32,
             block_size=48, text_layers=2, questions=2, fusion='early', freeze=False, batch_size=16, max_iters=6,
             warmup_iters=2, eval_interval=3, eval_iters=1,
-            log_interval=2, num_samples=1, device='cpu', dtype='float32', seed=1337, learning_rate=0.005,
+            log_interval=2, device='cpu', dtype='float32', seed=1337, learning_rate=0.005,
             muon_learning_rate=0.02,
             lr_decay_iters=0)
 
@@ -369,9 +369,6 @@ def test_a_png_by_hand(tmp_path):
     rows = np.frombuffer(zlib.decompress(kinds[b'IDAT']), np.uint8).reshape(2, 10)
     assert list(kinds) == [b'IHDR', b'IDAT',
                            b'IEND'] and not rows[:, 0].any() and np.array_equal(rows[:, 1:].reshape(2, 3, 3), picture)
-
-def test_two_pixels_in_one_character():
-    assert V.terminal(np.array([[[1, 2, 3]], [[4, 5, 6]]], np.uint8)) == '\x1b[38;2;1;2;3;48;2;4;5;6m▀\x1b[0m'
 
 # ---- your own pictures ----
 
