@@ -317,7 +317,7 @@ def test_retrieval_and_zero_shot_of_an_oracle(monkeypatch, capsys):
     monkeypatch.setattr(V, 'examples', remember)
     gallery = V.measure_clip(Oracle(), tokenizer, 'cpu')
     text = capsys.readouterr().out
-    assert text.count('100.0%') == 4 * 3 + 2 * 4 and text.count('4.2%') == 2 and text.count(' 1.0%') == 4
+    assert text.count('100.0%') == 4 * 3 + 2 and text.count('4.2%') == 2 and text.count(' 1.0%') == 4
     assert len(gallery) == 12 and all(row[1][1]
                                       for row, _ in gallery)  # its own picture is the first that a caption finds
     Oracle.see = lambda self, pictures: torch.stack([place(numbers[p.numpy().tobytes()]) for p in pictures.flip(0)])
@@ -416,7 +416,7 @@ def test_your_own_pictures_from_end_to_end(go, monkeypatch, tmp_path, capsys):
         V.load_weights(model, out, True)
         (V.measure_clip if task == 'clip' else V.measure_words)(model.eval(), tokenizer, 'cpu')
     text = capsys.readouterr().out
-    assert "'{}'" in text and '2 classes' in text and 'is it' in text and 'commonest answer' in text
+    assert '2 classes' in text and 'is it' in text and 'commonest answer' in text
     monkeypatch.setitem(V.own('val')[2][0], 'caption', 'something else')  # no class that was trained on: retrieval only
     V.measure_clip(V.CLIP(tokenizer).eval(), tokenizer, 'cpu')
     assert 'recall@1' in (text := capsys.readouterr().out) and 'zero-shot' not in text
