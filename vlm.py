@@ -59,7 +59,7 @@ given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
 
 import json, math, os, re, struct, sys, time, zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache
@@ -760,11 +760,6 @@ def measure_words(model, tokenizer, where):
                     for text, (_, a), k in zip(said[name], pairs, known):
                         references = [caption(k, way) for way in range(0, WAYS, 7)] if shapes else [a]
                         f.write(json.dumps({'hypothesis': text, 'references': references}, ensure_ascii=False) + '\n')
-        if task == 'vqa':
-            commonest = defaultdict(Counter)  # of each kind of question
-            for q, a in examples('train', range(4000 if shapes else len(own('train')[0])))[1]:
-                commonest[kind(q)][a] += 1
-            said['commonest answer'] = [(commonest[kind(q)] or Counter([''])).most_common(1)[0][0] for q, _ in pairs]
         for name, texts in said.items():
             scores = defaultdict(list)
             for text, pair, k in zip(texts, pairs, known):

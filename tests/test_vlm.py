@@ -390,7 +390,7 @@ def prepare(monkeypatch, tmp_path, **changes):
     P.main()
 
 def test_pictures_of_which_only_some_have_questions(go, monkeypatch, tmp_path, capsys):
-    """The vocabulary is the same for all tasks, and a kind of question that training never asked has no commonest answer."""
+    """The vocabulary is the same for all tasks, and validation may ask what training never asked."""
     lines = [{'caption': f'a square number {i}', **({'qa': [['where is it?' if i % 10 == 9 else 'who is it?', 'me']]}
                                                             if i > 8 else {})}
              for i in range(40)]
@@ -401,7 +401,7 @@ def test_pictures_of_which_only_some_have_questions(go, monkeypatch, tmp_path, c
     settings(monkeypatch, out_dir='asked', task='vqa', **own)
     tokenizer = V.make_tokenizer()
     V.measure_words(V.Reader(tokenizer), tokenizer, 'cpu')
-    assert 'commonest answer' in capsys.readouterr().out
+    assert 'where is' in capsys.readouterr().out
 
 def test_your_own_pictures_from_end_to_end(go, monkeypatch, tmp_path, capsys):
     prepare(monkeypatch, tmp_path, input=own_pictures(tmp_path))
@@ -416,7 +416,7 @@ def test_your_own_pictures_from_end_to_end(go, monkeypatch, tmp_path, capsys):
         V.load_weights(model, out, True)
         (V.measure_clip if task == 'clip' else V.measure_words)(model.eval(), tokenizer, 'cpu')
     text = capsys.readouterr().out
-    assert '2 classes' in text and 'is it' in text and 'commonest answer' in text
+    assert '2 classes' in text and 'is it' in text
     monkeypatch.setitem(V.own('val')[2][0], 'caption', 'something else')  # no class that was trained on: retrieval only
     V.measure_clip(V.CLIP(tokenizer).eval(), tokenizer, 'cpu')
     assert 'recall@1' in (text := capsys.readouterr().out) and 'zero-shot' not in text
