@@ -27,7 +27,7 @@ init_from = 'scratch'   # scratch, resume (go on with the run in out_dir), or th
 dataset = 'shapes'      # shapes (drawn as it trains), or a folder of pictures in data_dir, made by prepare.py
 data_dir = 'data'
 # the model: two towers, or one and a language model
-image_size = 32         # pixels; smaller pictures get a black margin
+image_size = 32         # pixels; pictures of your own must have this size
 patch_size = 8          # 32 * 32 pixels in patches of 8 * 8 are 16 tokens of 256 numbers
 n_layer = 2             # of each tower
 text_layers = 3         # of the language model that looks (caption, vqa): to find, to compare, to say
@@ -39,7 +39,7 @@ freeze = False          # caption, vqa: leave the vision tower as it came
 word_dropout = 0.3      # caption, vqa: of the words said so far, so many are hidden in training; 0: none
 questions = 5           # vqa: asked about each scene in training, one after the other: looking costs more than asking
 # how much
-batch_size = 128        # pictures a step, over all processes. clip: 128 captions to choose from, so no accumulation
+batch_size = 128        # pictures a step. clip: 128 captions to choose from, so no accumulation
 max_iters = 1000
 # how fast
 learning_rate = 0.005       # AdamW's peak rate: for embeddings, patches, projections
@@ -47,12 +47,10 @@ muon_learning_rate = 0.02   # Muon's, for the matrices in the layers: a scale of
 warmup_iters = 20           # steps in which it rises from 0; then it falls in a straight line …
 lr_decay_iters = 0          # … to 0 at this step; 0: max_iters
 grad_clip = 1.0             # longest gradient let through; 0: any
-shift = 2                   # your own pictures are moved by up to so many pixels in training; scenes never repeat
 # how it goes
 eval_interval = 200         # steps between evaluations
 eval_iters = 4              # batches of batch_size pictures in each: always the same ones
 log_interval = 20           # steps between lines
-num_samples = 2             # rows of pictures shown in the terminal at the end; all are in sheet.png
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16: of the multiplications; the weights stay float32
@@ -61,19 +59,17 @@ given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
 
 import json, math, os, re, struct, sys, time, zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache
 from itertools import permutations, product
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from model import (GPT, GPTConfig, KVCache, Log, Tokenizer, check_finite, configure_optimizers, load_checkpoint,
-                   load_pictures, make_norm, resolve_device, restore, save_atomically, schedule_rate,
+                   make_norm, resolve_device, restore, save_atomically, schedule_rate,
                    stop_when_asked)
 
 # ------------------------------------------------------------------------------------------------------------
@@ -208,25 +204,40 @@ def ask(scene, u):
 # ------------------------------------------------------------------------------------------------------------
 # 2. Examples: pictures with something to read, from scenes or from files
 
+def load_own_pictures(folder, split):
+    """
+    Your own pictures as prepare.py wrote and checked them: an array (N, S, S, 3) of uint8, and for
+    each picture a dictionary with its caption, and qa (questions and answers) and label if given.
+    Exits with one line where a file is missing, or where S is not image_size.
+    """
+    path = os.path.join(folder, f'{split}.npz')
+    lines = os.path.join(folder, f'{split}.jsonl')
+    for name in (path, lines):
+        if not os.path.exists(name):
+            sys.exit(f"no {name}: run  python prepare.py dataset={dataset} input=pictures.npz")
+    with np.load(path, allow_pickle=False) as f:
+        pictures = f['images']
+    height, width = pictures.shape[1:3]
+    if height != image_size or width != image_size:
+        sys.exit(f"{path} holds pictures of {width} x {height} pixels, and image_size={image_size}: "
+                 f"scale them to {image_size} x {image_size}, or give their size as image_size")
+    with open(lines, encoding='utf-8') as f:
+        records = [json.loads(line) for line in f]
+    return pictures, records
+
 @cache
 def own(split):
-    """Your own pictures, as examples() returns them; with a black margin where they are smaller than the model's."""
-    path = os.path.join(data_dir, dataset, f'{split}.npz')
-    pictures, records = load_pictures(path)
-    if max(pictures.shape[1:3]) > image_size:
-        sys.exit(f"{path} holds pictures of {pictures.shape[2]} x {pictures.shape[1]} pixels, larger than the model's: "
-                 f"train one with image_size={-(-max(pictures.shape[1:3]) // patch_size) * patch_size}")
-    up, left = ((image_size - n) // 2 for n in pictures.shape[1:3])
-    whole = np.zeros((len(pictures), image_size, image_size, 3), np.uint8)
-    whole[:, up:up + pictures.shape[1], left:left + pictures.shape[2]] = pictures
+    """Your own pictures, as examples() returns them."""
+    folder = os.path.join(data_dir, dataset)
+    pictures, records = load_own_pictures(folder, split)
     if task == 'vqa':  # a row per question
         rows = [(i, tuple(pair), r) for i, r in enumerate(records) for pair in r.get('qa', [])]
         if not rows:
-            sys.exit(f"{path[:-4]}.jsonl asks nothing: task=vqa needs lines like "
+            sys.exit(f"{folder}/{split}.jsonl asks nothing: task=vqa needs lines like "
                      '{"caption": "…", "qa": [["what is this?", "a cat"]]}')
         i, pairs, records = map(list, zip(*rows))
-        return whole[i], pairs, records
-    return whole, [('', r['caption']) for r in records], records
+        return pictures[i], pairs, records
+    return pictures, [('', r['caption']) for r in records], records
 
 def examples(split, numbers):
     """
@@ -241,18 +252,16 @@ def examples(split, numbers):
         return pictures, [ask(scene, row) for scene, row in zip(scenes, u)], scenes
     return pictures, [('', caption(scene, int(row[0] * WAYS))) for scene, row in zip(scenes, u)], scenes
 
-def get_batch(step, first, count):
-    """`count` of this step's batch_size training examples, from row `first` on: a function of (seed, step) alone."""
+def get_batch(step):
+    """This step's batch_size training examples: a function of (seed, step) alone."""
     if dataset == 'shapes':
-        pictures, pairs, scenes = examples('train', range(step * batch_size + first, step * batch_size + first + count))
+        pictures, pairs, scenes = examples('train', range(step * batch_size, (step + 1) * batch_size))
         if task == 'vqa':
-            u = np.random.default_rng([seed, step]).random((batch_size, questions, 4))[first:first + count]
+            u = np.random.default_rng([seed, step]).random((batch_size, questions, 4))
             pairs = [[ask(scene, row) for row in rows] for scene, rows in zip(scenes, u)]
         return pictures, pairs
-    rng = np.random.default_rng([seed, step])
-    pictures, pairs, _ = examples('train', rng.permutation(len(own('train')[0]))[:batch_size][first:first + count])
-    moves = rng.integers(-shift, shift + 1, size=(batch_size, 2))[first:first + count]
-    return np.stack([np.roll(p, tuple(move), (0, 1)) for p, move in zip(pictures, moves)]), pairs
+    order = np.random.default_rng([seed, step]).permutation(len(own('train')[0]))
+    return examples('train', order[:batch_size])[:2]
 
 def make_tokenizer():
     """
@@ -264,7 +273,7 @@ def make_tokenizer():
         texts = [' '.join([caption(scene, int(row[0] * WAYS)), *ask(scene, row)]) for scene, row in zip(scenes, u)]
     else:
         # of all lines, though for vqa own() leaves some out: the next task must find the same tokenizer
-        records = load_pictures(os.path.join(data_dir, dataset, 'train.npz'))[1]
+        records = load_own_pictures(os.path.join(data_dir, dataset), 'train')[1]
         texts = [' '.join([r['caption']] + [t for pair in r.get('qa', []) for t in pair]) for r in records]
     words = {space + word for text in texts for word in re.findall(r'\w+', text) for space in ('', ' ')}
     merges = {word.encode()[:n] for word in words for n in range(2, len(word.encode()) + 1)}
@@ -290,7 +299,7 @@ def collate(tokenizer, pairs):
         targets[b, :len(ids) - 1] = ids[1:].masked_fill(~mask[1:], -100)
     return idx, targets
 
-def hide(tokenizer, idx, targets, step, first):
+def hide(tokenizer, idx, targets, step):
     """
     Word dropout (Bowman et al. 2016, 3.1): some words that the answers idx (B, T) have said so far become <|pad|>;
     which ones is a function of (seed, step, row). Else a captioner learns that "red" is never followed by "circle", and
@@ -298,7 +307,7 @@ def hide(tokenizer, idx, targets, step, first):
     """
     said = F.pad(targets[:, :-1], (1, 0), value=-100) >= 0  # what was a target one position before
     luck = np.random.default_rng([seed, step, 1]).random((batch_size, block_size), np.float32)
-    luck = torch.from_numpy(luck[first:first + len(idx), :idx.size(1)])
+    luck = torch.from_numpy(luck[:len(idx), :idx.size(1)])
     return idx.masked_fill(said & (idx != tokenizer.end) & (luck < word_dropout), tokenizer.pad)
 
 # ------------------------------------------------------------------------------------------------------------
@@ -333,32 +342,15 @@ def text_tower(vocab_size, layers):
     room = (image_size // patch_size) ** 2 + block_size  # a caption may follow the picture's tokens
     return GPT(GPTConfig(vocab_size=vocab_size, block_size=room, n_layer=layers, n_head=n_head, n_embd=n_embd))
 
-class Gather(torch.autograd.Function):
-    """
-    The rows of all processes (B/W, E) -> (B, E). Going back, a row's gradient is the sum of what the losses of all
-    processes ask of it: dist.all_gather alone would forget those of the others.
-    """
-    @staticmethod
-    def forward(ctx, x):
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad):
-        dist.all_reduce(grad := grad.clone())
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
-
-def clip_loss(images, texts, scale, spread=False):
+def clip_loss(images, texts, scale):
     """
     Symmetric InfoNCE (Radford et al. 2021, figure 3): of all texts, which is this picture's, and of all pictures, which
-    is this text's? images and texts (B, E) of length 1, row b of one belonging to row b of the other. spread: the rows
-    lie with several processes, and this is the loss of ours among all; the mean over processes is the loss of one.
+    is this text's? images and texts (B, E) of length 1, row b of one belonging to row b of the other.
     """
-    everyone = Gather.apply if spread else lambda x: x
-    target = torch.arange(len(images), device=images.device) + (dist.get_rank() * len(images) if spread else 0)
+    target = torch.arange(len(images), device=images.device)
     with torch.autocast(images.device.type, enabled=False):  # scores up to 100 want more digits than bfloat16's 3
-        which_text, which_image = scale * images @ everyone(texts).T, scale * texts @ everyone(images).T  # (B/W, B)
+        which_text = scale * images @ texts.T  # (B, B)
+        which_image = scale * texts @ images.T
         return (F.cross_entropy(which_text, target) + F.cross_entropy(which_image, target)) / 2
 
 class CLIP(nn.Module):
@@ -378,9 +370,9 @@ class CLIP(nn.Module):
         last = (idx != self.pad).sum(1) - 1  # <|end|>: the one token that has seen the whole text
         return F.normalize(self.text_out(self.text.hidden(idx)[torch.arange(len(idx)), last]).float(), dim=-1)  # (B, E)
 
-    def forward(self, pictures, idx, targets, spread=False):
+    def forward(self, pictures, idx, targets):
         scale = self.log_scale.clamp(max=math.log(100)).exp()  # beyond 100 the scores run away (section 2.5)
-        return clip_loss(self.see(pictures), self.read(idx), scale, spread)
+        return clip_loss(self.see(pictures), self.read(idx), scale)
 
 class CrossAttention(nn.Module):
     """The text asks, the picture answers: queries from one, keys and values from the other (Vaswani et al. 2017)."""
@@ -491,7 +483,7 @@ def train():
         globals().update({k: v for k, v in past.items() if k not in given})
     expect(globals(), 'image_size patch_size batch_size text_layers questions eval_interval eval_iters '
                       'log_interval', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip shift num_samples seed', least=0)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed', least=0)
     expect(globals(), 'learning_rate muon_learning_rate', above=0)
     expect(globals(), 'word_dropout', least=0, below=1)
     if freeze and (task == 'clip' or init_from == 'scratch'):
@@ -500,19 +492,10 @@ def train():
     if init_from not in ('scratch', 'resume') and max_iters > 0 and os.path.realpath(out_dir) == base:
         usage(f"out_dir={out_dir} is where {init_from} lies, which stays as it is: choose another")
 
-    # 2. processes: torchrun starts several and tells each who it is; alone, we are the only one
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    chief = rank == 0  # the one that prints and saves
-    say = (lambda line: print(line, flush=True)) if chief else lambda line: None
-    if batch_size % world:
-        usage(f"batch_size={batch_size} pictures do not divide among {world} processes")
-    on_cpu = world > 1 and device == 'auto' and not torch.cuda.is_available()  # processes cannot talk through mps
-    where, number = resolve_device('cpu' if on_cpu else device, dtype)
+    # 2. where it runs
+    where, number = resolve_device(device, dtype)
     number = 'float32' if number == 'float16' else number  # float16 would need train.py's loss scaling
     kind = where.split(':')[0]
-    if world > 1:
-        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
-        where = f"cuda:{os.environ['LOCAL_RANK']}" if kind == 'cuda' else where
     if kind == 'cuda' and ':' in where:
         torch.cuda.set_device(where)
     autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
@@ -544,7 +527,7 @@ def train():
                  f"batch_size={batch_size}: give batch_size={max(len(own('train')[0]) // 4, 2)}")
     for split in ('train', 'val') if dataset != 'shapes' else ():
         collate(tokenizer, own(split)[1])  # a text that is too long ends the run now, not in an hour
-    torch.manual_seed(seed)  # every process draws the same weights
+    torch.manual_seed(seed)
     try:
         model = CLIP(tokenizer) if task == 'clip' else Reader(tokenizer)
         if old:
@@ -553,7 +536,7 @@ def train():
         usage(str(e))
     model.to(where)
     if max_iters == 0:
-        return measure(model, tokenizer, where, autocast) if chief else None
+        return measure(model, tokenizer, where, autocast)
 
     # 4. optimizers
     optimizers = configure_optimizers(model, 'muon', learning_rate, muon_learning_rate)
@@ -563,18 +546,16 @@ def train():
             restore(o, state)
         step, best = resumed['step'], resumed['best']
     old = resumed = None  # let go of the copies
-    run = DistributedDataParallel(model, forward_sync_buffers=False) if world > 1 else model
 
     # 5. what this will cost
     total, vision, text = (sum(p.numel() for p in part.parameters()) for part in (model, model.vision, model.text))
-    say(f"{total:,} parameters: vision {vision:,}, text {text:,}, between them {total - vision - text:,}")
-    say(f"{batch_size:,} pictures per step * {max_iters:,} steps = {batch_size * max_iters:,} pictures, each of "
-        f"{(image_size // patch_size) ** 2} patches; {tokenizer.vocab_size} tokens of text")
-    say(f"on {where}, {number}, {world} process{'es' * (world > 1)}")
+    print(f"{total:,} parameters: vision {vision:,}, text {text:,}, between them {total - vision - text:,}")
+    print(f"{batch_size:,} pictures per step * {max_iters:,} steps = {batch_size * max_iters:,} pictures, each of "
+          f"{(image_size // patch_size) ** 2} patches; {tokenizer.vocab_size} tokens of text")
+    print(f"on {where}, {number}", flush=True)
 
     # 6. where it goes; an earlier run's results are set aside, not lost
-    if chief:
-        log = Log(out_dir, 'step pictures train_loss val_loss rate grad_norm pictures_per_second seconds', step)
+    log = Log(out_dir, 'step pictures train_loss val_loss rate grad_norm pictures_per_second seconds', step)
     settings = {k: globals()[k] for k in SETTINGS}
 
     def save(name, **more):
@@ -586,12 +567,12 @@ def train():
         """What resume.pt holds beyond the model: with it, a run that stopped ends in the same weights, bit for bit."""
         return {'optimizers': [o.state_dict() for o in optimizers], 'best': best}
 
-    def loss_of(run, pictures, pairs, **how):
+    def loss_of(pictures, pairs):
         idx, targets = collate(tokenizer, pairs)
-        if task != 'clip' and run.training:
-            idx = hide(tokenizer, idx, targets, step, rank * batch_size // world)
+        if task != 'clip' and model.training:
+            idx = hide(tokenizer, idx, targets, step)
         with autocast:
-            return run(torch.from_numpy(pictures).to(where), idx.to(where), targets.to(where), **how)
+            return model(torch.from_numpy(pictures).to(where), idx.to(where), targets.to(where))
 
     @torch.no_grad()
     def evaluate():
@@ -599,17 +580,16 @@ def train():
         model.eval()
         n = batch_size * eval_iters if dataset == 'shapes' else min(batch_size * eval_iters, len(own('val')[0]))
         batches = [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
-        losses = [loss_of(model, *examples('val', numbers)[:2]) for numbers in batches]
+        losses = [loss_of(*examples('val', numbers)[:2]) for numbers in batches]
         model.train()
         return torch.stack(losses).mean().item()
 
     # 7. Ctrl-C and kill ask us to stop after this step
-    stop, put_back = stop_when_asked(world > 1)
+    stop, put_back = stop_when_asked()
 
     # 8. the loop
     first_step, losses, stopping = step, [], False
     evaluated = step if step > 0 and step % eval_interval == 0 else None  # by the run that goes on here
-    mine = batch_size // world
     model.train()
     start = mark = time.perf_counter()
     while True:
@@ -618,20 +598,19 @@ def train():
             before = time.perf_counter()
             val_loss = evaluate()
             check_finite('loss', val_loss, step, learning_rate * rate(step), out_dir, best)
-            say(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}")
-            if chief:
-                log.row(step=step, pictures=step * batch_size, val_loss=val_loss, seconds=before - start)
+            print(f"step {step}: validation loss {val_loss:.4f}{', the best so far' if val_loss < best else ''}",
+                  flush=True)
+            log.row(step=step, pictures=step * batch_size, val_loss=val_loss, seconds=before - start)
             if val_loss < best:
                 best = val_loss
-                if chief:
-                    save('ckpt.pt', val_loss=best, dataset=dataset)
-            if chief and step > first_step:
+                save('ckpt.pt', val_loss=best, dataset=dataset)
+            if step > first_step:
                 save('resume.pt', **progress())
             mark += time.perf_counter() - before  # the clock of pictures per second stands still meanwhile
         if step >= max_iters or stopping:
             break
-        # 8.2 forward and backward: this process's part of the batch
-        loss = loss_of(run, *get_batch(step, rank * mine, mine), **({'spread': world > 1} if task == 'clip' else {}))
+        # 8.2 forward and backward
+        loss = loss_of(*get_batch(step))
         loss.backward()
         losses.append(loss.detach())
         # 8.3 update
@@ -643,41 +622,29 @@ def train():
             o.zero_grad(set_to_none=True)
         step += 1
         stopping = len(stop) > 0
-        if world > 1:  # if one was asked to stop, all do
-            flag = torch.tensor(stopping, dtype=torch.int, device=where)
-            dist.all_reduce(flag)
-            stopping = flag.item() > 0
         # 8.4 report
         if step % log_interval == 0 or step == max_iters or stopping:
-            report = torch.stack(losses)
-            if world > 1:
-                dist.all_reduce(report)  # the sum over processes
-            values = report.tolist()
+            values = torch.stack(losses).tolist()
             for at, value in enumerate(values, step - len(values)):
                 check_finite('loss', value, at, learning_rate * rate(at), out_dir, best)
             now = time.perf_counter()
-            mean, speed = sum(values) / len(values) / world, batch_size * len(values) / max(now - mark, 1e-9)
+            mean, speed = sum(values) / len(values), batch_size * len(values) / max(now - mark, 1e-9)
             left = int((max_iters - step) * (now - start) / (step - first_step))
-            say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
-                f"{speed:,.0f} pictures/s | {left // 60}:{left % 60:02d} left")
-            if chief:
-                log.row(step=step, pictures=step * batch_size, train_loss=mean, rate=rate(step - 1),
-                        grad_norm=grad_norm.item(), pictures_per_second=speed, seconds=now - start)
+            print(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
+                  f"{speed:,.0f} pictures/s | {left // 60}:{left % 60:02d} left", flush=True)
+            log.row(step=step, pictures=step * batch_size, train_loss=mean, rate=rate(step - 1),
+                    grad_norm=grad_norm.item(), pictures_per_second=speed, seconds=now - start)
             losses, mark = [], now
 
     # 9. the end: what was learned
     if stopping:
-        if chief:
-            save('resume.pt', **progress())
-        say(f"stopped after step {step}; go on with  python vlm.py init_from=resume out_dir={out_dir}")
-    elif chief:
+        save('resume.pt', **progress())
+        print(f"stopped after step {step}; go on with  python vlm.py init_from=resume out_dir={out_dir}")
+    else:
         put_back()
         log.file.close()
         load_weights(model, load_checkpoint(out_dir), True)  # the best, which is what the folder keeps
         measure(model, tokenizer, where, autocast)
-    if world > 1:
-        dist.barrier()  # leave together: a process that is gone early takes its connections down with it
-        dist.destroy_process_group()
     put_back()  # not before: who asks a second time shall not interrupt what was saved for the first
 
 # ------------------------------------------------------------------------------------------------------------
@@ -731,25 +698,21 @@ def measure_clip(model, tokenizer, where):
                         [right[:, :k].any(1).float().mean().item() for k in (1, 5, 10)] + [1 / n])
         if not gallery:  # a picture, and beside it the five that its caption finds
             for i, found in enumerate(scores.T.topk(min(5, n)).indices[:12].tolist()):
-                neighbours = ', '.join(repr(texts[j]) for j in scores[i].topk(min(3, n)).indices)
-                gallery.append(([(pictures[i], None)] + [(pictures[j], i == j) for j in found],
-                                f"{texts[i]}\n  nearest captions: {neighbours}"))
+                gallery.append(([(pictures[i], None)] + [(pictures[j], i == j) for j in found], texts[i]))
     print_table(rows)
-    # 2. zero-shot: a picture is what the nearest prompt says; the ensemble takes the mean of a class's prompts
+    # 2. zero-shot: a picture is of the class whose name is nearest to it
     records = None if shapes else own('train')[2]
     label = (lambda k: 'a ' + ' '.join(k[0][1:3])) if shapes else lambda k: k.get('label', k['caption'])
     classes = ['a ' + ' '.join(kind) for kind in KINDS] if shapes else sorted({label(r) for r in records})
     if not shapes and (len(classes) > 1000 or not {label(r) for r in own('val')[2]} <= set(classes)):
         return gallery  # captions of all sorts: no classes here
-    prompts = [opening + '{}' for opening in OPENINGS] if shapes or 'label' in records[0] else ['{}']
-    heads = [read([prompt.format(c) for c in classes]) for prompt in prompts]  # (classes, E) each
-    rows = [['zero-shot'] + [repr(prompt) for prompt in prompts] + ['ensemble', 'chance']]
+    names = read(classes)  # (classes, E)
+    rows = [['zero-shot', 'right', 'chance']]
     for split, title in kept().items():
         pictures, _, known = some(split, 1000, wanted=lambda k: not shapes or len(k) == 1)
         seen, truth = see(pictures), torch.tensor([classes.index(label(k)) for k in known], device=where)
-        rows.append([f"{title}: {len(classes)} classes"] +
-                    [((seen @ head.T).argmax(1) == truth).float().mean().item() for head in heads + [sum(heads)]] +
-                    [1 / len(classes)])
+        right = (seen @ names.T).argmax(1) == truth
+        rows.append([f"{title}: {len(classes)} classes", right.float().mean().item(), 1 / len(classes)])
     print_table(rows)
     return gallery
 
@@ -797,11 +760,6 @@ def measure_words(model, tokenizer, where):
                     for text, (_, a), k in zip(said[name], pairs, known):
                         references = [caption(k, way) for way in range(0, WAYS, 7)] if shapes else [a]
                         f.write(json.dumps({'hypothesis': text, 'references': references}, ensure_ascii=False) + '\n')
-        if task == 'vqa':
-            commonest = defaultdict(Counter)  # of each kind of question
-            for q, a in examples('train', range(4000 if shapes else len(own('train')[0])))[1]:
-                commonest[kind(q)][a] += 1
-            said['commonest answer'] = [(commonest[kind(q)] or Counter([''])).most_common(1)[0][0] for q, _ in pairs]
         for name, texts in said.items():
             scores = defaultdict(list)
             for text, pair, k in zip(texts, pairs, known):
@@ -830,16 +788,8 @@ def write_png(path, picture):
         f.write(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)))
         f.write(chunk(b'IEND', b''))
 
-def terminal(picture):
-    """(H, W, 3) uint8 -> text in 24-bit colour. A '▀' is two pixels: its colour the upper, its background the lower."""
-    def line(above, below):
-        return ''.join('\x1b[38;2;{};{};{};48;2;{};{};{}m▀'.format(*a, *b) for a, b in zip(above, below)) + '\x1b[0m'
-    return '\n'.join(line(*two) for two in zip(picture[::2].tolist(), picture[1::2].tolist()))
-
 def show(gallery):
-    """Rows of (picture, whether it is right) with a text each: the first in the terminal, all in out_dir/sheet.png."""
-    for row, text in gallery[:num_samples] if sys.stdout.isatty() else []:
-        print(terminal(np.concatenate([np.pad(p, ((0, 0), (0, 2), (0, 0))) for p, _ in row], axis=1)) + '\n' + text)
+    """Rows of (picture, whether it is right) into out_dir/sheet.png; the texts of two rows are printed."""
     frames = {None: (128, 128, 128), True: (60, 200, 60), False: (220, 60, 60)}
     cell = len(gallery[0][0][0][0]) + 8  # a picture, a frame of 2 pixels, and 2 of black around it
     sheet = np.zeros((len(gallery) * cell, max(len(row) for row, _ in gallery) * cell, 3), np.uint8)
@@ -849,7 +799,9 @@ def show(gallery):
             place[:] = frames[right]
             place[2:-2, 2:-2] = picture
     write_png(os.path.join(out_dir, 'sheet.png'), sheet.repeat(3, axis=0).repeat(3, axis=1))
-    print(f"{len(gallery)} rows of pictures are in {out_dir}/sheet.png")
+    print(f"{len(gallery)} rows of pictures are in {out_dir}/sheet.png; the first say:")
+    for _, text in gallery[:2]:
+        print(text)
 
 def measure(model, tokenizer, where, autocast):
     """Print what the task measures, and show a gallery."""

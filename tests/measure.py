@@ -29,7 +29,6 @@ WORDS = ('exact', 'colour', 'shape', 'both', 'size', 'relation')
 CAPTIONS = {f'{what}, {split}': rf'new {split} ' + r' +[\d.]+%' * n + r' +([\d.]+)%'
             for split in ('scenes', 'combinations') for n, what in enumerate(WORDS)}
 QUESTIONS = {'all': r'new scenes +([\d.]+)%', 'blank': r'new scenes, blank +([\d.]+)%',
-             'commonest': r'new scenes, commonest answer +([\d.]+)%',
              'new combinations': r'new combinations +([\d.]+)%'}
 CIDER = {'CIDEr-D': r'CIDEr-D +([\d.]+)'}
 
