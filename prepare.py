@@ -7,9 +7,8 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=words tokenizer=word vocab_size=5000
     python prepare.py dataset=instruct                         # 22,000 short conversations, made up here; also alpaca
     python prepare.py dataset=chats input=chats.jsonl          # conversations of your own, or texts with labels
-    python prepare.py dataset=preferences                      # questions, a better and a worse answer to each; also hh
-    python prepare.py dataset=cifar10                          # pictures for vlm.py: downloads 170 MB
-    python prepare.py dataset=mine input=pictures.npz          # your own, with pictures.jsonl; or a folder of images
+    python prepare.py dataset=preferences                      # questions, a better and a worse answer to each
+    python prepare.py dataset=mine input=pictures.npz          # pictures for vlm.py, with pictures.jsonl beside them
     python prepare.py dataset=hellaswag                        # questions for eval.py task=choices: downloads 60 MB
     python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol  # other people's: GPT-2, Llama, Qwen3
     python prepare.py export=for-others out_dir=out            # and ours, for transformers, vLLM, Ollama
@@ -33,12 +32,11 @@ and a meta.json. Conversations come as {"messages": [{"role": "user", "content":
 """
 from configurator import configure, expect, nearest, usage
 
-dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, preferences, hh, cifar10,
-                         # hellaswag; or, with input=, your own name for it
+dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, preferences, hellaswag;
+                         # or, with input=, your own name for it
 input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line; or
                          # conversations, labels, preferences (.jsonl, .json, .tsv: known by their keys); or pictures: a
-                         # .npz with its .jsonl, or a folder that holds captions.jsonl
-image_size = 32          # pixels: pictures from a folder are cut to a square and scaled to this
+                         # .npz with its .jsonl
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
 normalize = 'none'       # none | NFC | NFKC: Unicode normalisation; NFKC also folds look-alikes (ligatures, full-width)
@@ -52,8 +50,8 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, gzip, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
-import tarfile, time, unicodedata, urllib.error, urllib.request, zipfile
+import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
+import time, unicodedata, urllib.error, urllib.request, zipfile
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -63,7 +61,7 @@ import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in a
 import tiktoken
 import torch
 from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_model,
-                   load_pictures, outline, save_atomically)
+                   outline, save_atomically)
 
 PIECE = 1 << 20          # characters read at a time
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
@@ -392,36 +390,6 @@ def alpaca_examples():
     base = 'https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/'
     return own_examples([download(base + 'alpaca_data.json', 'alpaca.json')], 'chat')
 
-def hh_examples():
-    """
-    What people preferred of two assistants' answers (Bai et al. 2022, Anthropic's HH-RLHF): (split, example) of some
-    90,000 pairs, 30 MB. Each side is a whole conversation, 'Human: … Assistant: …', of which only the last answer is
-    compared.
-    """
-    base, skipped = 'https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main/', 0
-    for part in ('helpful-base', 'harmless-base'):
-        for split, name in (('train', 'train'), ('val', 'test')):
-            path = download(f'{base}{part}/{name}.jsonl.gz', f'hh-{part}-{name}.jsonl.gz')
-            try:
-                with gzip.open(path, 'rt', encoding='utf-8') as f:
-                    sides = [[transcript(pair[k]) for k in ('chosen', 'rejected')] for pair in map(json.loads, f)]
-            except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
-                sys.exit(f"{path} is not gzipped JSON lines of chosen and rejected ({type(e).__name__}): delete it and "
-                         f"run again")
-            for chosen, rejected in sides:
-                try:
-                    if chosen[:-1] != rejected[:-1]:
-                        raise ValueError("they differ before the last answer")
-                    yield split, preference({'prompt': chosen[:-1], 'chosen': chosen[-1:], 'rejected': rejected[-1:]})
-                except ValueError:
-                    skipped += 1
-    print(f"passed over {skipped:,} pairs: an answer is empty, or both are the same, or the questions differ")
-
-def transcript(text):
-    """'\\n\\nHuman: hi\\n\\nAssistant: …' -> [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', …}]"""
-    parts, roles = re.split(r'\n\n(Human|Assistant):', text), {'Human': 'user', 'Assistant': 'assistant'}
-    return [{'role': roles[who], 'content': said.strip()} for who, said in zip(parts[1::2], parts[2::2])]
-
 def fineweb_shards():
     """
     FineWeb (Penedo et al. 2024) as GPT-2 token ids: (split, ids) from shards of 100M tokens that
@@ -743,7 +711,7 @@ def own_examples(paths, kind):
 
 # to add a dataset of examples, write a function that returns (split, example) pairs, and name it here
 EXAMPLES = {'instruct': ('chat', conversations), 'alpaca': ('chat', alpaca_examples),
-            'preferences': ('preferences', preference_examples), 'hh': ('preferences', hh_examples)}
+            'preferences': ('preferences', preference_examples)}
 
 def write_examples(folder, kind, examples):
     """Examples -> train.jsonl, val.jsonl and meta.json, under these names only when whole."""
@@ -805,58 +773,43 @@ def token_stream(tok, plan):
         yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
 
 # ------------------------------------------------------------------------------------------------------------
-# 6. Pictures, for vlm.py: (N, H, W, 3) uint8, and a record for each, as model.load_pictures() reads them
+# 6. Pictures, for vlm.py: (N, H, W, 3) uint8, and a record for each
 
-def cifar10_pictures():
+def read_pictures(path):
     """
-    CIFAR-10 (Krizhevsky 2009), the binary version: 50,000 photographs to train on and 10,000 to test, of ten kinds. A
-    picture is 3,073 bytes: its kind, then 32 x 32 reds, greens and blues.
+    path.npz holds `images`, uint8 (N, H, W, 3), and path.jsonl beside it a line for each, such as
+    {"caption": "a cat"}, with "label": "a cat" and "qa": [["what is this?", "a cat"]] where you
+    have them. Returns the array and the lines; exits with one line where they make no sense.
     """
-    archive = download('https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz', 'cifar-10-binary.tar.gz', 170052171,
-                       'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd')
+    lines = path.removesuffix('.npz') + '.jsonl'
+    for name in (path, lines):
+        if not os.path.exists(name):
+            sys.exit(f"no {name}: pictures are a .npz of `images` and a .jsonl of captions beside it")
     try:
-        with tarfile.open(archive) as tar:  # read in place: nothing is unpacked, so no path of a stranger's is followed
-            files = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}
-        names = files['batches.meta.txt'].decode().split()
-        parts = {'train': b''.join(files[f'data_batch_{i}.bin'] for i in range(1, 6)), 'val': files['test_batch.bin']}
-        parts = {split: np.frombuffer(raw, np.uint8).reshape(-1, 3073) for split, raw in parts.items()}
-    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as e:
-        sys.exit(f"{archive} is damaged ({type(e).__name__}): delete it and run again")
-    wordings = ('{}', 'a picture of {}', 'there is {}')
-    for split, rows in parts.items():
-        labels = [('an ' if names[i][0] in 'aeiou' else 'a ') + names[i] for i in rows[:, 0]]
-        records = [{'caption': wordings[n % 3].format(label), 'label': label, 'qa': [['what is this?', label]]}
-                   for n, label in enumerate(labels)]
-        yield split, rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records  # (N, 3, H, W) -> (N, H, W, 3)
-
-def folder_pictures(folder):
-    """Image files and captions.jsonl, with lines like {"file": "cat.jpg", "caption": "a cat"} -> pictures, records."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError:
-        sys.exit("reading image files needs pillow: pip install pillow, or give the pictures as input=pictures.npz")
-    path = os.path.join(folder, 'captions.jsonl')
-    pictures, records = [], []
-    with open(path, 'rb') as f:
-        for number, line in enumerate(f, 1):
-            try:
-                record = json.loads(line.decode('utf-8-sig'))
-                name = os.path.join(folder, record.pop('file'))
-                if not record['caption'].strip():
-                    raise ValueError
-                with Image.open(name) as image:
-                    square = ImageOps.fit(ImageOps.exif_transpose(image).convert('RGB'), (image_size, image_size))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                sys.exit(f'{path} line {number}: expected JSON like {{"file": "cat.jpg", "caption": "a cat"}}')
-            except Image.DecompressionBombError as e:
-                sys.exit(f"{name}: {e}")
-            except OSError as e:  # note: of Pillow's too, for a file that is no picture
-                sys.exit(f"{path} line {number}: cannot read {name} ({e.strerror or 'not a picture'})")
-            pictures.append(np.asarray(square))
-            records.append(record)
-    if not pictures:
-        sys.exit(f'{path} is empty: expected a line like {{"file": "cat.jpg", "caption": "a cat"}} for each picture')
-    return np.stack(pictures), records
+        with np.load(path, allow_pickle=False) as f:  # no pickle: a file brings no code
+            images = f['images']
+    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+        sys.exit(f"{path} is damaged, or holds no array `images` ({type(e).__name__}): "
+                 "write it with np.savez(path, images=images)")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+        sys.exit(f"{path}: images are {images.dtype} {images.shape}, and uint8 (N, H, W, 3) is expected; "
+                 "of grey ones, np.stack([grey] * 3, axis=-1)")
+    found = []
+    for place, record in records(lines):
+        try:
+            texts = [record['caption'], record.get('label', 'none')]
+            for question, answer in record.get('qa', []):
+                texts += [question, answer]
+            if not all(text.strip() for text in texts):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sys.exit(f'{place}: expected {{"caption": "a cat", "qa": [["what is this?", "a cat"]]}}, '
+                     'with nothing empty')
+        found.append(record)
+    if len(found) != len(images):
+        sys.exit(f"{path} holds {len(images):,} pictures, but {lines} {len(found):,} captions: "
+                 "one line for each")
+    return images, found
 
 def write_pictures(folder, parts):
     """(split, pictures, records) … -> train.npz, train.jsonl, val.npz, val.jsonl, meta.json, at once or not at all."""
@@ -875,14 +828,16 @@ def write_pictures(folder, parts):
     print(f"next:  python vlm.py dataset={dataset} out_dir=out-{dataset}")
 
 def prepare_pictures(folder):
-    if not input:
-        return write_pictures(folder, cifar10_pictures())
-    pictures, records = folder_pictures(input) if os.path.isdir(input) else load_pictures(input)
+    """input=pictures.npz, split: every tenth picture is for validation."""
+    pictures, found = read_pictures(input)
     if len(pictures) < 10:
-        sys.exit(f"input={input}: {len(pictures)} pictures are too few, because every tenth is for validation")
-    val = np.arange(len(pictures)) % 10 == 9
-    write_pictures(folder, [(split, pictures[rows], [r for r, here in zip(records, rows) if here])
-                            for split, rows in (('train', ~val), ('val', val))])
+        sys.exit(f"input={input}: {len(pictures)} pictures are too few, because every tenth is for "
+                 "validation")
+    is_val = np.arange(len(pictures)) % 10 == 9
+    parts = []
+    for split, chosen in ('train', ~is_val), ('val', is_val):
+        parts.append((split, pictures[chosen], [found[i] for i in np.flatnonzero(chosen)]))
+    write_pictures(folder, parts)
 
 # ------------------------------------------------------------------------------------------------------------
 # 7. Other people's weights, in and out: the same tables, read from left to right and from right to left
@@ -1301,7 +1256,7 @@ def main():
         usage("weights= and export= are two commands: one brings weights in, the other takes them out")
     if weights or export:
         return import_weights() if weights else export_weights()
-    known = [*DATASETS, *EXAMPLES, 'fineweb', 'cifar10', 'hellaswag']
+    known = [*DATASETS, *EXAMPLES, 'fineweb', 'hellaswag']
     if not input and dataset not in known:
         usage(f"dataset={dataset}: expected one of {', '.join(known)}{nearest(dataset, known)}; or input=PATH for your "
               "own")
@@ -1314,7 +1269,6 @@ def main():
         usage(f"vocab_size={vocab_size}: tokenizer={tokenizer} needs at least {least}: {least - len(SPECIAL_TOKENS)} "
               f"and the {len(SPECIAL_TOKENS)} special tokens")
     expect(globals(), 'shards', least=1, below=104)
-    expect(globals(), 'image_size', least=1)
 
     start = time.time()
     folder = os.path.join(data_dir, dataset)
@@ -1323,8 +1277,7 @@ def main():
     if not input and dataset in EXAMPLES:
         what, make = EXAMPLES[dataset]
         return write_examples(folder, what, list(make()))
-    captions = os.path.isdir(input) and os.path.exists(os.path.join(input, 'captions.jsonl'))
-    if captions or input.endswith('.npz') or (dataset == 'cifar10' and not input):
+    if input.endswith('.npz'):
         return prepare_pictures(folder)
     if input and (what := kind_of_input()) != 'text':
         return write_examples(folder, what, own_examples(local_files(input), what))

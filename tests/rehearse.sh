@@ -44,7 +44,7 @@ PYTHON
 # 3. the README's blocks, but for the first two, line by line
 while IFS= read -r line; do
   case "$line" in
-    *fineweb* | *hellaswag* | *cifar10* | *weights=* | *--nnodes* | *serve=* | *method=constitution* | *vllm* | *ollama*) echo "-- passed over: $line"; continue ;;
+    *fineweb* | *hellaswag* | *weights=* | *--nnodes* | *serve=* | *method=constitution* | *vllm* | *ollama*) echo "-- passed over: $line"; continue ;;
     *out-smol* | *teacher=out-big* | *chat=True*) for there in out-smol out-big out-sft; do [ -d $there ] || cp -r out $there; done ;;
   esac
   eval "$line" < /dev/null

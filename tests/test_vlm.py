@@ -1,5 +1,5 @@
 """Eyes: what the scenes promise, CLIP's loss to the sixth digit, three ways to fuse, and every way to give it wrong pictures."""
-import colorsys, csv, importlib, io, json, math, os, struct, subprocess, sys, tarfile, zlib
+import colorsys, csv, json, math, os, struct, subprocess, sys, zlib
 import numpy as np
 import pytest
 import torch
@@ -511,46 +511,6 @@ def test_pictures_larger_than_the_models(go, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match='35 x 35 pixels, larger than .*image_size=40'):
         go(dataset='mine', data_dir='data')
     assert go(dataset='mine', data_dir='data', image_size=40, max_iters=1)['settings']['image_size'] == 40
-
-def test_a_folder_of_image_files(monkeypatch, tmp_path):
-    (tmp_path / 'captions.jsonl').write_text('{"file": "cat.png", "caption": "a cat"}\n' * 20, encoding='utf-8')
-    V.write_png(tmp_path / 'cat.png', np.full((9, 12, 3), (255, 0, 0), np.uint8))
-    try:
-        importlib.import_module('PIL.Image')
-    except ImportError:
-        with pytest.raises(SystemExit, match='pip install pillow'):
-            prepare(monkeypatch, tmp_path, input=str(tmp_path))
-        return
-    prepare(monkeypatch, tmp_path, input=str(tmp_path), image_size=16)
-    images, records = load_pictures(str(tmp_path / 'data/mine/train.npz'))
-    assert images.shape == (18, 16, 16, 3) and (images == (255, 0, 0)).all() and records[0] == {'caption': 'a cat'}
-    for spoiled, words in (('{"file": "dog.png", "caption": "a dog"}', 'cannot read'),
-                           ('{"file": "cat.png", "caption": ""}', 'line 1'), ('x', 'line 1')):
-        (tmp_path / 'captions.jsonl').write_text(spoiled, encoding='utf-8')
-        with pytest.raises(SystemExit, match=words):
-            prepare(monkeypatch, tmp_path, input=str(tmp_path))
-
-def test_cifar10(monkeypatch, tmp_path):
-    """An archive of the real one's form, already in downloads: 2 pictures a batch."""
-    downloads = tmp_path / 'data' / 'downloads'
-    downloads.mkdir(parents=True)
-    raw = np.zeros((2, 3073), np.uint8)
-    raw[:, 0] = 0, 8
-    raw[1, 1] = 200     # the first red
-    raw[1, 1025] = 100  # the first green
-    names = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
-    files = {'batches.meta.txt': '\n'.join(names).encode(), 'test_batch.bin': raw.tobytes(),
-             **{f'data_batch_{i}.bin': raw.tobytes() for i in range(1, 6)}}
-    with tarfile.open(downloads / 'cifar-10-binary.tar.gz', 'w:gz') as tar:
-        for name, what in files.items():
-            info = tarfile.TarInfo('cifar-10-batches-bin/' + name)
-            info.size = len(what)
-            tar.addfile(info, io.BytesIO(what))
-    prepare(monkeypatch, tmp_path, dataset='cifar10', input='')
-    images, records = load_pictures(str(tmp_path / 'data/cifar10/train.npz'))
-    assert images.shape == (10, 32, 32, 3) and images[1, 0, 0].tolist() == [200, 100, 0]
-    assert records[0] == {'caption': 'an airplane', 'label': 'an airplane', 'qa': [['what is this?', 'an airplane']]}
-    assert records[1]['caption'] == 'a picture of a ship' and len(load_pictures(str(tmp_path / 'data/cifar10/val.npz'))[1]) == 2
 
 # ---- mistakes ----
 
