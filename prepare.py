@@ -50,8 +50,8 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
-import time, unicodedata, urllib.error, urllib.request, zipfile
+import codecs, glob, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
+import time, unicodedata, urllib.request, zipfile
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -248,7 +248,7 @@ def shakespeare_documents():
     """Karpathy's tiny Shakespeare: 40,000 lines, 1,115,394 characters, 65 of them distinct."""
     url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
     sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
-    return file_documents([download(url, 'shakespeare.txt', 1115394, sha256)])
+    return file_documents([download(url, 'shakespeare.txt', sha256)])
 
 def tinystories_documents():
     """Stories that a three-year-old understands, written by GPT-4 (Eldan & Li 2023): 2.2 GB."""
@@ -315,75 +315,30 @@ def make_plan():
 # ------------------------------------------------------------------------------------------------------------
 # 3. Downloads
 
-def download(url, name, size=None, sha256=None):
+def download(url, name, sha256=None):
     """
-    A file from the network, kept in data_dir/downloads; its path. What is there already is not fetched again,
-    and a broken-off download goes on where it stopped. Size and sha256 are checked where known, and a file
-    gets its name only when it is whole. Exits with one line where the network, the server or the contents
-    disappoint.
+    A file from the network, kept in data_dir/downloads; its path. What is there already is not
+    fetched again. Exits with one line where the download fails or the checksum is wrong.
     """
-    folder = os.path.join(data_dir, 'downloads')
-    path = os.path.join(folder, name)
+    path = os.path.join(data_dir, 'downloads', name)
     if os.path.exists(path):
         return path
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    part = path + '.part'
-    for attempt in range(3):
-        have = os.path.getsize(part) if os.path.exists(part) else 0
-        request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as response:
-                if response.status != 206:  # the server starts from the beginning, so we do
-                    have = 0
-                elif not (response.headers.get('Content-Range') or '').startswith(f'bytes {have}-'):
-                    os.remove(part)
-                    problem = "the server sent another piece than the one asked for"
-                    continue
-                total = have + int(response.headers.get('Content-Length') or 0)
-                if size and total > size:
-                    sys.exit(f"{url} is {total:,} bytes, but {size:,} are expected: the file there has changed")
-                with open(part, 'ab' if have else 'wb') as f:
-                    start, first = time.time(), have
-                    while block := response.read(1 << 16):
-                        f.write(block)
-                        have += len(block)
-                        progress(name, have, total, (have - first) / max(time.time() - start, 1e-3))
-            if not total or have >= total:
-                break
-            problem = f"the connection broke after {have:,} of {total:,} bytes"
-        except urllib.error.HTTPError as e:
-            if e.code == 416 and (e.headers.get('Content-Range') or '').endswith(f'/{have}'):
-                break  # nothing left to send: what we have is whole
-            if e.code == 416:
-                os.remove(part)
-                problem = "what was there is no piece of this file"
-                continue
-            sys.exit(f"{url}: the server answers {e.code} {e.reason}")
-        except (OSError, http.client.HTTPException) as e:  # no network, no such host, time-out, reset …
-            if getattr(e, 'errno', None) == errno.ENOSPC:
-                raise
-            problem = getattr(e, 'reason', e)
-    else:
-        sys.exit(f"cannot download {url}: {problem}. Run again to go on; dataset=python needs no network")
-    wrong = size and os.path.getsize(part) != size and f"{os.path.getsize(part):,} bytes instead of {size:,}"
-    if sha256 and not wrong:
-        digest = hashlib.sha256()
-        with open(part, 'rb') as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-        wrong = digest.hexdigest() != sha256 and f"sha256 {digest.hexdigest()[:12]}…, expected {sha256[:12]}…"
-    if wrong:
-        os.remove(part)
-        sys.exit(f"{url}: wrong contents ({wrong}); run again")
-    os.replace(part, path)
+    part = f'{path}.{os.getpid()}.part'
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            size = int(response.headers['Content-Length'] or 0)
+        torch.hub.download_url_to_file(url, part, sha256, progress=sys.stderr.isatty())
+        # subtle: to urllib, a connection that breaks looks like the end of the file
+        if size and os.path.getsize(part) != size:
+            raise OSError(f"the connection broke after {os.path.getsize(part):,} of {size:,} bytes")
+        os.replace(part, path)
+    except (OSError, RuntimeError, http.client.HTTPException) as e:  # RuntimeError: the checksum
+        sys.exit(f"cannot download {url}: {e}. Run again; dataset=python needs no network")
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
     return path
-
-def progress(name, done, total, rate):
-    """One line that rewrites itself, on a terminal; silent where output goes to a file. Bytes, and bytes per second."""
-    if sys.stdout.isatty():
-        left = f" of {total / 1e6:,.1f} MB, {max(total - done, 0) / max(rate, 1):,.0f} s left" if total else " MB"
-        end = '\n' if done == total else ''
-        print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end=end, flush=True)
 
 def alpaca_examples():
     """52,000 instructions, with answers by text-davinci-003 (Taori et al. 2023): 23 MB; not for commercial use."""
@@ -411,13 +366,13 @@ def fineweb_shards():
 def prepare_hellaswag(folder):
     """HellaSwag (Zellers et al. 2019), 39,905 and 10,042 questions, as published, which is how eval.py reads it."""
     base = 'https://raw.githubusercontent.com/rowanz/hellaswag/master/data/'
-    known = {'train': (47496131, 'dae5e69249868cb9fe4e23ff925c60b66169564cfb7072d793cd7356a2b69f8d'),
-             'val': (12246618, '0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588')}
+    known = {'train': 'dae5e69249868cb9fe4e23ff925c60b66169564cfb7072d793cd7356a2b69f8d',
+             'val': '0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588'}
     meta = {'kind': 'choices', 'source': base, 'splits': {}}
     with all_or_nothing(folder, 'train.jsonl', 'val.jsonl', 'meta.json') as targets:
-        for (split, (size, sha256)), target in zip(known.items(), targets):
+        for (split, sha256), target in zip(known.items(), targets):
             name = f'hellaswag_{split}.jsonl'
-            shutil.copyfile(download(base + name, name, size, sha256), target)
+            shutil.copyfile(download(base + name, name, sha256), target)
             with open(target, 'rb') as f:
                 meta['splits'][split] = {'examples': sum(1 for _ in f), 'sha256': sha256}
         with open(targets[-1], 'w', encoding='utf-8') as f:
@@ -990,7 +945,7 @@ def hub_folder(name):
         tensors = r'model[^/]*\.safetensors' if safe else r'pytorch_model[^/]*\.bin'
         for file, check in files.items():
             if re.fullmatch(rf'config\.json|tokenizer(_config)?\.json|{tensors}(\.index\.json)?', file):
-                download(f"{HUB}/{name}/resolve/{listing['sha']}/{file}", f'{place}/{file}', *check)
+                download(f"{HUB}/{name}/resolve/{listing['sha']}/{file}", f'{place}/{file}', check[1])
     except (KeyError, TypeError) as e:
         sys.exit(f"{path} is not the hub's list of a model's files ({type(e).__name__} {e}): delete it and run again")
     return os.path.dirname(path)
