@@ -22,12 +22,12 @@ the ranks that we trained.
 What is written: train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies above
 65,535), and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more
 gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
-pieces, so their size does not matter. Pictures become train.npz and val.npz, with a .jsonl of captions beside each.
+pieces of whole lines, so their size does not matter. Pictures become train.npz and val.npz, with a .jsonl of captions beside each.
 
 Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line,
 and a meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", …}]}, as
 {"instruction": …, "input": …, "output": …} (Alpaca) or as {"prompt": …, "completion": …}; labels as
-{"text": …, "label": …}, or as two columns of a .tsv. Preferences, for align.py, come as {"prompt": …, "chosen": …,
+{"text": …, "label": …}, or as columns of a .csv or .tsv whose first line says "text" and "label". Preferences, for align.py, come as {"prompt": …, "chosen": …,
 "rejected": …}, each a text or a list of messages (TRL's form). Every tenth is for validation.
 """
 from configurator import configure, expect, nearest, usage
@@ -35,7 +35,7 @@ from configurator import configure, expect, nearest, usage
 dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, preferences, hellaswag;
                          # or, with input=, your own name for it
 input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line; or
-                         # conversations, labels, preferences (.jsonl, .json, .tsv: known by their keys); or pictures: a
+                         # conversations, labels, preferences (.jsonl, .json, .csv, .tsv: known by their keys); or pictures: a
                          # .npz with its .jsonl
 tokenizer = 'bpe'        # bpe | char | word | gpt2: gpt2 is GPT-2's own vocabulary, which tiktoken downloads once
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
@@ -50,12 +50,13 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, glob, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
+import codecs, csv, glob, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
 import time, unicodedata, urllib.request, zipfile
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, partial
+from itertools import islice
 import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
@@ -63,7 +64,8 @@ import torch
 from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_model,
                    outline, save_atomically)
 
-PIECE = 1 << 20          # characters read at a time
+PIECE = 1 << 24          # characters read at a time, and then to the end of the line
+KEYS = {'label', 'chosen', 'rejected', 'messages', 'instruction', 'prompt'}  # one of them names what a record is
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
 
 @contextmanager
@@ -148,26 +150,22 @@ def train_bpe(words, vocab_size):
 # ------------------------------------------------------------------------------------------------------------
 # 2. Where text comes from. A document is (split or None, its text in pieces), and no text file is read whole.
 
-def pieces_of(path):
-    """
-    The text of a file, piece by piece. subtle: a piece ends where one newline stands between two non-spaces.
-    No token of ours crosses such a place, so cutting there changes nothing; a text without any is cut every
-    16 pieces.
-    """
-    try:
-        with open(path, encoding='utf-8-sig') as f:
-            text = ''
-            while more := f.read(PIECE):
-                if '\0' in more:
-                    sys.exit(f"{path} holds zero bytes, so it is not text: give input= a text file")
-                text += more
-                last = re.match(r'(?s).*\S\n(?=\S)', text)
-                cut = last.end() if last else len(text) if len(text) >= 16 * PIECE else 0
-                yield text[:cut]
-                text = text[cut:]
-            yield text
-    except UnicodeDecodeError as e:
-        sys.exit(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x}): convert it first, as with iconv")
+class TextFile:
+    """The text of a file, in pieces of whole lines; each `for` starts again from its beginning."""
+    def __init__(self, path):
+        self.path = path
+
+    def __iter__(self):
+        try:
+            with open(self.path, encoding='utf-8-sig') as f:
+                while lines := f.readlines(PIECE):
+                    piece = ''.join(lines)
+                    if '\0' in piece:
+                        sys.exit(f"{self.path} holds zero bytes, so it is not text: give input= a text file")
+                    yield piece
+        except UnicodeDecodeError as e:
+            sys.exit(f"{self.path} is not UTF-8 text (byte {e.object[e.start]:#04x}): "
+                     "convert it first, as with iconv")
 
 def is_text(path):
     """Whether the first 64 kB look like text: in a folder, pictures and the like are passed over."""
@@ -179,21 +177,37 @@ def is_text(path):
     except UnicodeDecodeError:
         return False
 
+def table_rows(path):
+    """The rows of a .csv or .tsv file as dictionaries, by the header line that names the columns."""
+    is_tsv = path.endswith('.tsv')
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as f:
+            # quotes are ordinary text in a .tsv; in a .csv they may hold commas and line breaks
+            rows = csv.reader(f, delimiter='\t' if is_tsv else ',',
+                              quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL)
+            names = [name.strip().lower() for name in next(rows, [])]
+            if not KEYS & set(names):
+                sys.exit(f"{path} line 1: expected a header that names the columns, such as text and label, "
+                         f"not {', '.join(names)[:60]!r}")
+            for row in rows:
+                place = f"{path} line {rows.line_num}"
+                if row and len(row) != len(names):
+                    sys.exit(f"{place}: expected {len(names)} columns, {' and '.join(names)}, not {len(row)}")
+                if row:
+                    yield place, dict(zip(names, row))
+    except UnicodeDecodeError as e:
+        sys.exit(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x}): convert it first, as with iconv")
+    except csv.Error as e:
+        sys.exit(f"{path} is no table ({e}): expected columns of text")
+
 def records(path):
-    """The records of a .jsonl, .json or .tsv file as dictionaries, each with the place that a complaint would name."""
-    if path.endswith('.tsv'):
-        rows = [line.rstrip('\r').split('\t') for line in ''.join(pieces_of(path)).strip().split('\n')]
-        for number, row in enumerate(rows, 1):
-            if len(row) != 2:
-                sys.exit(f"{path} line {number}: expected a text, a tab and a label, not {len(row)} columns")
-        names, first = (rows.pop(0), 2) if {*rows[0]} == {'text', 'label'} else (None, 1)
-        if not names:  # no header: labels repeat, texts do not
-            names = ['label', 'text'] if len({a for a, _ in rows}) < len({b for _, b in rows}) else ['text', 'label']
-        yield from ((f"{path} line {number}", dict(zip(names, row))) for number, row in enumerate(rows, first))
+    """The records of a .jsonl, .json, .csv or .tsv file as dictionaries, each with the place that a complaint names."""
+    if path.endswith(('.csv', '.tsv')):
+        yield from table_rows(path)
         return
     if path.endswith('.json'):
         try:
-            entries = list(json.loads(''.join(pieces_of(path))))
+            entries = list(json.loads(''.join(TextFile(path))))
         except (ValueError, TypeError, RecursionError) as e:
             sys.exit(f"{path} is not JSON, or not a list: {e}")
         found = ((f"{path} entry {number}", entry) for number, entry in enumerate(entries, 1))
@@ -211,7 +225,7 @@ def file_documents(paths):
     """One document a file, or one a line of .jsonl."""
     for path in paths:
         if not path.endswith('.jsonl'):
-            yield None, pieces_of(path)
+            yield None, TextFile(path)
             continue
         for place, record in records(path):
             if not isinstance(record.get('text'), str):
@@ -266,51 +280,56 @@ def tinystories_documents():
 # to add a dataset of text, write a function that yields its documents, and name it here
 DATASETS = {'python': python_documents, 'shakespeare': shakespeare_documents, 'tinystories': tinystories_documents}
 
-def documents():
-    """All documents of this run, cleaned; each call starts again from the first."""
-    for split, pieces in file_documents(local_files(input)) if input else DATASETS[dataset]():
-        yield split, map(clean, pieces)
-
 def clean(text):
     if normalize != 'none':
         text = unicodedata.normalize(normalize, text)
     return ''.join(c for c in text if c in '\t\n' or unicodedata.category(c) != 'Cc') if strip_control else text
 
-def split_documents(plan):
-    """The documents that the plan keeps, as (split, number of the document, piece of text)."""
-    for number, ((_, pieces), (split, length)) in enumerate(zip(documents(), plan)):
-        if split == 'dropped':
-            continue
+def kept_documents(dropped):
+    """
+    (split or None, pieces of text, characters) of each document that is worth keeping: not empty, not
+    shorter than min_length, not a copy of an earlier one. Why others were dropped is counted.
+    """
+    sources = file_documents(local_files(input)) if input else DATASETS[dataset]()
+    seen = set()
+    for split, pieces in sources:
+        length, digest = 0, hashlib.blake2b(digest_size=16)
+        for piece in map(clean, pieces):
+            length += len(piece)
+            digest.update(piece.encode('utf-8', 'surrogatepass'))
+        digest = digest.digest()
+        if not length:
+            dropped['empty'] += 1
+        elif length < min_length:
+            dropped['too short'] += 1
+        elif drop_duplicates and digest in seen:
+            dropped['duplicate'] += 1
+        else:
+            yield split, pieces, length
+        seen.add(digest)
+
+def documents(dropped=None):
+    """
+    All text of this run as (split, number of the document, piece of text), cleaned and in order.
+
+    Of ten documents or more, every tenth is for validation; of fewer, the last tenth of each. No
+    document is held in memory: it is read once to measure it, and once more to hand it on.
+    """
+    first_ten = list(islice(kept_documents(Counter()), 10))
+    if not first_ten:
+        sys.exit(f"no text in {input or dataset}: every document is empty, or shorter than min_length={min_length}")
+    kept = kept_documents(Counter() if dropped is None else dropped)
+    for number, (split, pieces, length) in enumerate(kept):
+        if split is None and len(first_ten) < 10:
+            split = 'both'
+        elif split is None:
+            split = 'val' if number % 10 == 9 else 'train'
         left = {'train': length, 'val': 0, 'both': int(0.9 * length)}[split]  # characters that are for training
-        for piece in pieces:
+        for piece in map(clean, pieces):
             for part, text in ('train', piece[:left]), ('val', piece[left:]):
                 if text:
                     yield part, number, text
             left = max(left - len(piece), 0)
-
-def make_plan():
-    """First pass, what becomes of each document: [('train' | 'val' | 'both' | 'dropped', its characters), …]."""
-    plan, seen, dropped = [], set(), Counter()
-    for split, pieces in documents():
-        length, digest = 0, hashlib.blake2b(digest_size=16)
-        for piece in pieces:
-            length += len(piece)
-            digest.update(piece.encode('utf-8', 'surrogatepass'))
-        digest = digest.digest()
-        reason = 'empty' if not length else 'too short' if length < min_length else \
-            'duplicate' if drop_duplicates and digest in seen else None
-        seen.add(digest)
-        if reason:
-            dropped[reason] += 1
-        plan.append(('dropped', length) if reason else (split or 'any', length))
-    kept = [i for i, (split, _) in enumerate(plan) if split == 'any']
-    for n, i in enumerate(kept):
-        plan[i] = ('both' if len(kept) < 10 else 'val' if n % 10 == 9 else 'train', plan[i][1])
-    for reason, count in dropped.items():
-        print(f"dropped {count:,} of {len(plan):,} documents: {reason}")
-    if all(split == 'dropped' for split, _ in plan):
-        sys.exit(f"no text in {input or dataset}: every document is empty, or shorter than min_length={min_length}")
-    return plan
 
 # ------------------------------------------------------------------------------------------------------------
 # 3. Downloads
@@ -615,16 +634,16 @@ def preference(record):
 def labelled(record):
     """{'text', 'label'} -> the same, both as text."""
     text, label = record.get('text'), record.get('label')
-    if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or label == '':
+    if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or not str(label).strip():
         raise ValueError('expected a text and its label, like {"text": "hello", "label": "short"}')
-    return {'text': clean(text), 'label': str(label)}
+    return {'text': clean(text), 'label': str(label).strip()}
 
 FORMS = ('messages', 'instruction', 'prompt')  # what a conversation may come as: each has one of these keys
 
 def kind_of_input():
     """text, chat, labels or preferences: what the first record of input= shows; a folder or glob may hold .jsonl."""
     paths = local_files(input)
-    if not all(p.endswith('.jsonl') or (p == input and p.endswith(('.json', '.tsv'))) for p in paths):
+    if not all(p.endswith('.jsonl') or (p == input and p.endswith(('.json', '.csv', '.tsv'))) for p in paths):
         return 'text'
     first = next(records(paths[0]), ('', {}))[1]
     return 'labels' if 'label' in first else 'preferences' if 'chosen' in first or 'rejected' in first else \
@@ -692,8 +711,8 @@ def write_examples(folder, kind, examples):
 # ------------------------------------------------------------------------------------------------------------
 # 5. From text to ids on disk
 
-def make_tokenizer(kind, plan):
-    """Second pass: learn the vocabulary that the settings ask for, from the training text."""
+def make_tokenizer(kind):
+    """First pass: learn the vocabulary that the settings ask for, from the training text."""
     if kind == 'gpt2':
         try:
             gpt2 = tiktoken.get_encoding('gpt2')
@@ -701,7 +720,7 @@ def make_tokenizer(kind, plan):
             sys.exit(f"could not download GPT-2's vocabulary ({type(e).__name__}): tokenizer=bpe needs no network")
         return Tokenizer('bpe', sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get), gpt2._pat_str)
     seen, length, pattern = Counter(), 0, regex.compile(SPLIT_PATTERN) if kind == 'bpe' else WORD_PATTERN
-    for split, _, piece in split_documents(plan):
+    for split, _, piece in documents():
         if kind == 'char':
             seen.update(piece)  # every character, validation's too: nanoGPT's way
         elif split == 'train':
@@ -719,13 +738,18 @@ def make_tokenizer(kind, plan):
     commonest = sorted(seen, key=lambda word: (-seen[word], word))
     return Tokenizer('word', [unknown] + commonest[:vocab_size - len(SPECIAL_TOKENS) - 1])
 
-def token_stream(tok, plan):
-    """Third pass: (split, ids, bytes of text) in order, with <|endoftext|> between documents."""
+def token_stream(tok, dropped, counts):
+    """Second pass: (split, ids) in order, with <|endoftext|> between documents; documents and bytes are counted."""
     last = {}
-    for split, number, piece in split_documents(plan):
-        between = [tok.eot] if last.get(split, number) != number else []
+    for split, number, piece in documents(dropped):
+        ids = tok.encode(piece)
+        if last.get(split) != number:
+            counts[split]['documents'] += 1
+            if split in last:
+                ids = [tok.eot] + ids
         last[split] = number
-        yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
+        counts[split]['bytes'] += len(piece.encode('utf-8', 'replace'))
+        yield split, ids
 
 # ------------------------------------------------------------------------------------------------------------
 # 6. Pictures, for vlm.py: (N, H, W, 3) uint8, and a record for each
@@ -1236,28 +1260,26 @@ def main():
         return prepare_pictures(folder)
     if input and (what := kind_of_input()) != 'text':
         return write_examples(folder, what, own_examples(local_files(input), what))
-    # 1. what to keep, and 2. the vocabulary
-    if dataset == 'fineweb' and not input:
-        plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's
-        stream = ((split, ids, 0) for split, ids in fineweb_shards())
-    else:
-        plan = make_plan()
-        tok = make_tokenizer(tokenizer, plan)
-        stream = token_stream(tok, plan)
-    # 3. the ids, under temporary names until everything is there
-    dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
+    # 1. the vocabulary
     counts = {split: {'tokens': 0, 'documents': 0, 'bytes': 0} for split in ('train', 'val')}
+    dropped = Counter()
+    if dataset == 'fineweb' and not input:
+        tok = make_tokenizer('gpt2')  # these ids are GPT-2's
+        stream = fineweb_shards()
+    else:
+        tok = make_tokenizer(tokenizer)
+        stream = token_stream(tok, dropped, counts)
+    # 2. the ids, under temporary names until everything is there
+    dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
     digests = {split: hashlib.sha256() for split in counts}
     with all_or_nothing(folder, 'train.bin', 'val.bin', 'meta.json') as paths:
         with open(paths[0], 'wb') as train, open(paths[1], 'wb') as val:
-            for split, ids, n_bytes in stream:
+            for split, ids in stream:
                 raw = np.asarray(ids, dtype=dtype).tobytes()
                 (train if split == 'train' else val).write(raw)
                 digests[split].update(raw)
                 counts[split]['tokens'] += len(ids)
-                counts[split]['bytes'] += n_bytes
         for split in counts:
-            counts[split]['documents'] = sum(s in (split, 'both') for s, _ in plan)
             counts[split]['sha256'] = digests[split].hexdigest()
             if counts[split]['tokens'] < 2:
                 sys.exit(f"too little text in {input or dataset}: {counts[split]['tokens']} tokens for {split}.bin")
@@ -1265,8 +1287,10 @@ def main():
                 'normalize': normalize, 'strip_control': strip_control, 'tokenizer': tok.to_dict()}
         with open(paths[-1], 'w', encoding='utf-8') as f:
             json.dump(meta, f)
-    # 4. what came of it
+    # 3. what came of it
     print(f"{folder}: tokenizer {tok.kind}, {tok.vocab_size:,} tokens in the vocabulary, {time.time() - start:.1f} s")
+    for reason, number in dropped.items():
+        print(f"  dropped {number:,} documents: {reason}")
     for split, c in counts.items():
         line = f"  {split + '.bin':<10} {c['tokens']:>12,} tokens"
         if c['bytes']:  # not known where the ids came ready-made

@@ -32,7 +32,7 @@ torchrun() {
 # 2. what people are told to bring
 mkdir -p data/downloads
 cp README.md notes.txt && cp README.md data/downloads/shakespeare.txt
-for i in $(seq 40); do printf 'win a prize, number %d\tspam\nsee you at %d\tham\n' "$i" "$i"; done > spam.tsv
+(printf 'text\tlabel\n'; for i in $(seq 40); do printf 'win a prize, number %d\tspam\nsee you at %d\tham\n' "$i" "$i"; done) > spam.tsv
 echo '{"hypothesis": "a cat sat on the mat", "references": ["the cat sat on the mat"]}' > answers.jsonl
 command python - <<'PYTHON'
 import json, numpy as np

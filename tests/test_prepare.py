@@ -87,19 +87,18 @@ def test_what_is_read_comes_back(settings, tmp_path, kind):
     tokenizer, data = load_dataset(str(folder))
     assert tokenizer.decode(data['train'].tolist() + data['val'].tolist()) == text.replace('\r', '\n')  # as Python reads text files
 
-def test_reading_in_pieces_changes_nothing(settings, tmp_path, monkeypatch):
-    text = prose(1500).replace('.\n', '.\n\n',
-                               40).replace('.\nt', '.\n    t').replace('.\ns', '.\n    s').replace('.\nr', '.\n\n    r') + ' x\n y\n\n\n' + 'no line break ' * 50 + '🙂' * 50
+def test_a_text_comes_in_pieces_of_whole_lines(settings, tmp_path, monkeypatch):
+    text = prose(1500).replace('.\ns', '.\n    s') + 'no line break ' * 50 + '🙂' * 50
     path = write(tmp_path / 'a.txt', text)
-    whole = (settings(input=path, vocab_size=400) / 'train.bin').read_bytes()
-    for size in range(100, 140, 3):
+    whole = {}
+    for size in (1 << 24, 100, 1):
         monkeypatch.setattr(P, 'PIECE', size)
-        assert (settings(input=path, vocab_size=400) / 'train.bin').read_bytes() == whole
-
-def test_a_text_without_line_breaks_is_read_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(P, 'PIECE', 10)
-    pieces = list(P.pieces_of(write(tmp_path / 'a.txt', 'word ' * 1000)))
-    assert ''.join(pieces) == 'word ' * 1000 and max(map(len, pieces)) <= 160
+        pieces = list(P.TextFile(path))
+        assert ''.join(pieces) == text and all(piece.endswith('\n') for piece in pieces[:-1])
+        tokenizer, data = load_dataset(str(settings(input=path, tokenizer='char')))
+        whole[size] = [data[split].tolist() for split in ('train', 'val')]
+        assert tokenizer.decode(whole[size][0]) == text[:int(0.9 * len(text))]
+    assert whole[1] == whole[100] == whole[1 << 24]
 
 def test_large_vocabularies_take_four_bytes(settings, tmp_path):
     folder = settings(input=write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(80000))), tokenizer='word',
@@ -127,7 +126,7 @@ def test_cleaning(settings, tmp_path, capsys):
     out = capsys.readouterr().out
     assert text.startswith('one document<|endoftext|>fine print<|endoftext|>another')
     for reason in ('duplicate', 'empty', 'too short'):
-        assert f'1 of 13 documents: {reason}' in out
+        assert f'dropped 1 documents: {reason}' in out
     settings(input=str(tmp_path / 'in'), drop_duplicates=False)
     assert 'duplicate' not in capsys.readouterr().out
 
@@ -281,7 +280,7 @@ def test_fineweb_shards(settings, monkeypatch, tmp_path):
         return str(path)
     broken = None
     monkeypatch.setattr(P, 'download', shard)
-    monkeypatch.setattr(P, 'make_tokenizer', lambda kind, plan: Tokenizer('bpe', [bytes([b])
+    monkeypatch.setattr(P, 'make_tokenizer', lambda kind: Tokenizer('bpe', [bytes([b])
                                                                                   for b in range(256)] + [b'%d,%d' % (i, i) for i in range(50000)]))
     _, data = load_dataset(str(settings(dataset='fineweb', input='', shards=2)))
     assert data['train'].tolist() == 2 * list(range(1000)) and data['val'][0] == 500
@@ -372,9 +371,8 @@ def test_a_json_list_is_read_too_and_copies_are_dropped(settings, tmp_path, caps
     assert lines(folder / 'val.jsonl')[0]['messages'][0]['content'] == 'u' and 'dropped 1 of 3' in capsys.readouterr().out
 
 @pytest.mark.parametrize('name, text', [
-    ('a.tsv', 'ham\thi there\nspam\twin now\nham\tsee you\nspam\tcash!\n'),
-    ('a.tsv', 'hi there\tham\r\nwin now\tspam\r\nsee you\tham\r\ncash!\tspam'),
-    ('a.tsv', 'label\ttext\nham\thi there\nspam\twin now\nham\tsee you\nspam\tcash!\n'),
+    ('a.csv', 'text,label\r\nhi there,ham\r\n"win now",spam\r\nsee you,ham\r\ncash!,spam '),
+    ('a.tsv', '\ufeffLabel\tText\nham\thi there\nspam\twin now\n\nham\tsee you\nspam\tcash!\n'),
     ('a.jsonl', ''.join(json.dumps({'text': t, 'label': l}) + '\n'
                         for t, l in (('hi there', 'ham'), ('win now', 'spam'), ('see you', 'ham'),
                                      ('cash!', 'spam'))))])
@@ -408,15 +406,26 @@ def test_a_conversation_without_an_answer_is_named(settings, tmp_path):
         settings(input=jsonl(tmp_path / 'a.jsonl', {'messages': FORMS['messages']['messages'][:2]}))
 
 @pytest.mark.parametrize('name, text, words', [
-    ('a.tsv', 'x\ty\nz\n', 'line 2: expected a text, a tab and a label'),
+    ('a.tsv', 'text\tlabel\nx\ty\nz\n', 'line 3: expected 2 columns'), ('a.csv', '', 'line 1: expected a header'),
+    ('a.tsv', 'x\ty\nz\tw\n', 'line 1: expected a header that names the columns'),
+    ('a.csv', 'text,label\n"x,y\n' + 'z' * 200_000, 'is no table'),
+    ('a.csv', 'text,label\n"caf\udce9",y', 'not UTF-8'),
     ('a.jsonl', '{"text": "x", "label": "a"}\n{"text": "y"}\n', 'line 2: expected a text and its label'),
-    ('a.tsv', 'x\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"), ('a.tsv', 'x\ta\n', 'the least are'),
+    ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"),
+    ('a.tsv', 'text\tlabel\nx\ta\n', 'the least are'),
     ('a.tsv', 'text\tlabel\nx\ta\n\ta\n', 'line 3: expected a text and its label'),
     ('a.json', '[{"prompt": ', 'is not JSON'), ('a.json', '5', 'not a list'),
     ('a.jsonl', '[' * 200_000, 'line 1: expected JSON')])
 def test_bad_labels_are_named(settings, tmp_path, name, text, words):
+    (tmp_path / name).write_bytes(text.encode('utf-8', 'surrogateescape'))
     with pytest.raises(SystemExit, match=words):
-        settings(input=write(tmp_path / name, text))
+        settings(input=str(tmp_path / name))
+
+def test_a_table_of_anything(settings, tmp_path):
+    rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
+    folder = settings(input=write(tmp_path / 'a.csv', 'Prompt,Completion\n' + rows))
+    assert lines(folder / 'val.jsonl')[0]['messages'] == [{'role': 'user', 'content': 'question, 9'},
+                                                          {'role': 'assistant', 'content': 'answer\nof two lines'}]
 
 def test_examples_are_not_mistaken_for_text(settings, tmp_path):
     with pytest.raises(SystemExit, match='not text'):
