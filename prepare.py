@@ -12,6 +12,7 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=hellaswag                        # questions for eval.py task=choices: downloads 60 MB
     python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol  # other people's: GPT-2, Llama, Qwen3
     python prepare.py export=for-others out_dir=out            # and ours, for transformers, vLLM, Ollama
+                                                               # (these two need: pip install transformers)
 
 A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a
 short vocabulary, long sequences), words (short sequences, but every vocabulary runs out of words), or
@@ -50,21 +51,21 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, csv, glob, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
-import time, unicodedata, urllib.request, zipfile
+import codecs, csv, glob, hashlib, heapq, http.client, json, os, random, re, shutil, sys, sysconfig
+import time, unicodedata, urllib.request
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
 import torch
-from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_model,
-                   outline, save_atomically)
+from model import (LETTERS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_model,
+                   open_hf_tokenizer, outline, save_atomically)
 
-PIECE = 1 << 24          # characters read at a time, and then to the end of the line
+PIECE = 1 << 20          # characters read at a time, and then to the end of the line
 KEYS = {'label', 'chosen', 'rejected', 'messages', 'instruction', 'prompt'}  # one of them names what a record is
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
 
@@ -819,26 +820,33 @@ def prepare_pictures(folder):
     write_pictures(folder, parts)
 
 # ------------------------------------------------------------------------------------------------------------
-# 7. Other people's weights, in and out: the same tables, read from left to right and from right to left
+# 7. Other people's weights, in and out: the same tables, read from left to right and from right to left. Files, names on
+# the hub, downloads and tokenizers are the business of the transformers library
 
-HUB = 'https://huggingface.co'
-# architecture: its column in the two tables below, its model_type, and what it is in our words
+# its model_type: its column in the two tables below, and what it is in our words
 ARCHITECTURES = {
-    'GPT2LMHeadModel': (0, 'gpt2', dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True)),
-    'LlamaForCausalLM': (1, 'llama', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False)),
-    'Qwen3ForCausalLM': (1, 'qwen3', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, bias=False))}
-# our setting: what config.json calls it for GPT-2, and for Llama and Qwen3
+    'gpt2': (0, dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True)),
+    'llama': (1, dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False)),
+    'qwen3': (1, dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, bias=False)),
+    'qwen2': (1, dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False)),
+    'mistral': (1, dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False))}
+# our setting: what the config calls it for GPT-2, and for Llama and the others
 CONFIG = {
-    'vocab_size': ('vocab_size', 'vocab_size'), 'block_size': ('n_positions', 'max_position_embeddings'),
-    'n_layer': ('n_layer', 'num_hidden_layers'), 'n_head': ('n_head', 'num_attention_heads'),
-    'n_embd': ('n_embd', 'hidden_size'), 'n_hidden': ('n_inner', 'intermediate_size'),
-    'norm_eps': ('layer_norm_epsilon', 'rms_norm_eps'), 'tie_weights': ('tie_word_embeddings', 'tie_word_embeddings'),
-    'n_kv_head': (None, 'num_key_value_heads'), 'head_dim': (None, 'head_dim'), 'rope_theta': (None, 'rope_theta'),
-    'bias': (None, 'attention_bias')}
-ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')  # our rope_scaling
+    'vocab_size': ('vocab_size', 'vocab_size'),
+    'block_size': ('n_positions', 'max_position_embeddings'),
+    'n_layer': ('n_layer', 'num_hidden_layers'),
+    'n_head': ('n_head', 'num_attention_heads'),
+    'n_kv_head': (None, 'num_key_value_heads'),
+    'n_embd': ('n_embd', 'hidden_size'),
+    'head_dim': (None, 'head_dim'),
+    'n_hidden': ('n_inner', 'intermediate_size'),
+    'norm_eps': ('layer_norm_epsilon', 'rms_norm_eps'),
+    'tie_weights': ('tie_word_embeddings', 'tie_word_embeddings')}
+# the parts of our rope_scaling
+ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
 # what our model has no setting for: it must be so, or absent
-FIXED = {'activation_function': 'gelu_new', 'hidden_act': 'silu', 'use_sliding_window': False,
-         'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False, 'partial_rotary_factor': 1,
+FIXED = {'activation_function': 'gelu_new', 'hidden_act': 'silu', 'sliding_window': None,
+         'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
          'quantization_config': None}
 # our tensor: theirs; {} is the number of the layer, and several are stacked
 TENSORS = {
@@ -846,7 +854,8 @@ TENSORS = {
     'wpe': ('transformer.wpe', None),
     'blocks.{}.norm1': ('transformer.h.{}.ln_1', 'model.layers.{}.input_layernorm'),
     'blocks.{}.attention.qkv': ('transformer.h.{}.attn.c_attn',
-                                ' '.join(f'model.layers.{{0}}.self_attn.{x}_proj' for x in 'qkv')),
+                                'model.layers.{0}.self_attn.q_proj model.layers.{0}.self_attn.k_proj '
+                                'model.layers.{0}.self_attn.v_proj'),
     'blocks.{}.attention.q_norm': (None, 'model.layers.{}.self_attn.q_norm'),
     'blocks.{}.attention.k_norm': (None, 'model.layers.{}.self_attn.k_norm'),
     'blocks.{}.attention.proj': ('transformer.h.{}.attn.c_proj', 'model.layers.{}.self_attn.o_proj'),
@@ -856,375 +865,243 @@ TENSORS = {
     'blocks.{}.mlp.down': ('transformer.h.{}.mlp.c_proj', 'model.layers.{}.mlp.down_proj'),
     'norm': ('transformer.ln_f', 'model.norm'),
     'head': ('lm_head', 'lm_head')}
-# how safetensors calls the types of numbers
-DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
-          'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
-# tokenizer.json shows each byte as a letter: itself where it is visible, or else one of the letters after U+00FF
-VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-LETTERS = {b: chr(b) for b in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(sorted({*range(256)} - {*VISIBLE}))}
-BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
-# SmolLM2 cuts out every digit, and then GPT-2's way what is between them
-DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
-def places(config, column):
-    """
-    [(our tensor, [(their name, its shape there), …], transposed), …]. Three things differ. Llama keeps queries, keys
-    and values apart, we stack them. We pad the vocabulary to a multiple of 64, they do not. And GPT-2's layers, an
-    early habit ("Conv1D"), compute x W + b with W (in, out), where all later ones, and ours, have W (out, in).
-    """
-    ours, found = outline(config).state_dict(), []
-    for name, tensor in ours.items():
-        base, _, kind = name.rpartition('.')
-        layer = re.match(r'blocks\.(\d+)', base)
-        theirs = TENSORS[re.sub(r'^blocks\.\d+', 'blocks.{}', base)][column].format(layer and layer[1]).split()
-        heads = (config.n_head, config.n_kv_head, config.n_kv_head)
-        rows = [n * config.head_dim for n in heads] if len(theirs) > 1 else \
-            [config.vocab_size if base in ('wte', 'head') else tensor.size(0)]
-        transposed = column == 0 and tensor.ndim == 2 and layer is not None
-        shapes = [(r, *tensor.shape[1:]) for r in rows]
-        there = [(f'{n}.{kind}', s[::-1] if transposed else s) for n, s in zip(theirs, shapes)]
-        if name != 'head.weight' or not config.tie_weights:
-            found.append((name, there, transposed))
-    return found
+def their_names(name, column):
+    """'blocks.3.norm1.weight', 1 -> ['model.layers.3.input_layernorm.weight']; of qkv, three names."""
+    base, _, suffix = name.rpartition('.')  # suffix: weight or bias
+    layer = re.match(r'blocks\.(\d+)\.', base)
+    number = layer[1] if layer else ''
+    pattern = TENSORS[base.replace(f'.{number}.', '.{}.')][column]
+    return [f'{theirs}.{suffix}' for theirs in pattern.format(number).split()]
 
-def read_json(path):
-    """The object in a JSON file; exits with one line where there is none."""
+def is_conv1d(name, column):
+    """GPT-2's layers ("Conv1D") compute x W + b with W (in, out), where all later ones have W (out, in)."""
+    return column == 0 and name.startswith('blocks.') and name.endswith('.weight') and 'norm' not in name
+
+def open_transformers():
+    """The transformers library; exits with one line where it is missing."""
+    try:
+        import transformers
+    except ImportError:
+        sys.exit("weights= and export= need the transformers library: pip install transformers")
+    transformers.utils.logging.set_verbosity_error()
+    return transformers
+
+def import_config(theirs):
+    """A config of transformers -> our GPTConfig (as far as the biases, which it does not tell) and the column."""
+    if theirs.model_type not in ARCHITECTURES:
+        sys.exit(f"{weights}: model_type={theirs.model_type}; what we can read is {', '.join(ARCHITECTURES)}")
+    column, ours = ARCHITECTURES[theirs.model_type]
+    for key, value in FIXED.items():
+        if getattr(theirs, key, value) != value:
+            sys.exit(f"{weights}: {key}={getattr(theirs, key)}, and our model knows only {value}")
+    rope = getattr(theirs, 'rope_parameters', None) or {}
+    kind = rope.get('rope_type', 'default')
+    if kind not in ('default', 'llama3'):
+        sys.exit(f"{weights}: rope_type={kind}, and our model knows only default and llama3")
+    if rope.get('partial_rotary_factor', 1) != 1:
+        sys.exit(f"{weights}: partial_rotary_factor={rope['partial_rotary_factor']}, and our model knows only 1")
+    settings = {**ours, 'rope_theta': rope.get('rope_theta', 10000.0)}
+    for name, names in CONFIG.items():
+        value = getattr(theirs, names[column], None) if names[column] else None
+        if value is not None:
+            settings[name] = value
+    if kind == 'llama3':
+        settings['rope_scaling'] = tuple(rope[name] for name in ROPE)
+    try:
+        return GPTConfig(**settings), column
+    except ValueError as e:
+        sys.exit(f"{weights}: {e}")
+
+def gpt2_vocab(text):
+    """
+    GPT-2's tokenizer.json -> the bytes of its tokens in the order of their ids; None for any other. Its
+    first 256 ids are the bytes, and merge number i makes the token 256 + i: the ids are ranks, as in our
+    own kind bpe, which needs no library.
+    """
+    found = json.loads(text)
+    steps, model = found['pre_tokenizer'] or {}, found['model']
+    cuts_as_gpt2 = steps.get('type') == 'ByteLevel' and not steps.get('add_prefix_space') and steps.get('use_regex', True)
+    if not cuts_as_gpt2 or found['normalizer'] or model['type'] != 'BPE':
+        return None
+    ids = dict(model['vocab'])
+    ids.update({token['content']: token['id'] for token in found['added_tokens']})
+    tokens = sorted(ids, key=ids.get)
+    merged = [merge.replace(' ', '') if isinstance(merge, str) else ''.join(merge) for merge in model['merges']]
+    if set(tokens[:256]) != set(LETTERS.values()) or tokens[256:] != merged + ['<|endoftext|>']:
+        return None
+    byte_of = {letter: b for b, letter in LETTERS.items()}
+    return [bytes(byte_of[letter] for letter in token) for token in tokens[:-1]]
+
+def import_tokenizer(path, end):
+    """tokenizer.json -> Tokenizer. end: the id that ends a text, where no special token has a usual name for that."""
     try:
         with open(path, encoding='utf-8') as f:
-            return dict(json.load(f))
-    except FileNotFoundError:
-        sys.exit(f"no {path}: weights= needs config.json, tokenizer.json, and model.safetensors or pytorch_model.bin")
-    except (ValueError, TypeError, RecursionError) as e:
-        sys.exit(f"{path} is damaged ({type(e).__name__}): download it again")
-
-def read_safetensors(path):
-    """
-    A safetensors file is 8 bytes with the length of the header, the header in JSON, and all the numbers in a row:
-
-        {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, …}
-
-    -> {name: (shape, a function that reads the tensor)}. A stranger's header is not believed: the tensors must fill
-    the file without gap or overlap, each exactly as large as its shape, or we exit before anything is allocated.
-    """
-    def read(shape, dtype, start):
-        tensor = torch.empty(shape, dtype=dtype)
-        with open(path, 'rb') as f:
-            f.seek(start)
-            f.readinto(tensor.view(-1).view(torch.uint8).numpy())  # straight to where it will stay: no second copy
-        return tensor
-    size, tensors = os.path.getsize(path), {}
-    try:
-        with open(path, 'rb') as f:
-            length = int.from_bytes(f.read(8), 'little')
-            if length > min(size - 8, 10_000_000):
-                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-            header, end = json.loads(f.read(length)), 8 + length
-        header.pop('__metadata__', None)
-        for name, about in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
-            dtype, shape, (first, last) = DTYPES[about['dtype']], about['shape'], about['data_offsets']
-            if not all(type(n) is int and n >= 0 for n in [first, last, *shape]) or \
-                    (first, last) != (end - length - 8, first + math.prod(shape) * dtype.itemsize):
-                raise ValueError(f"{name} of shape {shape} at bytes {first} to {last}")
-            tensors[name] = tuple(shape), partial(read, shape, dtype, end)
-            end += last - first
-        if end != size:
-            raise ValueError(f"{size:,} bytes instead of {end:,}")
-        return tensors
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        sys.exit(f"{path} is cut off or damaged ({type(e).__name__}: {str(e)[:200]}): download it again")
-
-def open_weights(folder):
-    """All tensors of a folder, in one file or several: {name: (shape, a function that reads it)}."""
-    for name in ('model.safetensors', 'pytorch_model.bin'):
-        index, files, tensors = os.path.join(folder, f'{name}.index.json'), [name], {}
-        if not os.path.exists(os.path.join(folder, name)):
-            if not os.path.exists(index):
-                continue
-            where = read_json(index).get('weight_map')  # {name of a tensor: its file, …}
-            if not isinstance(where, dict):
-                sys.exit(f"{index} does not say which tensor is in which file: download it again")
-            files = sorted({os.path.basename(str(file)) for file in where.values()})
-        for path in (os.path.join(folder, file) for file in files):
-            if not os.path.exists(path):
-                sys.exit(f"{path} is missing, and {index} names it: download it again")
-            if name == 'model.safetensors':
-                tensors.update(read_safetensors(path))
-                continue
-            try:
-                found = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-                tensors.update({n: (tuple(t.shape), lambda t=t: t) for n, t in found.items()})
-            except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
-                sys.exit(f"{path} is damaged, or no file of tensors ({type(e).__name__}): download it again")
-        return tensors
-    sys.exit(f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or their .index.json")
-
-def hub_folder(name):
-    """The folder of a model from the hub, downloaded unless it is here; the hub's list tells sizes and checksums."""
-    place = name.replace('/', '--')
-    path = download(f'{HUB}/api/models/{name}?blobs=true', f'{place}/files.json')
-    try:
-        listing = read_json(path)
-        files = {f['rfilename']: (f['size'], (f.get('lfs') or {}).get('sha256')) for f in listing['siblings']}
-        safe = any(f.endswith('.safetensors') for f in files)
-        tensors = r'model[^/]*\.safetensors' if safe else r'pytorch_model[^/]*\.bin'
-        for file, check in files.items():
-            if re.fullmatch(rf'config\.json|tokenizer(_config)?\.json|{tensors}(\.index\.json)?', file):
-                download(f"{HUB}/{name}/resolve/{listing['sha']}/{file}", f'{place}/{file}', check[1])
-    except (KeyError, TypeError) as e:
-        sys.exit(f"{path} is not the hub's list of a model's files ({type(e).__name__} {e}): delete it and run again")
-    return os.path.dirname(path)
-
-def import_config(folder):
-    """config.json -> the architecture's name, our GPTConfig, and the places of all tensors."""
-    path = os.path.join(folder, 'config.json')
-    found = {'architectures': [], 'layer_norm_epsilon': 1e-5, **read_json(path)}
-    try:
-        name = (found['architectures'] or [None])[0]
-        if name not in ARCHITECTURES:
-            sys.exit(f"{path}: the architecture is {name}; what we can read is {', '.join(ARCHITECTURES)}")
-        rope = {'rope_type': 'default', **(found.get('rope_scaling') or {}), **(found.get('rope_parameters') or {})}
-        column, _, ours = ARCHITECTURES[name]
-        found = {'tie_word_embeddings': column == 0, **found}
-        found['rope_theta'] = rope.get('rope_theta', found.get('rope_theta'))
-        for key, value in FIXED.items():
-            if found.get(key) not in (None, value):
-                raise ValueError(f"{key}={found[key]}, and our model knows only {value}")
-        ours = {**{k: type(getattr(GPTConfig, k))(found[names[column]]) for k, names in CONFIG.items()
-                   if found.get(names[column]) is not None}, **ours}
-        if (kind := rope.get('type', rope['rope_type'])) == 'llama3':
-            ours['rope_scaling'] = (*(float(rope[k]) for k in ROPE[:3]), int(rope[ROPE[3]]))
-        elif kind != 'default':
-            raise ValueError(f"rope_type={kind}, and our model knows only default and llama3")
-        config = GPTConfig(**ours)
-        least = min(config.head_dim, config.n_hidden, config.n_kv_head, config.rope_theta)
-        if least <= 0 or config.n_layer > 1000 or config.block_size > 1 << 20:
-            raise ValueError(f"{least} is not positive, or {config.n_layer} layers, a context of {config.block_size}")
-        return name, config, places(config, column)
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:
-        sys.exit(f"{path} describes no model of ours ({type(e).__name__}: {' '.join(str(e).split())[:200]})")
-
-def split_steps(pattern):
-    """How tokenizer.json says that text is cut before it is merged; two rules have names there."""
-    named = {SPLIT_PATTERN: [], DIGITS_PATTERN: [{'type': 'Digits', 'individual_digits': True}]}
-    split = {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}
-    return [*named.get(pattern, [split]), {**BYTE_LEVEL, 'use_regex': pattern in named}]
-
-def halves(token, rank):
-    """
-    The two parts that byte-pair encoding joins last to make a token: b' the' -> [b' t', b'he']; more parts where it
-    cannot be made. rank((a, b)) says when a and b are joined: the lowest first; None is never.
-    """
-    parts = [token[i:i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        ranks = [(r, i) for i, pair in enumerate(zip(parts, parts[1:])) if (r := rank(pair)) is not None]
-        if not ranks:
-            break
-        i = min(ranks)[1]
-        parts[i:i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-def import_tokenizer(folder, vocab_size):
-    """
-    tokenizer.json -> Tokenizer. The file lists which pairs to merge, and when; tiktoken merges whatever makes a token,
-    the lowest id first. Both do the same if every token, spelled in bytes and merged by the list, comes out whole, and
-    the merges that complete the tokens have the order of their ids: then no other merge is ever reached. The order is
-    checked; a token that does not come out whole is never encoded (or as a whole word alone, with
-    ignore_merges).
-    """
-    path = os.path.join(folder, 'tokenizer.json')
-    found, settings = read_json(path), os.path.join(folder, 'tokenizer_config.json')
-    settings = read_json(settings) if os.path.exists(settings) else {}
-    try:
-        model, pre, normalizer = found['model'], found.get('pre_tokenizer') or {}, found.get('normalizer')
-        steps = [{'use_regex': True, **s, 'trim_offsets': True} if s.get('type') == 'ByteLevel' else s
-                 for s in pre.get('pretokenizers', [pre])]
-        patterns = [SPLIT_PATTERN, DIGITS_PATTERN] + [s['pattern']['Regex'] for s in steps if s.get('type') == 'Split']
-        pattern = next((p for p in patterns if split_steps(p) == steps), None)
-        known = model['type'] == 'BPE' and not model.get('byte_fallback') and normalizer in (None, {'type': 'NFC'})
-        if not known or pattern is None:
-            raise ValueError(f"no byte-level BPE as GPT-2, SmolLM2, Llama 3 and Qwen have: {normalizer}, then {pre}")
-        sample = "I'll be\t42 (é中 …)!\r\n\n  ok "
-        pieces = [m[0] for m in regex.finditer(pattern, sample)]
-        if '' in pieces or ''.join(pieces) != sample:
-            raise ValueError(f"the pattern {pattern} leaves out parts of a text")
-        # 1. ids to bytes; special tokens; and added ones that text may spell, such as <think>
-        added = found['added_tokens']
-        special, text = ({t['content']: t['id'] for t in added if t['special'] is kind} for kind in (True, False))
-        vocab, unspell = [b''] * vocab_size, {letter: byte for byte, letter in LETTERS.items()}
-        for token, i in {**model['vocab'], **special, **text}.items():
-            if not 0 <= i < vocab_size or not 0 < len(token) <= 1000:
-                raise ValueError(f"{token[:50]!r} has id {i}, but the model has {vocab_size} tokens")
-            vocab[i] = b'' if token in special or token in text else bytes(map(unspell.get, token))
-        # 2. the merges
-        pairs = (merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges'])
-        merges = {(bytes(map(unspell.get, a)), bytes(map(unspell.get, b))): rank for rank, (a, b) in enumerate(pairs)}
-        whole, last = bool(model.get('ignore_merges')), -1  # whole: a word that is a token needs no merges (Llama 3)
-        for i, token in enumerate(vocab):
-            if len(token) > 1:
-                parts = halves(token, merges.get)
-                rank = merges.get(tuple(parts), math.inf)
-                # whole: tiktoken would join two parts within longer words, too, which their list never does
-                if rank < last or (whole and len(parts) == 2 and rank == math.inf):
-                    raise ValueError(f"id {i}, {token!r}, is out of the order of the merges")
-                if rank < math.inf:
-                    last = rank
-                elif not whole:
-                    vocab[i] = b''  # no merge makes it: no text is ever encoded with it
-        # 3. what begins, ends and fills a text, and how conversations are written
-        post = found.get('post_processor') or {}
-        template = [item for step in post.get('processors', [post]) for item in step.get('single', [])]
-        start = [special[item['SpecialToken']['id']] for item in template[:1] if 'SpecialToken' in item]
-        eos, pad = (t['content'] if isinstance(t, dict) else t for t in map(settings.get, ('eos_token', 'pad_token')))
-        eot = next((t for t in ('<|endoftext|>', '<|end_of_text|>') if t in special), eos)
-        markup = next(m for m, (opening, _, closing) in MARKUPS.items() if m == 'plain' or all(
-            t in special for t in re.findall(r'<\|\w+\|>', opening.format(role='user') + closing)))
-        pad = next((t for t in ('<|pad|>', '<|finetune_right_pad_id|>', pad) if t in special), eot)
-        foreign = {'special': special, 'text': text, 'start': start, 'eot': eot, 'pad': pad, 'markup': markup,
-                   'nfc': bool(normalizer)}
-        ours = {name: vocab_size - len(SPECIAL_TOKENS) + i for i, name in enumerate(SPECIAL_TOKENS)}
-        if (special, text, start, normalizer) == (ours, {}, [], None):  # one that we exported comes back as it was
-            vocab, foreign = vocab[:-len(ours)], None
-        return Tokenizer('bpe', vocab, pattern, foreign)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, MemoryError, regex.error) as e:
-        sys.exit(f"{path} makes no tokenizer of ours ({type(e).__name__}: {str(e)[:300]})")
+            text = f.read()
+        core = open_hf_tokenizer(text)
+        special = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
+        usual = [name for name in ('<|endoftext|>', '<|end_of_text|>', '</s>') if name in special]
+        first = usual[0] if usual else core.id_to_token(end)
+        if vocab := gpt2_vocab(text):
+            return Tokenizer('bpe', vocab, special=['<|endoftext|>'])
+        return Tokenizer('hf', text, special=[first] + [name for name in special if name != first])
+    except (ValueError, TypeError) as e:
+        sys.exit(f"{path} makes no tokenizer of ours: {str(e)[:300]}")
 
 def import_weights():
-    """weights= -> out_dir/ckpt.pt, a tensor at a time: little more than one copy of the weights is ever held."""
-    folder, path = weights, os.path.join(out_dir, 'ckpt.pt')
+    """weights= -> out_dir/ckpt.pt"""
+    path = os.path.join(out_dir, 'ckpt.pt')
     if os.path.exists(path):
         sys.exit(f"{path} exists already: choose another out_dir, or delete it first")
-    if not os.path.isdir(weights):
-        if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', weights):
-            sys.exit(f"weights={weights}: neither a folder here nor a name on the hub such as openai-community/gpt2")
-        folder = hub_folder(weights)
-    name, config, wanted = import_config(folder)
-    # 1. all names and shapes, before the first number is read
-    tensors = open_weights(folder)
-    if config.position == 'learned':  # GPT-2's own files leave the first word of each name out
-        known = ('transformer.', 'lm_head.')
-        tensors = {n if n.startswith(known) else f'transformer.{n}': t for n, t in tensors.items()}
-    for n, shape in (place for _, theirs, _ in wanted for place in theirs):
-        if n not in tensors or tensors[n][0] != shape:
-            found = f"of shape {tensors[n][0]}" if n in tensors else "missing"
-            sys.exit(f"in {folder}, {n} is {found}, but config.json asks for one of shape {shape}")
-    # computed from the config; or, tied, there already
-    idle = r'.*\.attn\.(masked_)?bias|.*\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')
-    for n in tensors.keys() - {n for _, theirs, _ in wanted for n, _ in theirs}:
-        if not re.fullmatch(idle, n):
-            sys.exit(f"{folder} has a tensor {n}, for which our {name} has no place")
-    tokenizer, model = import_tokenizer(folder, config.vocab_size), {}
-    # 2. the numbers
-    for ours, theirs, transposed in wanted:
-        parts = [tensors[n][1]() for n, _ in theirs]
-        tensor = torch.cat(parts) if len(parts) > 1 else parts[0].t() if transposed else parts[0]
-        if not tensor.is_floating_point():
-            sys.exit(f"in {folder}, {theirs[0][0]} is of {tensor.dtype}: quantized weights are not read")
-        padding = -len(tensor) % 64 if ours in ('wte.weight', 'head.weight') else 0
-        if padding:
-            tensor = torch.cat((tensor, tensor.new_zeros(padding, config.n_embd)))
-        model[ours] = tensor.contiguous()
-    count = sum(t.numel() for t in model.values())
+    if not os.path.isdir(weights) and not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', weights):
+        sys.exit(f"weights={weights}: neither a folder here nor a name on the hub such as openai-community/gpt2")
+    transformers = open_transformers()
+    # 1. what it is
+    try:
+        their_config = transformers.AutoConfig.from_pretrained(weights)
+        config, column = import_config(their_config)
+        tokenizer_json = transformers.utils.cached_file(weights, 'tokenizer.json')
+        loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+            weights, config=their_config, dtype='auto', output_loading_info=True)
+    except Exception as e:  # no network, no such model, no access, a damaged file: it fails in any of a dozen ways
+        sys.exit(f"weights={weights}: {type(e).__name__}: {' '.join(str(e).split())[:300]}")
+    eos = their_config.eos_token_id
+    tok = import_tokenizer(tokenizer_json, eos[0] if isinstance(eos, list) else eos)
+    if tok.vocab_size > config.vocab_size:
+        sys.exit(f"{weights}: the tokenizer has {tok.vocab_size:,} tokens, but the model only {config.vocab_size:,}")
+    # 2. every tensor must have a place on the other side
+    theirs = loaded.state_dict()
+    del loaded  # from here on a tensor is let go as soon as ours is made of it
+    config.bias = any(name.endswith('.bias') for name in theirs)
+    empty = outline(config).state_dict()
+    if config.tie_weights:
+        del empty['head.weight'], theirs['lm_head.weight']
+    left_over = set(theirs) - {n for name in empty for n in their_names(name, column)}
+    for name in [*info['missing_keys'], *info['unexpected_keys'], *left_over]:
+        wrong = "is missing" if name in info['missing_keys'] else "has no place in our model"
+        sys.exit(f"{weights}: the tensor {name} {wrong}")
+    # 3. the numbers
+    model = {}
+    for name, place in empty.items():
+        parts = [theirs.pop(n) for n in their_names(name, column) if n in theirs]
+        if not parts and name.endswith('.bias'):  # Qwen2 has biases for queries, keys and values alone
+            parts = [torch.zeros(place.shape, dtype=model['wte.weight'].dtype)]
+        tensor = torch.cat(parts)
+        if is_conv1d(name, column):
+            tensor = tensor.t()
+        if name in ('wte.weight', 'head.weight'):  # we pad the vocabulary to a multiple of 64, they do not
+            tensor = torch.cat((tensor, tensor.new_zeros(len(place) - len(tensor), config.n_embd)))
+        if tensor.shape != place.shape:
+            sys.exit(f"{weights}: {name} is of shape {tuple(tensor.shape)}, and {tuple(place.shape)} is expected")
+        if not tensor.isfinite().all():
+            sys.exit(f"{weights}: the weights of {their_names(name, column)[0]} are not finite")
+        model[name] = tensor.contiguous()
+    count = sum(tensor.numel() for tensor in model.values())
     if config.tie_weights:
         model['head.weight'] = model['wte.weight']
     os.makedirs(out_dir, exist_ok=True)
     save_atomically(path, {'format': 'ninefiles-1', 'model': model, 'config': asdict(config),
-                           'tokenizer': tokenizer.to_dict(), 'step': 0, 'settings': {'weights': weights}})
-    print(f"{path}: {name}, {count:,} parameters, {config.block_size:,} tokens of context, {config.vocab_size:,} in "
-          f"the vocabulary; conversations are written as {tokenizer.markup}")
+                           'tokenizer': tok.to_dict(), 'step': 0, 'settings': {'weights': weights}})
+    print(f"{path}: {their_config.model_type}, {count:,} parameters, {config.block_size:,} tokens of context, "
+          f"{config.vocab_size:,} in the vocabulary; conversations are written as {tok.markup}")
     print(f"next:  python sample.py out_dir={out_dir} prompt='Once upon a time'")
 
-def chat_template(tokenizer, start):
-    """Tokenizer.chat() once more, in Jinja: the language in which other programs expect it."""
-    def quoted(text):
-        return "'" + text.replace('\n', '\\n').replace('{role}', "' + m['role'] + '") + "'"
-    ahead = str(tokenizer.markup == 'ninefiles').lower()  # whether a system message goes in front of the user's words
-    turn = tokenizer.opening + tokenizer.lead
-    return ("{{ " + quoted(start) + " }}{% set ns = namespace(system='') %}{% for m in messages %}"
-            "{% if m['role'] == 'system' and " + ahead + " %}"
-            "{% set ns.system = ns.system + m['content'] + '\\n\\n' %}{% else %}"
-            "{{ " + quoted(turn) + " + (ns.system if m['role'] == 'user' else '') + m['content'] + "
-            + quoted(tokenizer.closing) + " }}{% if m['role'] == 'user' %}{% set ns.system = '' %}{% endif %}"
-            "{% endif %}{% endfor %}"
-            "{% if add_generation_prompt %}{{ " + quoted(turn.format(role='assistant')) + " }}{% endif %}")
+# Tokenizer.chat() once more, in Jinja: the language in which other programs expect it
+CHAT_TEMPLATE = (
+    "{{ start }}{% set ns = namespace(system='') %}"
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' and system_goes_to_user %}"
+    "{% set ns.system = ns.system + m['content'] + '\\n\\n' %}"
+    "{% else %}"
+    "{{ turn | replace('{role}', m['role']) }}"
+    "{% if m['role'] == 'user' %}{{ ns.system }}{% set ns.system = '' %}{% endif %}"
+    "{{ m['content'] + closing }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ turn | replace('{role}', 'assistant') }}{% endif %}")
 
-def export_tokenizer(tokenizer):
-    """Tokenizer -> the contents of tokenizer.json and tokenizer_config.json."""
-    named = {**tokenizer.special, **tokenizer.text}
-    name = {i: n for n, i in named.items()}
-    ranks = {t: i for i, t in enumerate(tokenizer.vocab) if t and i not in name}
-    spelled = {t: ''.join(LETTERS[b] for b in t) for t in ranks}
-    pairs = [halves(t, lambda pair: ranks.get(b''.join(pair))) for t in ranks if len(t) > 1]
-    start = [name[i] for i in tokenizer.start]
-    words = {'Sequence': {'id': 'A', 'type_id': 0}}
-    post = {'type': 'TemplateProcessing', 'pair': [words, {'Sequence': {'id': 'B', 'type_id': 1}}],
-            'single': [*({'SpecialToken': {'id': n, 'type_id': 0}} for n in start), words],
-            'special_tokens': {n: {'id': n, 'ids': [named[n]], 'tokens': [n]} for n in start}}
-    flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
-    return {
-        'tokenizer.json': {
-            'version': '1.0', 'truncation': None, 'padding': None,
-            'added_tokens': [{'id': i, 'content': n, 'special': n in tokenizer.special, **flags}
-                             for i, n in sorted(name.items())],
-            'normalizer': {'type': 'NFC'} if tokenizer.nfc else None,
-            'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': split_steps(tokenizer.pattern)},
-            'post_processor': post if start else BYTE_LEVEL, 'decoder': BYTE_LEVEL,
-            'model': {'type': 'BPE', 'ignore_merges': any(len(p) > 2 for p in pairs),
-                      'vocab': {**{spelled[t]: i for t, i in ranks.items()}, **named},
-                      'merges': [f'{spelled[p[0]]} {spelled[p[1]]}' for p in pairs if len(p) == 2]}},
-        'tokenizer_config.json': {
-            'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False,
-            'eos_token': name[tokenizer.eot], 'pad_token': name[tokenizer.pad],
-            'bos_token': [*start, name[tokenizer.eot]][0], 'add_bos_token': bool(start),
-            'chat_template': chat_template(tokenizer, ''.join(start))}}
+def chat_template(tok):
+    """CHAT_TEMPLATE for this tokenizer's markup."""
+    values = {'start': tok.decode(tok.start), 'turn': tok.opening + tok.lead, 'closing': tok.closing,
+              'system_goes_to_user': tok.markup == 'ninefiles'}
+    return ''.join('{% set ' + name + ' = ' + json.dumps(value) + ' %}' for name, value in values.items()) + CHAT_TEMPLATE
+
+def export_tokenizer(transformers, tok, folder):
+    """Tokenizer -> tokenizer.json and its settings, in this folder."""
+    if tok.kind == 'hf':
+        core = open_hf_tokenizer(tok.json)
+    else:
+        converter = transformers.convert_slow_tokenizer.TikTokenConverter(
+            pattern=tok.pattern, extra_special_tokens=list(tok.special))
+        # note: given a file, tiktoken would keep a copy under that name and read it the next time
+        converter.load_tiktoken_bpe = lambda _: {token: rank for rank, token in enumerate(tok.vocab)}
+        core = converter.converted()
+    end = tok.decode([tok.eot])
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=end, pad_token=tok.decode([tok.pad]), bos_token=tok.decode(tok.start) or end,
+        chat_template=chat_template(tok), clean_up_tokenization_spaces=False)
+    wrapped.save_pretrained(folder)
+    if tok.kind == 'hf':  # as it came
+        with open(os.path.join(folder, 'tokenizer.json'), 'w', encoding='utf-8') as f:
+            f.write(tok.json)
 
 def export_weights():
     """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""
-    loaded, tokenizer, checkpoint = load_model(out_dir)
+    if os.path.exists(export):
+        sys.exit(f"export={export} exists already: choose another folder, or delete it first")
+    transformers = open_transformers()
+    loaded, tok, checkpoint = load_model(out_dir)
     config, model = loaded.config, checkpoint['model']
     shape = asdict(config)
     # 1. which architecture it is: what all have in common, and what one has
     common = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0}
     if config.position == 'learned':
         common.update(n_kv_head=config.n_head, head_dim=config.n_embd // config.n_head)
-    fitting = [n for n, (_, _, own) in ARCHITECTURES.items() if {**common, **own}.items() <= shape.items()]
+    fitting = [name for name, (_, own) in ARCHITECTURES.items() if {**common, **own}.items() <= shape.items()]
     if not fitting:
         names = (*common, 'position', 'norm', 'mlp', 'qk_norm', 'bias')
-        sys.exit(f"{out_dir}/ckpt.pt is no {' or '.join(ARCHITECTURES)}, and others load only those: it has "
-                 + ' '.join(f'{k}={shape[k]}' for k in names))
-    if tokenizer.kind != 'bpe':
-        sys.exit(f"{out_dir}/ckpt.pt reads with tokenizer={tokenizer.kind}, which nobody else knows: use tokenizer=bpe")
-    name = fitting[0]
-    column, model_type, _ = ARCHITECTURES[name]
-    # 2. the descriptions
-    rope = {'rope_type': 'llama3', **dict(zip(ROPE, config.rope_scaling))} if config.rope_scaling else None
-    number = str(model['norm.weight'].dtype).removeprefix('torch.')
-    eot, first = tokenizer.eot, [*tokenizer.start, tokenizer.eot][0]
-    ids = {'bos_token_id': first, 'eos_token_id': eot, 'pad_token_id': tokenizer.pad}
-    files = export_tokenizer(tokenizer)
-    files['generation_config.json'] = {**ids, 'eos_token_id': sorted({eot, tokenizer.end})}
-    files['config.json'] = {'architectures': [name], 'model_type': model_type, 'torch_dtype': number, **ids,
-                            **{n[column]: shape[k] for k, n in CONFIG.items() if n[column]},
-                            **({'mlp_bias': config.bias, 'rope_scaling': rope} if column else {})}
-    # 3. the numbers, behind a header that says where each tensor is
-    header, end, wanted = {'__metadata__': {'format': 'pt'}}, 0, places(config, column)
-    for ours, theirs, _ in wanted:
-        dtype = model[ours].dtype
-        for n, s in theirs:
-            header[n] = {'dtype': next(code for code, d in DTYPES.items() if d == dtype), 'shape': s,
-                         'data_offsets': [end, end := end + math.prod(s) * dtype.itemsize]}
-    raw = json.dumps(header).encode()
-    raw += b' ' * (-len(raw) % 8)  # the numbers begin at a multiple of 8 bytes
-    with all_or_nothing(export, 'model.safetensors', *files) as (tensors, *paths):
-        for path, content in zip(paths, files.values()):
-            with open(path, 'w', encoding='utf-8') as f:
-                json.dump(content, f, ensure_ascii=False, indent=1)
-        with open(tensors, 'wb') as f:
-            f.write(len(raw).to_bytes(8, 'little') + raw)
-            for ours, theirs, transposed in wanted:
-                rows = [s[-1 if transposed else 0] for _, s in theirs]
-                for part in model[ours][:sum(rows)].split(rows):
-                    f.write((part.t() if transposed else part).contiguous().view(-1).view(torch.uint8).numpy())
-    print(f"{export}: {name}, {end / 1e6:,.1f} MB of {number}")
+        sys.exit(f"{out_dir}/ckpt.pt is no gpt2, llama or qwen3, and others load only those: it has "
+                 + ' '.join(f'{name}={shape[name]}' for name in names))
+    if tok.kind not in ('bpe', 'hf'):
+        sys.exit(f"{out_dir}/ckpt.pt reads with tokenizer={tok.kind}, which nobody else knows: use tokenizer=bpe")
+    model_type = fitting[0]
+    column = ARCHITECTURES[model_type][0]
+    # 2. its config
+    settings = {names[column]: shape[name] for name, names in CONFIG.items() if names[column]}
+    settings.update(bos_token_id=[*tok.start, tok.eot][0], eos_token_id=tok.eot, pad_token_id=tok.pad)
+    if column == 1:
+        settings['rope_parameters'] = {'rope_type': 'default', 'rope_theta': config.rope_theta}
+    if config.rope_scaling:
+        settings['rope_parameters'].update(rope_type='llama3', **dict(zip(ROPE, config.rope_scaling)))
+    if model_type == 'llama':
+        settings.update(attention_bias=config.bias, mlp_bias=config.bias)
+    dtype = model['norm.weight'].dtype
+    their_config = transformers.AutoConfig.for_model(model_type, dtype=dtype, **settings)
+    with torch.device('meta'):  # shapes without numbers
+        theirs = transformers.AutoModelForCausalLM.from_config(their_config)
+    # 3. its numbers
+    filled = {}
+    for name, tensor in model.items():
+        if name in ('wte.weight', 'head.weight'):
+            tensor = tensor[:config.vocab_size]
+        if is_conv1d(name, column):
+            tensor = tensor.t()
+        names = their_names(name, column)
+        rows = [theirs.get_parameter(n).size(0) for n in names]
+        for n, part in zip(names, tensor.split(rows)):
+            filled[n] = part.contiguous()
+    theirs.load_state_dict(filled, assign=True)
+    theirs.tie_weights()
+    theirs.generation_config.eos_token_id = sorted({tok.eot, tok.end})
+    # 4. all files under a temporary name
+    part = f'{export}.{os.getpid()}.tmp'
+    try:
+        theirs.save_pretrained(part)
+        export_tokenizer(transformers, tok, part)
+        os.rename(part, export)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in theirs.parameters())
+    print(f"{export}: {model_type}, {size / 1e6:,.1f} MB of {str(dtype).removeprefix('torch.')}")
     print(f"next:  AutoModelForCausalLM.from_pretrained('{export}') in transformers, or  vllm serve {export}")
 
 # ------------------------------------------------------------------------------------------------------------
