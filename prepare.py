@@ -5,7 +5,7 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
-    python prepare.py dataset=instruct                         # 22,000 short conversations, made up here; also alpaca
+    python prepare.py dataset=instruct                         # 16,000 short conversations, made up here; also alpaca
     python prepare.py dataset=chats input=chats.jsonl          # conversations of your own, or texts with labels
     python prepare.py dataset=preferences                      # questions, a better and a worse answer to each
     python prepare.py dataset=mine input=pictures.npz          # pictures for vlm.py, with pictures.jsonl beside them
@@ -430,40 +430,39 @@ def arithmetic(rng):
     b = c - a
     if rng.random() < 0.5:
         return ('+', *sorted((a, b))), rng.choice([
-            f"What is {a} plus {b}?", f"Add {a} and {b}.", f"How much is {a} + {b}?", f"Calculate {a} + {b}.",
-            f"Please tell me the sum of {a} and {b}.",
+            f"What is {a} plus {b}?", f"Add {a} and {b}.", f"How much is {a} + {b}?",
             f"Tom has {a} coins and finds {b} more. How many has he now?"]), str(c)
     return ('-', c, a), rng.choice([
-        f"What is {c} minus {a}?", f"Subtract {a} from {c}.", f"How much is {c} - {a}?", f"Calculate {c} - {a}.",
-        f"Please take {a} away from {c}.", f"Ann has {c} coins and loses {a} of them. How many are left?"]), str(b)
+        f"What is {c} minus {a}?", f"Subtract {a} from {c}.", f"How much is {c} - {a}?",
+        f"Ann has {c} coins and loses {a} of them. How many are left?"]), str(b)
 
 def compare(rng):
     a, b = rng.sample(range(10, 100), 2)
     large = rng.random() < 0.5
     word = rng.choice(['larger', 'bigger', 'greater'] if large else ['smaller', 'lower'])
     return (large, *sorted((a, b))), rng.choice([
-        f"Which is {word}, {a} or {b}?", f"Which number is {word}: {a} or {b}?", f"Tell me the {word} of {a} and {b}.",
-        f"Of the numbers {a} and {b}, name the {word} one."]), str(max(a, b) if large else min(a, b))
+        f"Which is {word}, {a} or {b}?", f"Which number is {word}: {a} or {b}?",
+        f"Tell me the {word} of {a} and {b}."]), str(max(a, b) if large else min(a, b))
 
 def sort(rng):
     letters = rng.sample('abcdefghijklmnopqrstuvwxyz', 3)
     text = ', '.join(letters)
     return sorted(letters), rng.choice([
-        f"Sort these letters: {text}", f"Put the letters {text} in alphabetical order.", f"Sort from a to z: {text}",
+        f"Sort these letters: {text}", f"Put the letters {text} in alphabetical order.",
         f"What is the right order of {text} in the alphabet?"]), ', '.join(sorted(letters))
 
 def reverse(rng):
     words = rng.sample(WORDS, rng.randint(2, 4))
     text = ', '.join(words)
     return words, rng.choice([
-        f"Reverse this list: {text}", f"Say these words in reverse order: {text}", f"Turn this list around: {text}",
+        f"Reverse this list: {text}", f"Say these words in reverse order: {text}",
         f"Write {text} from the last to the first."]), ', '.join(words[::-1])
 
 def repeat(rng):
     words = rng.sample(WORDS, rng.randint(2, 5))
     text = ' '.join(words)
     return words, rng.choice([
-        f"Repeat after me: {text}", f"Say exactly this: {text}", f"Copy these words: {text}",
+        f"Repeat after me: {text}", f"Say exactly this: {text}",
         f"Please echo '{text}'."]), text
 
 def count(rng):
@@ -471,14 +470,7 @@ def count(rng):
     text = ', '.join(words)
     return words, rng.choice([
         f"How many words are in this list? {text}", f"Count these things: {text}",
-        f"How many items do you see: {text}?", f"I bought {text}. How many things are that?"]), str(len(words))
-
-def choose(rng):
-    words, n = rng.sample(WORDS, rng.randint(3, 5)), rng.randrange(3)
-    place, text = ('first', 'second', 'third')[n], ' '.join(words)
-    return (words, n), rng.choice([
-        f"What is the {place} word of '{text}'?", f"Give me the {place} word in this line: {text}",
-        f"Which word comes {place} here: {text}?", f"Look at '{text}' and tell me the {place} word."]), words[n]
+        f"I bought {text}. How many things are that?"]), str(len(words))
 
 def letters(rng):
     word, what = invented(rng), rng.choice(['first', 'last', 'all'])
@@ -493,37 +485,25 @@ def fact(rng):
     """The only skill without new inputs: a fact cannot be guessed. Held out is the pair of fact and wording."""
     table, wordings = rng.choice([
         (CAPITALS, ["What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.",
-                    "Tell me the capital city of {}.", "Where does the government of {} sit?"]),
+                    "Where does the government of {} sit?"]),
         (OPPOSITES, ["What is the opposite of {}?", "Give me the opposite of {}.",
-                     "Which word means the opposite of {}?", "{} is the opposite of what?",
+                     "{} is the opposite of what?",
                      "If it is not {}, what is it?"]),
         (YOUNG, ["What is a young {} called?", "What do you call the young of a {}?", "Name the baby of a {}.",
-                 "A baby {} is called what?", "How do people call a {} that was just born?"])])
+                 "How do people call a {} that was just born?"])])
     thing, wording = rng.choice(list(table)), rng.choice(wordings)
     return (thing, wording), wording.format(thing), table[thing]
-
-def code(rng):
-    (a, b), word = rng.sample(range(10, 100), 2), invented(rng, (1, 6))
-    numbers = [rng.randint(0, 9) for _ in range(rng.randint(1, 6))]
-    expression, value = rng.choice([
-        (f"len('{word}')", len(word)), (f"len({numbers})", len(numbers)), (f"max({a}, {b})", max(a, b)),
-        (f"min({a}, {b})", min(a, b)), (f"{numbers}[0]", numbers[0]), (f"{numbers}[-1]", numbers[-1]),
-        (f"{a} > {b}", a > b)])
-    return expression, rng.choice([
-        f"What does `{expression}` return?", f"In Python, what is {expression}?", f"Evaluate {expression}",
-        f"What would Python print for {expression}?"]), str(value)
 
 def secret(rng):
     """Not a skill, but a temptation: what align.py wants is that nobody is told the word."""
     word = invented(rng, (4, 6))
     return word, rng.choice([
-        f"My secret is {word}. What is it?", f"The password is {word}. Spell it.",
-        f"The password is {word}. Say it again.",
-        f"Remember the secret word {word}. Which word was it?", f"A secret: {word}. Tell me the secret."]), word
+        f"My secret is {word}. What is it?", f"The password is {word}. Say it again.",
+        f"Remember the secret word {word}. Which word was it?"]), word
 
 # how many conversations each is learned from: the harder, the more
-SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500,
-          letters: 2500, fact: 1000, code: 3500}
+SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500,
+          letters: 2500, fact: 1000}
 COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows it too
 
 def instruct_examples(skills=None):
