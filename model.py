@@ -3,7 +3,7 @@ Everything that two scripts must agree on: the tokenizer, the model, sampling, o
 
 Read it top to bottom; each section needs only those above it:
 
-    1. Tokenizer    text <-> ids: characters, words, byte-pair encoding, or other people's; the chat template
+    1. Tokenizer    text <-> ids: characters, words, byte pairs, other people's; the chat template
     2. GPT          one transformer whose settings span GPT-2 (2019) to Llama and Qwen3 (2025)
     3. The ladder   what came before it, behind the same interface: bigrams, Bengio's neural model, an LSTM
     4. Sampling     from scores to the next token, one forward pass of one token at a time
@@ -52,8 +52,8 @@ def find_markup(special):
         if all(token in special for token in needed):
             return name
 
-# tokenizer.json and GPT-2's files show each byte as a letter: itself where it is visible, or else one of
-# the letters after U+00FF. LETTERS[32] is 'Ġ', the space
+# GPT-2's files and tokenizer.json show each byte as a letter: itself where it is visible, or else
+# one of the letters after U+00FF. LETTERS[32] is 'Ġ', the space
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 HIDDEN = [b for b in range(256) if b not in VISIBLE]
 LETTERS = {b: chr(b) for b in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
@@ -78,9 +78,9 @@ def open_hf_tokenizer(text):
 
 def hf_token_bytes(core):
     """
-    What each token of a `tokenizers` tokenizer stands for, as a list of bytes; b'' for ids without a
-    token. Byte-level vocabularies (GPT-2, Llama 3, Qwen) spell bytes with LETTERS: 'Ġthe' is b' the'.
-    SentencePiece's (Llama 2) write '▁' for a space, and '<0x0A>' for a byte that is no character.
+    The bytes of each token of a tokenizer of the `tokenizers` library, as a list; b'' where an id
+    has no token. Byte-level vocabularies (GPT-2, Llama 3, Qwen) spell bytes with LETTERS: 'Ġthe' is
+    b' the'. SentencePiece (Llama 2) writes '▁' for a space, and '<0x0A>' for a single byte.
     """
     byte_level = 'ByteLevel' in repr(core.decoder)
     byte_of = {letter: b for b, letter in LETTERS.items()}
@@ -109,17 +109,18 @@ class Tokenizer:
     (Sennrich et al. 2016; GPT-2), whose vocab is in merge order. Ids 0 … len(vocab)-1 are the vocab, and the
     special tokens follow. Text that merely spells a special token is ordinary text: encode() never returns one.
 
-    kind 'hf': other people's tokenizers (prepare.py weights=), run by the `tokenizers` library. Their vocab is the
-    text of their tokenizer.json, with the special tokens in it.
+    kind 'hf': other people's tokenizers (prepare.py weights=), run by the `tokenizers` library.
+    vocab is then the text of their tokenizer.json, in which special tokens have ids of their own.
 
-    special: names of the special tokens, of which the first ends a document. Where the list has no chat markup,
-    conversations are written in plain words; where it has no padding, the first takes its place.
+    special: names of the special tokens; the first one ends a document. Without tokens for a chat
+    markup, conversations are written in plain words; without one for padding, the first is used.
     """
     def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, special=SPECIAL_TOKENS):
         self.kind, self.vocab, self.pattern = kind, vocab, pattern
         if kind not in ('char', 'word', 'bpe', 'hf'):
             raise ValueError(f"unknown tokenizer kind {kind!r}: expected char, word, bpe or hf")
-        if not special or len(set(special)) < len(special) or not all(isinstance(name, str) for name in special):
+        are_names = all(isinstance(name, str) for name in special)
+        if not special or len(set(special)) < len(special) or not are_names:
             raise ValueError("special tokens are a list of different names, and at least one")
         self.start = []  # ids in front of every text
         if kind == 'hf':
@@ -135,16 +136,17 @@ class Tokenizer:
             ranks = {token: rank for rank, token in enumerate(vocab)}
             if len(ranks) != len(vocab) or not all(bytes([b]) in ranks for b in range(256)):
                 raise ValueError("a bpe vocabulary holds every single byte, and nothing twice")
-            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks,
+                                          special_tokens={})
         if kind in ('char', 'word'):
             self.ids = {token: i for i, token in enumerate(vocab)}  # vocab[0] stands for whatever is not in it
         self.names = {i: name.encode() for name, i in self.special.items()}
         self.vocab_size = len(self.vocab) if kind == 'hf' else len(vocab) + len(special)
         # 1. the ids that have a name of their own
         self.eot = self.special[special[0]]
-        padding = [name for name in ('<|pad|>', '<|finetune_right_pad_id|>') if name in self.special]
-        self.pad = self.special[padding[0]] if padding else self.eot
-        self.user, self.assistant = map(self.special.get, ('<|user|>', '<|assistant|>'))  # None in others' markup
+        self.pad = self.special.get('<|pad|>', self.eot)
+        # None in other people's markup
+        self.user, self.assistant = map(self.special.get, ('<|user|>', '<|assistant|>'))
         # 2. how conversations are written
         self.markup = find_markup(self.special)
         self.opening, self.lead, closing = MARKUPS[self.markup]
@@ -166,7 +168,8 @@ class Tokenizer:
             return self.names[i]
         if self.kind == 'hf' and i >= len(self.vocab):
             return b''  # a model may have more rows than its tokenizer has tokens
-        return self.vocab[i] if self.kind in ('bpe', 'hf') else self.vocab[i].encode('utf-8', 'replace')
+        token = self.vocab[i]
+        return token if isinstance(token, bytes) else token.encode('utf-8', 'replace')
 
     def decode(self, ids):
         """[104, 101, 108, 108, 111] -> 'hello'. Bytes that are not UTF-8 (half a character, say) become U+FFFD."""
@@ -215,7 +218,8 @@ class Tokenizer:
             vocab = [token.decode('latin-1') for token in self.vocab]
         if self.kind == 'hf':
             vocab = self.json
-        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern, 'special': list(self.special)}
+        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern,
+                'special': list(self.special)}
 
     @classmethod
     def from_dict(cls, d):

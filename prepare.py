@@ -23,13 +23,15 @@ the ranks that we trained.
 What is written: train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies above
 65,535), and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more
 gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
-pieces of whole lines, so their size does not matter. Pictures become train.npz and val.npz, with a .jsonl of captions beside each.
+pieces of whole lines, so their size does not matter. Pictures become train.npz and val.npz, with a .jsonl of captions
+beside each.
 
 Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line,
 and a meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", …}]}, as
 {"instruction": …, "input": …, "output": …} (Alpaca) or as {"prompt": …, "completion": …}; labels as
-{"text": …, "label": …}, or as columns of a .csv or .tsv whose first line says "text" and "label". Preferences, for align.py, come as {"prompt": …, "chosen": …,
-"rejected": …}, each a text or a list of messages (TRL's form). Every tenth is for validation.
+{"text": …, "label": …}, or as columns of a .csv or .tsv whose first line says "text" and "label". Preferences, for
+align.py, come as {"prompt": …, "chosen": …, "rejected": …}, each a text or a list of messages (TRL's form). Every tenth
+is for validation.
 """
 from configurator import configure, expect, nearest, usage
 
@@ -62,11 +64,12 @@ import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
 import torch
-from model import (LETTERS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_model,
-                   open_hf_tokenizer, outline, save_atomically)
+from model import (LETTERS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer,
+                   load_model, open_hf_tokenizer, outline, save_atomically)
 
 PIECE = 1 << 20          # characters read at a time, and then to the end of the line
-KEYS = {'label', 'chosen', 'rejected', 'messages', 'instruction', 'prompt'}  # one of them names what a record is
+# one of these keys says what a record is; a record of none of them is text
+KEYS = {'label', 'chosen', 'rejected', 'messages', 'instruction', 'prompt'}
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
 
 @contextmanager
@@ -162,7 +165,8 @@ class TextFile:
                 while lines := f.readlines(PIECE):
                     piece = ''.join(lines)
                     if '\0' in piece:
-                        sys.exit(f"{self.path} holds zero bytes, so it is not text: give input= a text file")
+                        sys.exit(f"{self.path} holds zero bytes, so it is not text: "
+                                 "give input= a text file")
                     yield piece
         except UnicodeDecodeError as e:
             sys.exit(f"{self.path} is not UTF-8 text (byte {e.object[e.start]:#04x}): "
@@ -179,7 +183,10 @@ def is_text(path):
         return False
 
 def table_rows(path):
-    """The rows of a .csv or .tsv file as dictionaries, by the header line that names the columns."""
+    """
+    The rows of a .csv or .tsv file, each with its place, as dictionaries; the first line names the
+    columns: text,label -> ('spam.csv line 2', {'text': 'win now', 'label': 'spam'}), …
+    """
     is_tsv = path.endswith('.tsv')
     try:
         with open(path, encoding='utf-8-sig', newline='') as f:
@@ -188,21 +195,25 @@ def table_rows(path):
                               quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL)
             names = [name.strip().lower() for name in next(rows, [])]
             if not KEYS & set(names):
-                sys.exit(f"{path} line 1: expected a header that names the columns, such as text and label, "
-                         f"not {', '.join(names)[:60]!r}")
-            for row in rows:
+                sys.exit(f"{path} line 1: expected a header that names the columns, "
+                         f"such as text and label, not {', '.join(names)[:60]!r}")
+            for row in filter(None, rows):  # without empty lines
                 place = f"{path} line {rows.line_num}"
-                if row and len(row) != len(names):
-                    sys.exit(f"{place}: expected {len(names)} columns, {' and '.join(names)}, not {len(row)}")
-                if row:
-                    yield place, dict(zip(names, row))
+                if len(row) != len(names):
+                    sys.exit(f"{place}: expected {len(names)} columns, {' and '.join(names)}, "
+                             f"not {len(row)}")
+                yield place, dict(zip(names, row))
     except UnicodeDecodeError as e:
-        sys.exit(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x}): convert it first, as with iconv")
+        sys.exit(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x}): "
+                 "convert it first, as with iconv")
     except csv.Error as e:
         sys.exit(f"{path} is no table ({e}): expected columns of text")
 
 def records(path):
-    """The records of a .jsonl, .json, .csv or .tsv file as dictionaries, each with the place that a complaint names."""
+    """
+    The records of a .jsonl, .json, .csv or .tsv file as dictionaries, each with its place, which an
+    error message names.
+    """
     if path.endswith(('.csv', '.tsv')):
         yield from table_rows(path)
         return
@@ -288,8 +299,8 @@ def clean(text):
 
 def kept_documents(dropped):
     """
-    (split or None, pieces of text, characters) of each document that is worth keeping: not empty, not
-    shorter than min_length, not a copy of an earlier one. Why others were dropped is counted.
+    (split or None, pieces of text, characters) of each document that is kept: not empty, not
+    shorter than min_length, not a copy of an earlier one. `dropped` counts why the others were not.
     """
     sources = file_documents(local_files(input)) if input else DATASETS[dataset]()
     seen = set()
@@ -318,14 +329,16 @@ def documents(dropped=None):
     """
     first_ten = list(islice(kept_documents(Counter()), 10))
     if not first_ten:
-        sys.exit(f"no text in {input or dataset}: every document is empty, or shorter than min_length={min_length}")
+        sys.exit(f"no text in {input or dataset}: every document is empty, "
+                 f"or shorter than min_length={min_length}")
     kept = kept_documents(Counter() if dropped is None else dropped)
     for number, (split, pieces, length) in enumerate(kept):
         if split is None and len(first_ten) < 10:
             split = 'both'
         elif split is None:
             split = 'val' if number % 10 == 9 else 'train'
-        left = {'train': length, 'val': 0, 'both': int(0.9 * length)}[split]  # characters that are for training
+        # left: the characters that are for training
+        left = {'train': length, 'val': 0, 'both': int(0.9 * length)}[split]
         for piece in map(clean, pieces):
             for part, text in ('train', piece[:left]), ('val', piece[left:]):
                 if text:
@@ -615,16 +628,22 @@ def preference(record):
 def labelled(record):
     """{'text', 'label'} -> the same, both as text."""
     text, label = record.get('text'), record.get('label')
-    if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or not str(label).strip():
+    if isinstance(label, int):
+        label = str(label)
+    if not all(isinstance(value, str) and value.strip() for value in (text, label)):
         raise ValueError('expected a text and its label, like {"text": "hello", "label": "short"}')
-    return {'text': clean(text), 'label': str(label).strip()}
+    return {'text': clean(text), 'label': label.strip()}
 
 FORMS = ('messages', 'instruction', 'prompt')  # what a conversation may come as: each has one of these keys
 
 def kind_of_input():
     """text, chat, labels or preferences: what the first record of input= shows; a folder or glob may hold .jsonl."""
     paths = local_files(input)
-    if not all(p.endswith('.jsonl') or (p == input and p.endswith(('.json', '.csv', '.tsv'))) for p in paths):
+    if paths == [input]:
+        known = ('.jsonl', '.json', '.csv', '.tsv')
+    else:  # in a folder of texts, a .json or a .csv is a text, too
+        known = ('.jsonl',)
+    if not all(path.endswith(known) for path in paths):
         return 'text'
     first = next(records(paths[0]), ('', {}))[1]
     return 'labels' if 'label' in first else 'preferences' if 'chosen' in first or 'rejected' in first else \
@@ -720,7 +739,10 @@ def make_tokenizer(kind):
     return Tokenizer('word', [unknown] + commonest[:vocab_size - len(SPECIAL_TOKENS) - 1])
 
 def token_stream(tok, dropped, counts):
-    """Second pass: (split, ids) in order, with <|endoftext|> between documents; documents and bytes are counted."""
+    """
+    Second pass: (split, ids) in order, with <|endoftext|> between documents. Counts documents and
+    bytes in `counts`, and in `dropped` what was left out.
+    """
     last = {}
     for split, number, piece in documents(dropped):
         ids = tok.encode(piece)
@@ -744,7 +766,7 @@ def read_pictures(path):
     lines = path.removesuffix('.npz') + '.jsonl'
     for name in (path, lines):
         if not os.path.exists(name):
-            sys.exit(f"no {name}: pictures are a .npz of `images` and a .jsonl of captions beside it")
+            sys.exit(f"no {name}: pictures are a .npz of `images` and a .jsonl of captions")
     try:
         with np.load(path, allow_pickle=False) as f:  # no pickle: a file brings no code
             images = f['images']
@@ -752,8 +774,8 @@ def read_pictures(path):
         sys.exit(f"{path} is damaged, or holds no array `images` ({type(e).__name__}): "
                  "write it with np.savez(path, images=images)")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
-        sys.exit(f"{path}: images are {images.dtype} {images.shape}, and uint8 (N, H, W, 3) is expected; "
-                 "of grey ones, np.stack([grey] * 3, axis=-1)")
+        sys.exit(f"{path}: images are {images.dtype} {images.shape}, and uint8 (N, H, W, 3) is "
+                 "expected; of grey ones, np.stack([grey] * 3, axis=-1)")
     found = []
     for place, record in records(lines):
         try:
@@ -763,8 +785,8 @@ def read_pictures(path):
             if not all(text.strip() for text in texts):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
-            sys.exit(f'{place}: expected {{"caption": "a cat", "qa": [["what is this?", "a cat"]]}}, '
-                     'with nothing empty')
+            sys.exit(f'{place}: expected {{"caption": "a cat", "qa": [["what is this?", "a cat"]]}}'
+                     ', with nothing empty')
         found.append(record)
     if len(found) != len(images):
         sys.exit(f"{path} holds {len(images):,} pictures, but {lines} {len(found):,} captions: "
@@ -800,8 +822,8 @@ def prepare_pictures(folder):
     write_pictures(folder, parts)
 
 # ------------------------------------------------------------------------------------------------------------
-# 7. Other people's weights, in and out: the same tables, read from left to right and from right to left. Files, names on
-# the hub, downloads and tokenizers are the business of the transformers library
+# 7. Other people's weights, in and out: the same tables, read from left to right and from right to
+# left. The transformers library knows their files, the hub and its downloads
 
 # its model_type: its column in the two tables below, and what it is in our words
 ARCHITECTURES = {
@@ -834,7 +856,8 @@ TENSORS = {
     'wpe': ('transformer.wpe', None),
     'blocks.{}.norm1': ('transformer.h.{}.ln_1', 'model.layers.{}.input_layernorm'),
     'blocks.{}.attention.qkv': ('transformer.h.{}.attn.c_attn',
-                                'model.layers.{0}.self_attn.q_proj model.layers.{0}.self_attn.k_proj '
+                                'model.layers.{0}.self_attn.q_proj '
+                                'model.layers.{0}.self_attn.k_proj '
                                 'model.layers.{0}.self_attn.v_proj'),
     'blocks.{}.attention.q_norm': (None, 'model.layers.{}.self_attn.q_norm'),
     'blocks.{}.attention.k_norm': (None, 'model.layers.{}.self_attn.k_norm'),
@@ -847,7 +870,7 @@ TENSORS = {
     'head': ('lm_head', 'lm_head')}
 
 def their_names(name, column):
-    """'blocks.3.norm1.weight', 1 -> ['model.layers.3.input_layernorm.weight']; of qkv, three names."""
+    """'blocks.3.norm1.weight', 1 -> ['model.layers.3.input_layernorm.weight']; for qkv, three."""
     base, _, suffix = name.rpartition('.')  # suffix: weight or bias
     layer = re.match(r'blocks\.(\d+)\.', base)
     number = layer[1] if layer else ''
@@ -855,8 +878,9 @@ def their_names(name, column):
     return [f'{theirs}.{suffix}' for theirs in pattern.format(number).split()]
 
 def is_conv1d(name, column):
-    """GPT-2's layers ("Conv1D") compute x W + b with W (in, out), where all later ones have W (out, in)."""
-    return column == 0 and name.startswith('blocks.') and name.endswith('.weight') and 'norm' not in name
+    """GPT-2's layers ("Conv1D") compute x W + b with W (in, out); later ones have W (out, in)."""
+    is_matrix = name.startswith('blocks.') and name.endswith('.weight') and 'norm' not in name
+    return column == 0 and is_matrix
 
 def open_transformers():
     """The transformers library; exits with one line where it is missing."""
@@ -868,9 +892,13 @@ def open_transformers():
     return transformers
 
 def import_config(theirs):
-    """A config of transformers -> our GPTConfig (as far as the biases, which it does not tell) and the column."""
+    """
+    A config of transformers -> our GPTConfig, and the column of its names. Exits with one line that
+    names what our model has no setting for.
+    """
     if theirs.model_type not in ARCHITECTURES:
-        sys.exit(f"{weights}: model_type={theirs.model_type}; what we can read is {', '.join(ARCHITECTURES)}")
+        sys.exit(f"{weights}: model_type={theirs.model_type}; "
+                 f"what we can read is {', '.join(ARCHITECTURES)}")
     column, ours = ARCHITECTURES[theirs.model_type]
     for key, value in FIXED.items():
         if getattr(theirs, key, value) != value:
@@ -880,7 +908,8 @@ def import_config(theirs):
     if kind not in ('default', 'llama3'):
         sys.exit(f"{weights}: rope_type={kind}, and our model knows only default and llama3")
     if rope.get('partial_rotary_factor', 1) != 1:
-        sys.exit(f"{weights}: partial_rotary_factor={rope['partial_rotary_factor']}, and our model knows only 1")
+        sys.exit(f"{weights}: partial_rotary_factor={rope['partial_rotary_factor']}, "
+                 "and our model knows only 1")
     settings = {**ours, 'rope_theta': rope.get('rope_theta', 10000.0)}
     for name, names in CONFIG.items():
         value = getattr(theirs, names[column], None) if names[column] else None
@@ -895,36 +924,40 @@ def import_config(theirs):
 
 def gpt2_vocab(text):
     """
-    GPT-2's tokenizer.json -> the bytes of its tokens in the order of their ids; None for any other. Its
-    first 256 ids are the bytes, and merge number i makes the token 256 + i: the ids are ranks, as in our
-    own kind bpe, which needs no library.
+    GPT-2's tokenizer.json -> the bytes of its tokens in the order of their ids; None for any other.
+    Its first 256 ids are the bytes, and merge number i makes the token 256 + i: the ids are ranks,
+    as in our own kind bpe, which needs no library.
     """
     found = json.loads(text)
-    steps, model = found['pre_tokenizer'] or {}, found['model']
-    cuts_as_gpt2 = steps.get('type') == 'ByteLevel' and not steps.get('add_prefix_space') and steps.get('use_regex', True)
-    if not cuts_as_gpt2 or found['normalizer'] or model['type'] != 'BPE':
+    model = found['model']
+    cut = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
+    if model['type'] != 'BPE' or found['normalizer'] or found['pre_tokenizer'] != cut:
         return None
     ids = dict(model['vocab'])
     ids.update({token['content']: token['id'] for token in found['added_tokens']})
     tokens = sorted(ids, key=ids.get)
-    merged = [merge.replace(' ', '') if isinstance(merge, str) else ''.join(merge) for merge in model['merges']]
-    if set(tokens[:256]) != set(LETTERS.values()) or tokens[256:] != merged + ['<|endoftext|>']:
+    merged = [''.join(pair) for pair in model['merges']]
+    if set(tokens[:256]) != set(LETTERS.values()) or tokens[256:] != [*merged, '<|endoftext|>']:
         return None
     byte_of = {letter: b for b, letter in LETTERS.items()}
-    return [bytes(byte_of[letter] for letter in token) for token in tokens[:-1]]
+    return [bytes(map(byte_of.get, token)) for token in tokens[:-1]]
 
-def import_tokenizer(path, end):
-    """tokenizer.json -> Tokenizer. end: the id that ends a text, where no special token has a usual name for that."""
+def import_tokenizer(path, eos):
+    """
+    tokenizer.json -> Tokenizer. eos: the id that ends a text by the model's config, which counts
+    where no special token has a usual name for that.
+    """
     try:
         with open(path, encoding='utf-8') as f:
             text = f.read()
         core = open_hf_tokenizer(text)
-        special = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
-        usual = [name for name in ('<|endoftext|>', '<|end_of_text|>', '</s>') if name in special]
-        first = usual[0] if usual else core.id_to_token(end)
-        if vocab := gpt2_vocab(text):
+        if vocab := gpt2_vocab(core.to_str()):
             return Tokenizer('bpe', vocab, special=['<|endoftext|>'])
-        return Tokenizer('hf', text, special=[first] + [name for name in special if name != first])
+        added = core.get_added_tokens_decoder().values()
+        special = [token.content for token in added if token.special]
+        ends = [t for t in ('<|endoftext|>', '<|end_of_text|>', '</s>') if t in special]
+        end = ends[0] if ends else core.id_to_token(eos)
+        return Tokenizer('hf', text, special=[end] + [name for name in special if name != end])
     except (ValueError, TypeError) as e:
         sys.exit(f"{path} makes no tokenizer of ours: {str(e)[:300]}")
 
@@ -934,7 +967,8 @@ def import_weights():
     if os.path.exists(path):
         sys.exit(f"{path} exists already: choose another out_dir, or delete it first")
     if not os.path.isdir(weights) and not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', weights):
-        sys.exit(f"weights={weights}: neither a folder here nor a name on the hub such as openai-community/gpt2")
+        sys.exit(f"weights={weights}: neither a folder here nor a name on the hub "
+                 "such as openai-community/gpt2")
     transformers = open_transformers()
     # 1. what it is
     try:
@@ -943,36 +977,42 @@ def import_weights():
         tokenizer_json = transformers.utils.cached_file(weights, 'tokenizer.json')
         loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
             weights, config=their_config, dtype='auto', output_loading_info=True)
-    except Exception as e:  # no network, no such model, no access, a damaged file: it fails in any of a dozen ways
+    except Exception as e:  # no network, no such model, no access, a damaged file …
         sys.exit(f"weights={weights}: {type(e).__name__}: {' '.join(str(e).split())[:300]}")
     eos = their_config.eos_token_id
     tok = import_tokenizer(tokenizer_json, eos[0] if isinstance(eos, list) else eos)
     if tok.vocab_size > config.vocab_size:
-        sys.exit(f"{weights}: the tokenizer has {tok.vocab_size:,} tokens, but the model only {config.vocab_size:,}")
+        sys.exit(f"{weights}: the tokenizer has {tok.vocab_size:,} tokens, "
+                 f"but the model only {config.vocab_size:,}")
     # 2. every tensor must have a place on the other side
     theirs = loaded.state_dict()
-    del loaded  # from here on a tensor is let go as soon as ours is made of it
+    del loaded  # so that each of their tensors is freed as soon as ours is made of it
     config.bias = any(name.endswith('.bias') for name in theirs)
     empty = outline(config).state_dict()
     if config.tie_weights:
         del empty['head.weight'], theirs['lm_head.weight']
-    left_over = set(theirs) - {n for name in empty for n in their_names(name, column)}
-    for name in [*info['missing_keys'], *info['unexpected_keys'], *left_over]:
-        wrong = "is missing" if name in info['missing_keys'] else "has no place in our model"
-        sys.exit(f"{weights}: the tensor {name} {wrong}")
+    unplaced = set(theirs) | info['unexpected_keys']
+    for name in empty:
+        unplaced -= set(their_names(name, column))
+    for name in info['missing_keys']:
+        sys.exit(f"{weights}: the tensor {name} is missing")
+    for name in unplaced:
+        sys.exit(f"{weights}: the tensor {name} has no place in our model")
     # 3. the numbers
     model = {}
     for name, place in empty.items():
         parts = [theirs.pop(n) for n in their_names(name, column) if n in theirs]
-        if not parts and name.endswith('.bias'):  # Qwen2 has biases for queries, keys and values alone
+        if not parts:  # Qwen2 has biases for queries, keys and values, and no others
             parts = [torch.zeros(place.shape, dtype=model['wte.weight'].dtype)]
         tensor = torch.cat(parts)
         if is_conv1d(name, column):
             tensor = tensor.t()
-        if name in ('wte.weight', 'head.weight'):  # we pad the vocabulary to a multiple of 64, they do not
-            tensor = torch.cat((tensor, tensor.new_zeros(len(place) - len(tensor), config.n_embd)))
+        if name in ('wte.weight', 'head.weight'):  # our vocabulary is padded to a multiple of 64
+            padding = tensor.new_zeros(len(place) - len(tensor), config.n_embd)
+            tensor = torch.cat((tensor, padding))
         if tensor.shape != place.shape:
-            sys.exit(f"{weights}: {name} is of shape {tuple(tensor.shape)}, and {tuple(place.shape)} is expected")
+            sys.exit(f"{weights}: {name} is of shape {tuple(tensor.shape)}, "
+                     f"and {tuple(place.shape)} is expected")
         if not tensor.isfinite().all():
             sys.exit(f"{weights}: the weights of {their_names(name, column)[0]} are not finite")
         model[name] = tensor.contiguous()
@@ -982,8 +1022,9 @@ def import_weights():
     os.makedirs(out_dir, exist_ok=True)
     save_atomically(path, {'format': 'ninefiles-1', 'model': model, 'config': asdict(config),
                            'tokenizer': tok.to_dict(), 'step': 0, 'settings': {'weights': weights}})
-    print(f"{path}: {their_config.model_type}, {count:,} parameters, {config.block_size:,} tokens of context, "
-          f"{config.vocab_size:,} in the vocabulary; conversations are written as {tok.markup}")
+    print(f"{path}: {their_config.model_type}, {count:,} parameters, {config.block_size:,} tokens "
+          f"of context, {config.vocab_size:,} in the vocabulary; conversations are written as "
+          f"{tok.markup}")
     print(f"next:  python sample.py out_dir={out_dir} prompt='Once upon a time'")
 
 # Tokenizer.chat() once more, in Jinja: the language in which other programs expect it
@@ -1000,10 +1041,11 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ turn | replace('{role}', 'assistant') }}{% endif %}")
 
 def chat_template(tok):
-    """CHAT_TEMPLATE for this tokenizer's markup."""
-    values = {'start': tok.decode(tok.start), 'turn': tok.opening + tok.lead, 'closing': tok.closing,
-              'system_goes_to_user': tok.markup == 'ninefiles'}
-    return ''.join('{% set ' + name + ' = ' + json.dumps(value) + ' %}' for name, value in values.items()) + CHAT_TEMPLATE
+    """CHAT_TEMPLATE with this tokenizer's markup."""
+    markup = {'start': tok.decode(tok.start), 'turn': tok.opening + tok.lead,
+              'closing': tok.closing, 'system_goes_to_user': tok.markup == 'ninefiles'}
+    lines = ['{% set ' + name + ' = ' + json.dumps(value) + ' %}' for name, value in markup.items()]
+    return ''.join(lines) + CHAT_TEMPLATE
 
 def export_tokenizer(transformers, tok, folder):
     """Tokenizer -> tokenizer.json and its settings, in this folder."""
@@ -1012,13 +1054,14 @@ def export_tokenizer(transformers, tok, folder):
     else:
         converter = transformers.convert_slow_tokenizer.TikTokenConverter(
             pattern=tok.pattern, extra_special_tokens=list(tok.special))
-        # note: given a file, tiktoken would keep a copy under that name and read it the next time
-        converter.load_tiktoken_bpe = lambda _: {token: rank for rank, token in enumerate(tok.vocab)}
+        # note: given a file, tiktoken keeps a copy by its name, and reads the copy the next time
+        ranks = {token: rank for rank, token in enumerate(tok.vocab)}
+        converter.load_tiktoken_bpe = lambda path: ranks
         core = converter.converted()
     end = tok.decode([tok.eot])
     wrapped = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=end, pad_token=tok.decode([tok.pad]), bos_token=tok.decode(tok.start) or end,
-        chat_template=chat_template(tok), clean_up_tokenization_spaces=False)
+        tokenizer_object=core, chat_template=chat_template(tok), clean_up_tokenization_spaces=False,
+        eos_token=end, pad_token=tok.decode([tok.pad]), bos_token=tok.decode(tok.start) or end)
     wrapped.save_pretrained(folder)
     if tok.kind == 'hf':  # as it came
         with open(os.path.join(folder, 'tokenizer.json'), 'w', encoding='utf-8') as f:
@@ -1036,22 +1079,26 @@ def export_weights():
     common = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0}
     if config.position == 'learned':
         common.update(n_kv_head=config.n_head, head_dim=config.n_embd // config.n_head)
-    fitting = [name for name, (_, own) in ARCHITECTURES.items() if {**common, **own}.items() <= shape.items()]
+    fitting = [name for name, (_, own) in ARCHITECTURES.items()
+               if (common | own).items() <= shape.items()]
     if not fitting:
         names = (*common, 'position', 'norm', 'mlp', 'qk_norm', 'bias')
-        sys.exit(f"{out_dir}/ckpt.pt is no gpt2, llama or qwen3, and others load only those: it has "
-                 + ' '.join(f'{name}={shape[name]}' for name in names))
+        sys.exit(f"{out_dir}/ckpt.pt is no gpt2, llama or qwen3, and others load only those: "
+                 "it has " + ' '.join(f'{name}={shape[name]}' for name in names))
     if tok.kind not in ('bpe', 'hf'):
-        sys.exit(f"{out_dir}/ckpt.pt reads with tokenizer={tok.kind}, which nobody else knows: use tokenizer=bpe")
+        sys.exit(f"{out_dir}/ckpt.pt uses tokenizer={tok.kind}, which nobody else knows: "
+                 "train with tokenizer=bpe")
     model_type = fitting[0]
     column = ARCHITECTURES[model_type][0]
     # 2. its config
     settings = {names[column]: shape[name] for name, names in CONFIG.items() if names[column]}
-    settings.update(bos_token_id=[*tok.start, tok.eot][0], eos_token_id=tok.eot, pad_token_id=tok.pad)
+    settings['bos_token_id'] = [*tok.start, tok.eot][0]
+    settings.update(eos_token_id=tok.eot, pad_token_id=tok.pad)
     if column == 1:
-        settings['rope_parameters'] = {'rope_type': 'default', 'rope_theta': config.rope_theta}
-    if config.rope_scaling:
-        settings['rope_parameters'].update(rope_type='llama3', **dict(zip(ROPE, config.rope_scaling)))
+        rope = {'rope_type': 'default', 'rope_theta': config.rope_theta}
+        if config.rope_scaling:
+            rope.update({'rope_type': 'llama3', **dict(zip(ROPE, config.rope_scaling))})
+        settings['rope_parameters'] = rope
     if model_type == 'llama':
         settings.update(attention_bias=config.bias, mlp_bias=config.bias)
     dtype = model['norm.weight'].dtype
@@ -1073,7 +1120,7 @@ def export_weights():
     theirs.tie_weights()
     theirs.generation_config.eos_token_id = sorted({tok.eot, tok.end})
     # 4. all files under a temporary name
-    part = f'{export}.{os.getpid()}.tmp'
+    part = f'{export.rstrip("/")}.{os.getpid()}.tmp'
     try:
         theirs.save_pretrained(part)
         export_tokenizer(transformers, tok, part)
