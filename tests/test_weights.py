@@ -132,6 +132,18 @@ def test_bfloat16_and_shards(prepare, tmp_path, transformers):
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'back', dtype='auto')
     assert again.dtype == torch.bfloat16 and torch.equal(again.lm_head.weight, model.lm_head.weight)
 
+def test_the_files_of_gpt2_themselves(prepare, tmp_path, transformers):
+    """They leave out the first word of each name, hold attention's mask, and may be a .bin."""
+    model, _ = make(tmp_path / 'hf', transformers, 'gpt2')
+    one = load_checkpoint(prepare(weights=tmp_path / 'hf', out_dir=tmp_path / 'one'))
+    tensors = {n.removeprefix('transformer.'): t.clone() for n, t in model.state_dict().items() if n != 'lm_head.weight'}
+    tensors.update({f'h.{i}.attn.bias': torch.ones(1, 1, 64, 64) for i in range(2)})
+    (tmp_path / 'hf' / 'model.safetensors').unlink()
+    torch.save(tensors, tmp_path / 'hf' / 'pytorch_model.bin')
+    two = load_checkpoint(prepare(weights=tmp_path / 'hf', out_dir=tmp_path / 'two'))
+    assert all(torch.equal(one['model'][n], tensor) for n, tensor in two['model'].items())
+    assert torch.equal(one['model']['blocks.0.mlp.up.weight'], tensors['h.0.mlp.c_fc.weight'].T)  # (out, in) here
+
 def test_llama_3_slows_down_the_pairs_that_turn_slowly():
     how = dict(n_head=1, n_embd=4, head_dim=4, block_size=2, rope_theta=10000.0)
     stretched = GPTConfig(**how, rope_scaling=(8.0, 1.0, 4.0, 64))
