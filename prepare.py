@@ -1049,11 +1049,11 @@ def chat_template(tok):
 
 def export_tokenizer(transformers, tok, folder):
     """Tokenizer -> tokenizer.json and its settings, in this folder."""
+    from transformers.convert_slow_tokenizer import TikTokenConverter
     if tok.kind == 'hf':
         core = open_hf_tokenizer(tok.json)
     else:
-        converter = transformers.convert_slow_tokenizer.TikTokenConverter(
-            pattern=tok.pattern, extra_special_tokens=list(tok.special))
+        converter = TikTokenConverter(pattern=tok.pattern, extra_special_tokens=list(tok.special))
         # note: given a file, tiktoken keeps a copy by its name, and reads the copy the next time
         ranks = {token: rank for rank, token in enumerate(tok.vocab)}
         converter.load_tiktoken_bpe = lambda path: ranks

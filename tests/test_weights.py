@@ -192,6 +192,13 @@ def test_our_own_models_go_out_and_come_back(prepare, tmp_path, transformers, sh
     messages = [{'role': role, 'content': content} for role, content in TALK]
     assert u.encode(SAMPLE) == t.encode(SAMPLE) and u.chat(messages) == t.chat(messages) and u.special == t.special
 
+def test_out_and_in_as_a_user_types_it(tmp_path, transformers):
+    t = ours(tmp_path / 'out', [b'th', b'the', b' the'])
+    for args in ('export=hf', 'out_dir=out'), ('weights=hf', 'out_dir=back'):
+        done = run('prepare.py', *args, cwd=tmp_path)
+        assert done.returncode == 0 and 'next:' in done.stdout, done.stderr
+    assert load_model(str(tmp_path / 'back'))[1].encode('the the') == t.encode('the the') == [257, 258]
+
 @pytest.mark.parametrize('name', ['ours', 'gpt2', 'llama', 'llama3', 'mistral'])
 def test_the_chat_template_gives_the_ids_of_chat(prepare, tmp_path, transformers, name):
     if name == 'ours':
