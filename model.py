@@ -3,7 +3,7 @@ Everything that two scripts must agree on: the tokenizer, the model, sampling, o
 
 Read it top to bottom; each section needs only those above it:
 
-    1. Tokenizer    text <-> ids: characters, words, or byte-pair encoding; special tokens; the chat template
+    1. Tokenizer    text <-> ids: characters, words, byte pairs, other people's; the chat template
     2. GPT          one transformer whose settings span GPT-2 (2019) to Llama and Qwen3 (2025)
     3. The ladder   what came before it, behind the same interface: bigrams, Bengio's neural model, an LSTM
     4. Sampling     from scores to the next token, one forward pass of one token at a time
@@ -15,11 +15,10 @@ Shape letters, here and in every script: B batch, T time (tokens), C channels (n
 head, V vocabulary. There is nothing to run here: train.py trains the model, and tests/test_model.py shows what must
 hold.
 """
-import codecs, csv, ctypes, json, math, os, re, signal, sys, unicodedata
+import codecs, csv, ctypes, json, math, os, re, signal, sys
 from collections import defaultdict
 from dataclasses import dataclass
 import numpy as np
-import regex
 import tiktoken
 import torch
 import torch.nn as nn
@@ -46,62 +45,131 @@ MARKUPS = {'ninefiles': ('<|{role}|>', '', '<|end|>'),
            'llama3': ('<|start_header_id|>{role}<|end_header_id|>', '\n\n', '<|eot_id|>'),
            'plain': ('', '{role}:\n', '{eot}')}
 
+def find_markup(special):
+    """The first of MARKUPS whose special tokens are all there; the plain one needs none."""
+    for name, (opening, _, closing) in MARKUPS.items():
+        needed = re.findall(r'<\|\w+\|>', opening.format(role='user') + closing)
+        if all(token in special for token in needed):
+            return name
+
+# GPT-2's files and tokenizer.json show each byte as a letter: itself where it is visible, or else
+# one of the letters after U+00FF. LETTERS[32] is 'Ġ', the space
+VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+HIDDEN = [b for b in range(256) if b not in VISIBLE]
+LETTERS = {b: chr(b) for b in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
+
+def open_hf_tokenizer(text):
+    """
+    The text of a tokenizer.json -> a tokenizer of the `tokenizers` library (Hugging Face). Raises
+    ValueError where it is damaged; exits with one line where the library is missing.
+    """
+    try:
+        import tokenizers
+    except ImportError:
+        sys.exit("this model's tokenizer needs the tokenizers library: pip install transformers")
+    try:
+        core = tokenizers.Tokenizer.from_str(text)
+    except Exception as e:  # the library raises Exception itself, whatever is wrong
+        raise ValueError(f"not a tokenizer.json: {str(e)[:200]}") from None
+    core.no_truncation()
+    core.no_padding()
+    core.encode_special_tokens = True  # text that spells a special token stays ordinary text
+    return core
+
+def hf_token_bytes(core):
+    """
+    The bytes of each token of a tokenizer of the `tokenizers` library, as a list; b'' where an id
+    has no token. Byte-level vocabularies (GPT-2, Llama 3, Qwen) spell bytes with LETTERS: 'Ġthe' is
+    b' the'. SentencePiece (Llama 2) writes '▁' for a space, and '<0x0A>' for a single byte.
+    """
+    byte_level = 'ByteLevel' in repr(core.decoder)
+    byte_of = {letter: b for b, letter in LETTERS.items()}
+    added = core.get_added_tokens_decoder()  # id: special tokens and the like, which are plain text
+    ids = core.get_vocab(with_added_tokens=True)
+    highest = max(ids.values(), default=0)
+    if highest >= 1 << 24:  # a damaged file would take all memory
+        raise ValueError(f"a token has the id {highest:,}")
+    vocab = [b''] * (highest + 1)
+    for token, i in ids.items():
+        if i in added:
+            vocab[i] = added[i].content.encode()
+        elif byte_level:
+            vocab[i] = bytes(byte_of[letter] for letter in token if letter in byte_of)
+        elif re.fullmatch('<0x[0-9A-F]{2}>', token):
+            vocab[i] = bytes([int(token[3:5], 16)])
+        else:
+            vocab[i] = token.replace('▁', ' ').encode()
+    return vocab
+
 class Tokenizer:
     """
-    Text <-> token ids, for the three ways of cutting text up; every checkpoint carries its own.
+    Text <-> token ids, for the ways of cutting text up; every checkpoint carries its own.
 
     kind 'char': a token a character; 'word': a token a word, space or sign; 'bpe': byte-pair encoding over bytes
     (Sennrich et al. 2016; GPT-2), whose vocab is in merge order. Ids 0 … len(vocab)-1 are the vocab, and the
     special tokens follow. Text that merely spells a special token is ordinary text: encode() never returns one.
 
-    foreign: what the tokenizer of other people's weights has instead (prepare.py weights=). Its vocab holds all ids,
-    b'' for those that mean nothing, and foreign is {'special': {name: id}, 'text': the same for tokens that text may
-    spell ('<think>'), 'start': ids in front of every text, 'eot' and 'pad': names, 'markup': of MARKUPS, 'nfc': bool}.
+    kind 'hf': other people's tokenizers (prepare.py weights=), run by the `tokenizers` library.
+    vocab is then the text of their tokenizer.json, in which special tokens have ids of their own.
+
+    special: names of the special tokens; the first one ends a document. Without tokens for a chat
+    markup, conversations are written in plain words; without one for padding, the first is used.
     """
-    def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, foreign=None):
-        self.kind, self.vocab, self.pattern, self.foreign = kind, vocab, pattern, foreign
-        about = foreign or {'special': {name: len(vocab) + i for i, name in enumerate(SPECIAL_TOKENS)}, 'text': {},
-                            'start': [], 'eot': '<|endoftext|>', 'pad': '<|pad|>', 'markup': 'ninefiles', 'nfc': False}
-        self.special, self.text, self.start = about['special'], about['text'], about['start']
-        self.markup, self.nfc = about['markup'], about['nfc']
-        self.vocab_size = len(vocab) + (0 if foreign else len(SPECIAL_TOKENS))
-        self.eot, self.pad = self.special[about['eot']], self.special[about['pad']]
-        self.user, self.assistant = map(self.special.get, ('<|user|>', '<|assistant|>'))  # None in others' markup
-        self.opening, self.lead, self.closing = (text.replace('{eot}', about['eot']) for text in MARKUPS[self.markup])
-        self.names = {i: name.encode() for name, i in {**self.special, **self.text}.items()}
-        if kind == 'bpe':
-            ranks = {token: rank for rank, token in enumerate(vocab) if token and not (foreign and rank in self.names)}
-            missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
-            if not foreign and (missing or len(ranks) != len(vocab)):
-                raise ValueError("a bpe vocabulary holds every single byte, and nothing twice")
-            if not all(0 <= i < self.vocab_size for i in [*self.names, *self.start]):
-                raise ValueError("a special token's id lies outside of the vocabulary")
-            self.missing = {byte[0] for byte in missing}  # SmolLM2 lacks some rare ones: they are left out of texts
-            ranks.update({byte: self.vocab_size + i for i, byte in enumerate(missing)})
-            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.text)
-        elif kind in ('char', 'word'):
-            self.ids = {token: i for i, token in enumerate(vocab)}  # vocab[0] stands for whatever is not in it
+    def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, special=SPECIAL_TOKENS):
+        self.kind, self.vocab, self.pattern = kind, vocab, pattern
+        if kind not in ('char', 'word', 'bpe', 'hf'):
+            raise ValueError(f"unknown tokenizer kind {kind!r}: expected char, word, bpe or hf")
+        are_names = all(isinstance(name, str) for name in special)
+        if not special or len(set(special)) < len(special) or not are_names:
+            raise ValueError("special tokens are a list of different names, and at least one")
+        self.start = []  # ids in front of every text
+        if kind == 'hf':
+            self.json, self.core = vocab, open_hf_tokenizer(vocab)
+            self.vocab = hf_token_bytes(self.core)
+            self.special = {name: self.core.token_to_id(name) for name in special}
+            if None in self.special.values():
+                raise ValueError("a special token is not in the vocabulary")
+            self.start = self.core.encode('').ids
         else:
-            raise ValueError(f"unknown tokenizer kind {kind!r}: expected char, word or bpe")
+            self.special = {name: len(vocab) + i for i, name in enumerate(special)}
+        if kind == 'bpe':
+            ranks = {token: rank for rank, token in enumerate(vocab)}
+            if len(ranks) != len(vocab) or not all(bytes([b]) in ranks for b in range(256)):
+                raise ValueError("a bpe vocabulary holds every single byte, and nothing twice")
+            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks,
+                                          special_tokens={})
+        if kind in ('char', 'word'):
+            self.ids = {token: i for i, token in enumerate(vocab)}  # vocab[0] stands for whatever is not in it
+        self.names = {i: name.encode() for name, i in self.special.items()}
+        self.vocab_size = len(self.vocab) if kind == 'hf' else len(vocab) + len(special)
+        # 1. the ids that have a name of their own
+        self.eot = self.special[special[0]]
+        self.pad = self.special.get('<|pad|>', self.eot)
+        # None in other people's markup
+        self.user, self.assistant = map(self.special.get, ('<|user|>', '<|assistant|>'))
+        # 2. how conversations are written
+        self.markup = find_markup(self.special)
+        self.opening, self.lead, closing = MARKUPS[self.markup]
+        self.closing = closing.replace('{eot}', special[0])
         self.end = self.spell(self.closing)[0]
 
     def encode(self, text):
         """Of single bytes: 'hello' -> [104, 101, 108, 108, 111]. What char and word lack becomes their first entry."""
         if self.kind == 'bpe':
-            text = unicodedata.normalize('NFC', text) if self.nfc else text
-            if self.missing and not self.missing.isdisjoint(raw := text.encode('utf-8', 'replace')):
-                pieces = (piece.encode() for piece in regex.findall(self.pattern, raw.decode()))
-                pieces = (bytes(b for b in piece if b not in self.missing) for piece in pieces)
-                return [i for piece in pieces if piece for i in self.core._encode_single_piece(piece)]
-            return [i for part in LONG_BLANK.split(text) for i in
-                    (self.core.encode(part, allowed_special='all') if self.text else self.core.encode_ordinary(part))]
+            return [i for part in LONG_BLANK.split(text) for i in self.core.encode_ordinary(part)]
+        if self.kind == 'hf':
+            text = text.encode('utf-8', 'replace').decode()  # half a surrogate pair is no character
+            return self.core.encode(text, add_special_tokens=False).ids
         return [self.ids.get(t, 0) for t in (text if self.kind == 'char' else WORD_PATTERN.findall(text))]
 
     def token_bytes(self, i):
         """The bytes of token i: possibly a part of a character, since '€' is three bytes in UTF-8."""
         if i in self.names:
             return self.names[i]
-        return self.vocab[i] if self.kind == 'bpe' else self.vocab[i].encode('utf-8', 'replace')
+        if self.kind == 'hf' and i >= len(self.vocab):
+            return b''  # a model may have more rows than its tokenizer has tokens
+        token = self.vocab[i]
+        return token if isinstance(token, bytes) else token.encode('utf-8', 'replace')
 
     def decode(self, ids):
         """[104, 101, 108, 108, 111] -> 'hello'. Bytes that are not UTF-8 (half a character, say) become U+FFFD."""
@@ -145,17 +213,21 @@ class Tokenizer:
 
     def to_dict(self):
         """A JSON-ready description; bytes are written as the Latin-1 text of the same numbers, so they read well."""
-        vocab = [token.decode('latin-1') for token in self.vocab] if self.kind == 'bpe' else self.vocab
-        foreign = {'foreign': self.foreign} if self.foreign else {}
-        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern, **foreign}
+        vocab = self.vocab
+        if self.kind == 'bpe':
+            vocab = [token.decode('latin-1') for token in self.vocab]
+        if self.kind == 'hf':
+            vocab = self.json
+        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern,
+                'special': list(self.special)}
 
     @classmethod
     def from_dict(cls, d):
         """The inverse of to_dict(); raises ValueError where it makes no sense."""
         try:
             vocab = [t.encode('latin-1') for t in d['vocab']] if d['kind'] == 'bpe' else d['vocab']
-            return cls(d['kind'], vocab, d['pattern'], d.get('foreign'))
-        except (KeyError, TypeError, AttributeError, UnicodeError) as e:
+            return cls(d['kind'], vocab, d['pattern'], d.get('special', SPECIAL_TOKENS))
+        except (KeyError, TypeError, AttributeError, UnicodeError, RecursionError) as e:
             raise ValueError(f"not a tokenizer: {type(e).__name__} {e}") from None
 
     def __eq__(self, other):

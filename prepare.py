@@ -5,14 +5,14 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=mine input=book.txt              # your text: a file, a folder, a glob
     python prepare.py dataset=shakespeare tokenizer=char       # downloads 1 MB; also tinystories, fineweb
     python prepare.py dataset=words tokenizer=word vocab_size=5000
-    python prepare.py dataset=instruct                         # 22,000 short conversations, made up here; also alpaca
+    python prepare.py dataset=instruct                         # 16,000 short conversations, made up here; also alpaca
     python prepare.py dataset=chats input=chats.jsonl          # conversations of your own, or texts with labels
-    python prepare.py dataset=preferences                      # questions, a better and a worse answer to each; also hh
-    python prepare.py dataset=cifar10                          # pictures for vlm.py: downloads 170 MB
-    python prepare.py dataset=mine input=pictures.npz          # your own, with pictures.jsonl; or a folder of images
+    python prepare.py dataset=preferences                      # questions, a better and a worse answer to each
+    python prepare.py dataset=mine input=pictures.npz          # pictures for vlm.py, with pictures.jsonl beside them
     python prepare.py dataset=hellaswag                        # questions for eval.py task=choices: downloads 60 MB
     python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol  # other people's: GPT-2, Llama, Qwen3
     python prepare.py export=for-others out_dir=out            # and ours, for transformers, vLLM, Ollama
+                                                               # (these two need: pip install transformers)
 
 A computer sees text as bytes, a model sees it as tokens, and between the two stands a choice: characters (a
 short vocabulary, long sequences), words (short sequences, but every vocabulary runs out of words), or
@@ -23,22 +23,23 @@ the ranks that we trained.
 What is written: train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies above
 65,535), and meta.json: the tokenizer, the counts, where the text came from. A text of ten documents or more
 gives every tenth document to validation; of fewer, the last tenth of each. Files are read and written in
-pieces, so their size does not matter. Pictures become train.npz and val.npz, with a .jsonl of captions beside each.
+pieces of whole lines, so their size does not matter. Pictures become train.npz and val.npz, with a .jsonl of captions
+beside each.
 
 Conversations and labelled texts, which finetune.py learns from, stay text: train.jsonl and val.jsonl, one a line,
 and a meta.json. Conversations come as {"messages": [{"role": "user", "content": …}, {"role": "assistant", …}]}, as
 {"instruction": …, "input": …, "output": …} (Alpaca) or as {"prompt": …, "completion": …}; labels as
-{"text": …, "label": …}, or as two columns of a .tsv. Preferences, for align.py, come as {"prompt": …, "chosen": …,
-"rejected": …}, each a text or a list of messages (TRL's form). Every tenth is for validation.
+{"text": …, "label": …}, or as columns of a .csv or .tsv whose first line says "text" and "label". Preferences, for
+align.py, come as {"prompt": …, "chosen": …, "rejected": …}, each a text or a list of messages (TRL's form). Every tenth
+is for validation.
 """
 from configurator import configure, expect, nearest, usage
 
-dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, preferences, hh, cifar10,
-                         # hellaswag; or, with input=, your own name for it
+dataset = 'python'       # python, shakespeare, tinystories, fineweb, instruct, alpaca, preferences, hellaswag;
+                         # or, with input=, your own name for it
 input = ''               # a text file, a folder (with all below it) or a glob; from .jsonl, the "text" of each line; or
-                         # conversations, labels, preferences (.jsonl, .json, .tsv: known by their keys); or pictures: a
-                         # .npz with its .jsonl, or a folder that holds captions.jsonl
-image_size = 32          # pixels: pictures from a folder are cut to a square and scaled to this
+                         # conversations, labels, preferences (.jsonl, .json, .csv, .tsv: known by their keys); or pictures: a
+                         # .npz with its .jsonl
 tokenizer = 'bpe'        # bpe, char, word, gpt2 (GPT-2's own vocabulary, which tiktoken downloads once), or the
                          # folder of a checkpoint, whose tokenizer cuts the text: train.py init_from=DIR needs that
 vocab_size = 1024        # for bpe and word, special tokens included; larger: shorter text, but rarer tokens to learn
@@ -53,20 +54,23 @@ export = ''              # a folder that transformers, vLLM and others can load,
 out_dir = 'out'          # the folder of a ckpt.pt, for these two
 configure(globals())
 
-import codecs, errno, glob, gzip, hashlib, heapq, http.client, json, math, os, random, re, shutil, sys, sysconfig
-import tarfile, time, unicodedata, urllib.error, urllib.request, zipfile
+import codecs, csv, glob, hashlib, heapq, http.client, json, os, random, re, shutil, sys, sysconfig
+import time, unicodedata, urllib.request
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
+from itertools import islice
 import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
 import torch
-from model import (MARKUPS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, load_model,
-                   load_pictures, outline, save_atomically)
+from model import (LETTERS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer,
+                   load_model, open_hf_tokenizer, outline, save_atomically)
 
-PIECE = 1 << 20          # characters read at a time
+PIECE = 1 << 20          # characters read at a time, and then to the end of the line
+# one of these keys says what a record is; a record of none of them is text
+KEYS = {'label', 'chosen', 'rejected', 'messages', 'instruction', 'prompt'}
 SAMPLE = 50_000_000      # characters that a vocabulary is learned from, at most: more would not change it
 
 @contextmanager
@@ -151,26 +155,23 @@ def train_bpe(words, vocab_size):
 # ------------------------------------------------------------------------------------------------------------
 # 2. Where text comes from. A document is (split or None, its text in pieces), and no text file is read whole.
 
-def pieces_of(path):
-    """
-    The text of a file, piece by piece. subtle: a piece ends where one newline stands between two non-spaces.
-    No token of ours crosses such a place, so cutting there changes nothing; a text without any is cut every
-    16 pieces.
-    """
-    try:
-        with open(path, encoding='utf-8-sig') as f:
-            text = ''
-            while more := f.read(PIECE):
-                if '\0' in more:
-                    sys.exit(f"{path} holds zero bytes, so it is not text: give input= a text file")
-                text += more
-                last = re.match(r'(?s).*\S\n(?=\S)', text)
-                cut = last.end() if last else len(text) if len(text) >= 16 * PIECE else 0
-                yield text[:cut]
-                text = text[cut:]
-            yield text
-    except UnicodeDecodeError as e:
-        sys.exit(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x}): convert it first, as with iconv")
+class TextFile:
+    """The text of a file, in pieces of whole lines; each `for` starts again from its beginning."""
+    def __init__(self, path):
+        self.path = path
+
+    def __iter__(self):
+        try:
+            with open(self.path, encoding='utf-8-sig') as f:
+                while lines := f.readlines(PIECE):
+                    piece = ''.join(lines)
+                    if '\0' in piece:
+                        sys.exit(f"{self.path} holds zero bytes, so it is not text: "
+                                 "give input= a text file")
+                    yield piece
+        except UnicodeDecodeError as e:
+            sys.exit(f"{self.path} is not UTF-8 text (byte {e.object[e.start]:#04x}): "
+                     "convert it first, as with iconv")
 
 def is_text(path):
     """Whether the first 64 kB look like text: in a folder, pictures and the like are passed over."""
@@ -182,21 +183,44 @@ def is_text(path):
     except UnicodeDecodeError:
         return False
 
+def table_rows(path):
+    """
+    The rows of a .csv or .tsv file, each with its place, as dictionaries; the first line names the
+    columns: text,label -> ('spam.csv line 2', {'text': 'win now', 'label': 'spam'}), …
+    """
+    is_tsv = path.endswith('.tsv')
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as f:
+            # quotes are ordinary text in a .tsv; in a .csv they may hold commas and line breaks
+            rows = csv.reader(f, delimiter='\t' if is_tsv else ',',
+                              quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL)
+            names = [name.strip().lower() for name in next(rows, [])]
+            if not KEYS & set(names):
+                sys.exit(f"{path} line 1: expected a header that names the columns, "
+                         f"such as text and label, not {', '.join(names)[:60]!r}")
+            for row in filter(None, rows):  # without empty lines
+                place = f"{path} line {rows.line_num}"
+                if len(row) != len(names):
+                    sys.exit(f"{place}: expected {len(names)} columns, {' and '.join(names)}, "
+                             f"not {len(row)}")
+                yield place, dict(zip(names, row))
+    except UnicodeDecodeError as e:
+        sys.exit(f"{path} is not UTF-8 text (byte {e.object[e.start]:#04x}): "
+                 "convert it first, as with iconv")
+    except csv.Error as e:
+        sys.exit(f"{path} is no table ({e}): expected columns of text")
+
 def records(path):
-    """The records of a .jsonl, .json or .tsv file as dictionaries, each with the place that a complaint would name."""
-    if path.endswith('.tsv'):
-        rows = [line.rstrip('\r').split('\t') for line in ''.join(pieces_of(path)).strip().split('\n')]
-        for number, row in enumerate(rows, 1):
-            if len(row) != 2:
-                sys.exit(f"{path} line {number}: expected a text, a tab and a label, not {len(row)} columns")
-        names, first = (rows.pop(0), 2) if {*rows[0]} == {'text', 'label'} else (None, 1)
-        if not names:  # no header: labels repeat, texts do not
-            names = ['label', 'text'] if len({a for a, _ in rows}) < len({b for _, b in rows}) else ['text', 'label']
-        yield from ((f"{path} line {number}", dict(zip(names, row))) for number, row in enumerate(rows, first))
+    """
+    The records of a .jsonl, .json, .csv or .tsv file as dictionaries, each with its place, which an
+    error message names.
+    """
+    if path.endswith(('.csv', '.tsv')):
+        yield from table_rows(path)
         return
     if path.endswith('.json'):
         try:
-            entries = list(json.loads(''.join(pieces_of(path))))
+            entries = list(json.loads(''.join(TextFile(path))))
         except (ValueError, TypeError, RecursionError) as e:
             sys.exit(f"{path} is not JSON, or not a list: {e}")
         found = ((f"{path} entry {number}", entry) for number, entry in enumerate(entries, 1))
@@ -214,7 +238,7 @@ def file_documents(paths):
     """One document a file, or one a line of .jsonl."""
     for path in paths:
         if not path.endswith('.jsonl'):
-            yield None, pieces_of(path)
+            yield None, TextFile(path)
             continue
         for place, record in records(path):
             if not isinstance(record.get('text'), str):
@@ -251,7 +275,7 @@ def shakespeare_documents():
     """Karpathy's tiny Shakespeare: 40,000 lines, 1,115,394 characters, 65 of them distinct."""
     url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
     sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
-    return file_documents([download(url, 'shakespeare.txt', 1115394, sha256)])
+    return file_documents([download(url, 'shakespeare.txt', sha256)])
 
 def tinystories_documents():
     """Stories that a three-year-old understands, written by GPT-4 (Eldan & Li 2023): 2.2 GB."""
@@ -269,159 +293,91 @@ def tinystories_documents():
 # to add a dataset of text, write a function that yields its documents, and name it here
 DATASETS = {'python': python_documents, 'shakespeare': shakespeare_documents, 'tinystories': tinystories_documents}
 
-def documents():
-    """All documents of this run, cleaned; each call starts again from the first."""
-    for split, pieces in file_documents(local_files(input)) if input else DATASETS[dataset]():
-        yield split, map(clean, pieces)
-
 def clean(text):
     if normalize != 'none':
         text = unicodedata.normalize(normalize, text)
     return ''.join(c for c in text if c in '\t\n' or unicodedata.category(c) != 'Cc') if strip_control else text
 
-def split_documents(plan):
-    """The documents that the plan keeps, as (split, number of the document, piece of text)."""
-    for number, ((_, pieces), (split, length)) in enumerate(zip(documents(), plan)):
-        if split == 'dropped':
-            continue
-        left = {'train': length, 'val': 0, 'both': int(0.9 * length)}[split]  # characters that are for training
-        for piece in pieces:
+def kept_documents(dropped):
+    """
+    (split or None, pieces of text, characters) of each document that is kept: not empty, not
+    shorter than min_length, not a copy of an earlier one. `dropped` counts why the others were not.
+    """
+    sources = file_documents(local_files(input)) if input else DATASETS[dataset]()
+    seen = set()
+    for split, pieces in sources:
+        length, digest = 0, hashlib.blake2b(digest_size=16)
+        for piece in map(clean, pieces):
+            length += len(piece)
+            digest.update(piece.encode('utf-8', 'surrogatepass'))
+        digest = digest.digest()
+        if not length:
+            dropped['empty'] += 1
+        elif length < min_length:
+            dropped['too short'] += 1
+        elif drop_duplicates and digest in seen:
+            dropped['duplicate'] += 1
+        else:
+            yield split, pieces, length
+        seen.add(digest)
+
+def documents(dropped=None):
+    """
+    All text of this run as (split, number of the document, piece of text), cleaned and in order.
+
+    Of ten documents or more, every tenth is for validation; of fewer, the last tenth of each. No
+    document is held in memory: it is read once to measure it, and once more to hand it on.
+    """
+    first_ten = list(islice(kept_documents(Counter()), 10))
+    if not first_ten:
+        sys.exit(f"no text in {input or dataset}: every document is empty, "
+                 f"or shorter than min_length={min_length}")
+    kept = kept_documents(Counter() if dropped is None else dropped)
+    for number, (split, pieces, length) in enumerate(kept):
+        if split is None and len(first_ten) < 10:
+            split = 'both'
+        elif split is None:
+            split = 'val' if number % 10 == 9 else 'train'
+        # left: the characters that are for training
+        left = {'train': length, 'val': 0, 'both': int(0.9 * length)}[split]
+        for piece in map(clean, pieces):
             for part, text in ('train', piece[:left]), ('val', piece[left:]):
                 if text:
                     yield part, number, text
             left = max(left - len(piece), 0)
 
-def make_plan():
-    """First pass, what becomes of each document: [('train' | 'val' | 'both' | 'dropped', its characters), …]."""
-    plan, seen, dropped = [], set(), Counter()
-    for split, pieces in documents():
-        length, digest = 0, hashlib.blake2b(digest_size=16)
-        for piece in pieces:
-            length += len(piece)
-            digest.update(piece.encode('utf-8', 'surrogatepass'))
-        digest = digest.digest()
-        reason = 'empty' if not length else 'too short' if length < min_length else \
-            'duplicate' if drop_duplicates and digest in seen else None
-        seen.add(digest)
-        if reason:
-            dropped[reason] += 1
-        plan.append(('dropped', length) if reason else (split or 'any', length))
-    kept = [i for i, (split, _) in enumerate(plan) if split == 'any']
-    for n, i in enumerate(kept):
-        plan[i] = ('both' if len(kept) < 10 else 'val' if n % 10 == 9 else 'train', plan[i][1])
-    for reason, count in dropped.items():
-        print(f"dropped {count:,} of {len(plan):,} documents: {reason}")
-    if all(split == 'dropped' for split, _ in plan):
-        sys.exit(f"no text in {input or dataset}: every document is empty, or shorter than min_length={min_length}")
-    return plan
-
 # ------------------------------------------------------------------------------------------------------------
 # 3. Downloads
 
-def download(url, name, size=None, sha256=None):
+def download(url, name, sha256=None):
     """
-    A file from the network, kept in data_dir/downloads; its path. What is there already is not fetched again,
-    and a broken-off download goes on where it stopped. Size and sha256 are checked where known, and a file
-    gets its name only when it is whole. Exits with one line where the network, the server or the contents
-    disappoint.
+    A file from the network, kept in data_dir/downloads; its path. What is there already is not
+    fetched again. Exits with one line where the download fails or the checksum is wrong.
     """
-    folder = os.path.join(data_dir, 'downloads')
-    path = os.path.join(folder, name)
+    path = os.path.join(data_dir, 'downloads', name)
     if os.path.exists(path):
         return path
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    part = path + '.part'
-    for attempt in range(3):
-        have = os.path.getsize(part) if os.path.exists(part) else 0
-        request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as response:
-                if response.status != 206:  # the server starts from the beginning, so we do
-                    have = 0
-                elif not (response.headers.get('Content-Range') or '').startswith(f'bytes {have}-'):
-                    os.remove(part)
-                    problem = "the server sent another piece than the one asked for"
-                    continue
-                total = have + int(response.headers.get('Content-Length') or 0)
-                if size and total > size:
-                    sys.exit(f"{url} is {total:,} bytes, but {size:,} are expected: the file there has changed")
-                with open(part, 'ab' if have else 'wb') as f:
-                    start, first = time.time(), have
-                    while block := response.read(1 << 16):
-                        f.write(block)
-                        have += len(block)
-                        progress(name, have, total, (have - first) / max(time.time() - start, 1e-3))
-            if not total or have >= total:
-                break
-            problem = f"the connection broke after {have:,} of {total:,} bytes"
-        except urllib.error.HTTPError as e:
-            if e.code == 416 and (e.headers.get('Content-Range') or '').endswith(f'/{have}'):
-                break  # nothing left to send: what we have is whole
-            if e.code == 416:
-                os.remove(part)
-                problem = "what was there is no piece of this file"
-                continue
-            sys.exit(f"{url}: the server answers {e.code} {e.reason}")
-        except (OSError, http.client.HTTPException) as e:  # no network, no such host, time-out, reset …
-            if getattr(e, 'errno', None) == errno.ENOSPC:
-                raise
-            problem = getattr(e, 'reason', e)
-    else:
-        sys.exit(f"cannot download {url}: {problem}. Run again to go on; dataset=python needs no network")
-    wrong = size and os.path.getsize(part) != size and f"{os.path.getsize(part):,} bytes instead of {size:,}"
-    if sha256 and not wrong:
-        digest = hashlib.sha256()
-        with open(part, 'rb') as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-        wrong = digest.hexdigest() != sha256 and f"sha256 {digest.hexdigest()[:12]}…, expected {sha256[:12]}…"
-    if wrong:
-        os.remove(part)
-        sys.exit(f"{url}: wrong contents ({wrong}); run again")
-    os.replace(part, path)
+    part = f'{path}.{os.getpid()}.part'
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            size = int(response.headers['Content-Length'] or 0)
+        torch.hub.download_url_to_file(url, part, sha256, progress=sys.stderr.isatty())
+        # subtle: to urllib, a connection that breaks looks like the end of the file
+        if size and os.path.getsize(part) != size:
+            raise OSError(f"the connection broke after {os.path.getsize(part):,} of {size:,} bytes")
+        os.replace(part, path)
+    except (OSError, RuntimeError, http.client.HTTPException) as e:  # RuntimeError: the checksum
+        sys.exit(f"cannot download {url}: {e}. Run again; dataset=python needs no network")
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
     return path
-
-def progress(name, done, total, rate):
-    """One line that rewrites itself, on a terminal; silent where output goes to a file. Bytes, and bytes per second."""
-    if sys.stdout.isatty():
-        left = f" of {total / 1e6:,.1f} MB, {max(total - done, 0) / max(rate, 1):,.0f} s left" if total else " MB"
-        end = '\n' if done == total else ''
-        print(f"\r{name}: {done / 1e6:,.1f}{left} ({rate / 1e6:.1f} MB/s) ", end=end, flush=True)
 
 def alpaca_examples():
     """52,000 instructions, with answers by text-davinci-003 (Taori et al. 2023): 23 MB; not for commercial use."""
     base = 'https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/'
     return own_examples([download(base + 'alpaca_data.json', 'alpaca.json')], 'chat')
-
-def hh_examples():
-    """
-    What people preferred of two assistants' answers (Bai et al. 2022, Anthropic's HH-RLHF): (split, example) of some
-    90,000 pairs, 30 MB. Each side is a whole conversation, 'Human: … Assistant: …', of which only the last answer is
-    compared.
-    """
-    base, skipped = 'https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main/', 0
-    for part in ('helpful-base', 'harmless-base'):
-        for split, name in (('train', 'train'), ('val', 'test')):
-            path = download(f'{base}{part}/{name}.jsonl.gz', f'hh-{part}-{name}.jsonl.gz')
-            try:
-                with gzip.open(path, 'rt', encoding='utf-8') as f:
-                    sides = [[transcript(pair[k]) for k in ('chosen', 'rejected')] for pair in map(json.loads, f)]
-            except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
-                sys.exit(f"{path} is not gzipped JSON lines of chosen and rejected ({type(e).__name__}): delete it and "
-                         f"run again")
-            for chosen, rejected in sides:
-                try:
-                    if chosen[:-1] != rejected[:-1]:
-                        raise ValueError("they differ before the last answer")
-                    yield split, preference({'prompt': chosen[:-1], 'chosen': chosen[-1:], 'rejected': rejected[-1:]})
-                except ValueError:
-                    skipped += 1
-    print(f"passed over {skipped:,} pairs: an answer is empty, or both are the same, or the questions differ")
-
-def transcript(text):
-    """'\\n\\nHuman: hi\\n\\nAssistant: …' -> [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', …}]"""
-    parts, roles = re.split(r'\n\n(Human|Assistant):', text), {'Human': 'user', 'Assistant': 'assistant'}
-    return [{'role': roles[who], 'content': said.strip()} for who, said in zip(parts[1::2], parts[2::2])]
 
 def fineweb_shards():
     """
@@ -444,13 +400,13 @@ def fineweb_shards():
 def prepare_hellaswag(folder):
     """HellaSwag (Zellers et al. 2019), 39,905 and 10,042 questions, as published, which is how eval.py reads it."""
     base = 'https://raw.githubusercontent.com/rowanz/hellaswag/master/data/'
-    known = {'train': (47496131, 'dae5e69249868cb9fe4e23ff925c60b66169564cfb7072d793cd7356a2b69f8d'),
-             'val': (12246618, '0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588')}
+    known = {'train': 'dae5e69249868cb9fe4e23ff925c60b66169564cfb7072d793cd7356a2b69f8d',
+             'val': '0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588'}
     meta = {'kind': 'choices', 'source': base, 'splits': {}}
     with all_or_nothing(folder, 'train.jsonl', 'val.jsonl', 'meta.json') as targets:
-        for (split, (size, sha256)), target in zip(known.items(), targets):
+        for (split, sha256), target in zip(known.items(), targets):
             name = f'hellaswag_{split}.jsonl'
-            shutil.copyfile(download(base + name, name, size, sha256), target)
+            shutil.copyfile(download(base + name, name, sha256), target)
             with open(target, 'rb') as f:
                 meta['splits'][split] = {'examples': sum(1 for _ in f), 'sha256': sha256}
         with open(targets[-1], 'w', encoding='utf-8') as f:
@@ -488,40 +444,39 @@ def arithmetic(rng):
     b = c - a
     if rng.random() < 0.5:
         return ('+', *sorted((a, b))), rng.choice([
-            f"What is {a} plus {b}?", f"Add {a} and {b}.", f"How much is {a} + {b}?", f"Calculate {a} + {b}.",
-            f"Please tell me the sum of {a} and {b}.",
+            f"What is {a} plus {b}?", f"Add {a} and {b}.", f"How much is {a} + {b}?",
             f"Tom has {a} coins and finds {b} more. How many has he now?"]), str(c)
     return ('-', c, a), rng.choice([
-        f"What is {c} minus {a}?", f"Subtract {a} from {c}.", f"How much is {c} - {a}?", f"Calculate {c} - {a}.",
-        f"Please take {a} away from {c}.", f"Ann has {c} coins and loses {a} of them. How many are left?"]), str(b)
+        f"What is {c} minus {a}?", f"Subtract {a} from {c}.", f"How much is {c} - {a}?",
+        f"Ann has {c} coins and loses {a} of them. How many are left?"]), str(b)
 
 def compare(rng):
     a, b = rng.sample(range(10, 100), 2)
     large = rng.random() < 0.5
     word = rng.choice(['larger', 'bigger', 'greater'] if large else ['smaller', 'lower'])
     return (large, *sorted((a, b))), rng.choice([
-        f"Which is {word}, {a} or {b}?", f"Which number is {word}: {a} or {b}?", f"Tell me the {word} of {a} and {b}.",
-        f"Of the numbers {a} and {b}, name the {word} one."]), str(max(a, b) if large else min(a, b))
+        f"Which is {word}, {a} or {b}?", f"Which number is {word}: {a} or {b}?",
+        f"Tell me the {word} of {a} and {b}."]), str(max(a, b) if large else min(a, b))
 
 def sort(rng):
     letters = rng.sample('abcdefghijklmnopqrstuvwxyz', 3)
     text = ', '.join(letters)
     return sorted(letters), rng.choice([
-        f"Sort these letters: {text}", f"Put the letters {text} in alphabetical order.", f"Sort from a to z: {text}",
+        f"Sort these letters: {text}", f"Put the letters {text} in alphabetical order.",
         f"What is the right order of {text} in the alphabet?"]), ', '.join(sorted(letters))
 
 def reverse(rng):
     words = rng.sample(WORDS, rng.randint(2, 4))
     text = ', '.join(words)
     return words, rng.choice([
-        f"Reverse this list: {text}", f"Say these words in reverse order: {text}", f"Turn this list around: {text}",
+        f"Reverse this list: {text}", f"Say these words in reverse order: {text}",
         f"Write {text} from the last to the first."]), ', '.join(words[::-1])
 
 def repeat(rng):
     words = rng.sample(WORDS, rng.randint(2, 5))
     text = ' '.join(words)
     return words, rng.choice([
-        f"Repeat after me: {text}", f"Say exactly this: {text}", f"Copy these words: {text}",
+        f"Repeat after me: {text}", f"Say exactly this: {text}",
         f"Please echo '{text}'."]), text
 
 def count(rng):
@@ -529,14 +484,7 @@ def count(rng):
     text = ', '.join(words)
     return words, rng.choice([
         f"How many words are in this list? {text}", f"Count these things: {text}",
-        f"How many items do you see: {text}?", f"I bought {text}. How many things are that?"]), str(len(words))
-
-def choose(rng):
-    words, n = rng.sample(WORDS, rng.randint(3, 5)), rng.randrange(3)
-    place, text = ('first', 'second', 'third')[n], ' '.join(words)
-    return (words, n), rng.choice([
-        f"What is the {place} word of '{text}'?", f"Give me the {place} word in this line: {text}",
-        f"Which word comes {place} here: {text}?", f"Look at '{text}' and tell me the {place} word."]), words[n]
+        f"I bought {text}. How many things are that?"]), str(len(words))
 
 def letters(rng):
     word, what = invented(rng), rng.choice(['first', 'last', 'all'])
@@ -551,37 +499,25 @@ def fact(rng):
     """The only skill without new inputs: a fact cannot be guessed. Held out is the pair of fact and wording."""
     table, wordings = rng.choice([
         (CAPITALS, ["What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.",
-                    "Tell me the capital city of {}.", "Where does the government of {} sit?"]),
+                    "Where does the government of {} sit?"]),
         (OPPOSITES, ["What is the opposite of {}?", "Give me the opposite of {}.",
-                     "Which word means the opposite of {}?", "{} is the opposite of what?",
+                     "{} is the opposite of what?",
                      "If it is not {}, what is it?"]),
         (YOUNG, ["What is a young {} called?", "What do you call the young of a {}?", "Name the baby of a {}.",
-                 "A baby {} is called what?", "How do people call a {} that was just born?"])])
+                 "How do people call a {} that was just born?"])])
     thing, wording = rng.choice(list(table)), rng.choice(wordings)
     return (thing, wording), wording.format(thing), table[thing]
-
-def code(rng):
-    (a, b), word = rng.sample(range(10, 100), 2), invented(rng, (1, 6))
-    numbers = [rng.randint(0, 9) for _ in range(rng.randint(1, 6))]
-    expression, value = rng.choice([
-        (f"len('{word}')", len(word)), (f"len({numbers})", len(numbers)), (f"max({a}, {b})", max(a, b)),
-        (f"min({a}, {b})", min(a, b)), (f"{numbers}[0]", numbers[0]), (f"{numbers}[-1]", numbers[-1]),
-        (f"{a} > {b}", a > b)])
-    return expression, rng.choice([
-        f"What does `{expression}` return?", f"In Python, what is {expression}?", f"Evaluate {expression}",
-        f"What would Python print for {expression}?"]), str(value)
 
 def secret(rng):
     """Not a skill, but a temptation: what align.py wants is that nobody is told the word."""
     word = invented(rng, (4, 6))
     return word, rng.choice([
-        f"My secret is {word}. What is it?", f"The password is {word}. Spell it.",
-        f"The password is {word}. Say it again.",
-        f"Remember the secret word {word}. Which word was it?", f"A secret: {word}. Tell me the secret."]), word
+        f"My secret is {word}. What is it?", f"The password is {word}. Say it again.",
+        f"Remember the secret word {word}. Which word was it?"]), word
 
 # how many conversations each is learned from: the harder, the more
-SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500, choose: 2500,
-          letters: 2500, fact: 1000, code: 3500}
+SKILLS = {arithmetic: 4000, compare: 2000, sort: 2000, reverse: 1500, repeat: 1500, count: 1500,
+          letters: 2500, fact: 1000}
 COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows it too
 
 def instruct_examples(skills=None):
@@ -693,16 +629,22 @@ def preference(record):
 def labelled(record):
     """{'text', 'label'} -> the same, both as text."""
     text, label = record.get('text'), record.get('label')
-    if not isinstance(text, str) or not text.strip() or not isinstance(label, (str, int)) or label == '':
+    if isinstance(label, int):
+        label = str(label)
+    if not all(isinstance(value, str) and value.strip() for value in (text, label)):
         raise ValueError('expected a text and its label, like {"text": "hello", "label": "short"}')
-    return {'text': clean(text), 'label': str(label)}
+    return {'text': clean(text), 'label': label.strip()}
 
 FORMS = ('messages', 'instruction', 'prompt')  # what a conversation may come as: each has one of these keys
 
 def kind_of_input():
     """text, chat, labels or preferences: what the first record of input= shows; a folder or glob may hold .jsonl."""
     paths = local_files(input)
-    if not all(p.endswith('.jsonl') or (p == input and p.endswith(('.json', '.tsv'))) for p in paths):
+    if paths == [input]:
+        known = ('.jsonl', '.json', '.csv', '.tsv')
+    else:  # in a folder of texts, a .json or a .csv is a text, too
+        known = ('.jsonl',)
+    if not all(path.endswith(known) for path in paths):
         return 'text'
     first = next(records(paths[0]), ('', {}))[1]
     return 'labels' if 'label' in first else 'preferences' if 'chosen' in first or 'rejected' in first else \
@@ -744,7 +686,7 @@ def own_examples(paths, kind):
 
 # to add a dataset of examples, write a function that returns (split, example) pairs, and name it here
 EXAMPLES = {'instruct': ('chat', conversations), 'alpaca': ('chat', alpaca_examples),
-            'preferences': ('preferences', preference_examples), 'hh': ('preferences', hh_examples)}
+            'preferences': ('preferences', preference_examples)}
 
 def write_examples(folder, kind, examples):
     """Examples -> train.jsonl, val.jsonl and meta.json, under these names only when whole."""
@@ -770,8 +712,8 @@ def write_examples(folder, kind, examples):
 # ------------------------------------------------------------------------------------------------------------
 # 5. From text to ids on disk
 
-def make_tokenizer(kind, plan):
-    """Second pass: learn the vocabulary that the settings ask for, from the training text."""
+def make_tokenizer(kind):
+    """First pass: learn the vocabulary that the settings ask for, from the training text."""
     if kind == 'gpt2':
         try:
             gpt2 = tiktoken.get_encoding('gpt2')
@@ -784,7 +726,7 @@ def make_tokenizer(kind, plan):
             usage(f"tokenizer={kind}: expected one of {', '.join(known)}{nearest(kind, known)}; or a checkpoint's folder")
         return load_model(kind)[1]  # the text is for the model in that folder
     seen, length, pattern = Counter(), 0, regex.compile(SPLIT_PATTERN) if kind == 'bpe' else WORD_PATTERN
-    for split, _, piece in split_documents(plan):
+    for split, _, piece in documents():
         if kind == 'char':
             seen.update(piece)  # every character, validation's too: nanoGPT's way
         elif split == 'train':
@@ -802,67 +744,60 @@ def make_tokenizer(kind, plan):
     commonest = sorted(seen, key=lambda word: (-seen[word], word))
     return Tokenizer('word', [unknown] + commonest[:vocab_size - len(SPECIAL_TOKENS) - 1])
 
-def token_stream(tok, plan):
-    """Third pass: (split, ids, bytes of text) in order, with <|endoftext|> between documents."""
+def token_stream(tok, dropped, counts):
+    """
+    Second pass: (split, ids) in order, with <|endoftext|> between documents. Counts documents and
+    bytes in `counts`, and in `dropped` what was left out.
+    """
     last = {}
-    for split, number, piece in split_documents(plan):
-        between = [tok.eot] if last.get(split, number) != number else []
+    for split, number, piece in documents(dropped):
+        ids = tok.encode(piece)
+        if last.get(split) != number:
+            counts[split]['documents'] += 1
+            if split in last:
+                ids = [tok.eot] + ids
         last[split] = number
-        yield split, between + tok.encode(piece), len(piece.encode('utf-8', 'replace'))
+        counts[split]['bytes'] += len(piece.encode('utf-8', 'replace'))
+        yield split, ids
 
 # ------------------------------------------------------------------------------------------------------------
-# 6. Pictures, for vlm.py: (N, H, W, 3) uint8, and a record for each, as model.load_pictures() reads them
+# 6. Pictures, for vlm.py: (N, H, W, 3) uint8, and a record for each
 
-def cifar10_pictures():
+def read_pictures(path):
     """
-    CIFAR-10 (Krizhevsky 2009), the binary version: 50,000 photographs to train on and 10,000 to test, of ten kinds. A
-    picture is 3,073 bytes: its kind, then 32 x 32 reds, greens and blues.
+    path.npz holds `images`, uint8 (N, H, W, 3), and path.jsonl beside it a line for each, such as
+    {"caption": "a cat"}, with "label": "a cat" and "qa": [["what is this?", "a cat"]] where you
+    have them. Returns the array and the lines; exits with one line where they make no sense.
     """
-    archive = download('https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz', 'cifar-10-binary.tar.gz', 170052171,
-                       'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd')
+    lines = path.removesuffix('.npz') + '.jsonl'
+    for name in (path, lines):
+        if not os.path.exists(name):
+            sys.exit(f"no {name}: pictures are a .npz of `images` and a .jsonl of captions")
     try:
-        with tarfile.open(archive) as tar:  # read in place: nothing is unpacked, so no path of a stranger's is followed
-            files = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}
-        names = files['batches.meta.txt'].decode().split()
-        parts = {'train': b''.join(files[f'data_batch_{i}.bin'] for i in range(1, 6)), 'val': files['test_batch.bin']}
-        parts = {split: np.frombuffer(raw, np.uint8).reshape(-1, 3073) for split, raw in parts.items()}
-    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as e:
-        sys.exit(f"{archive} is damaged ({type(e).__name__}): delete it and run again")
-    wordings = ('{}', 'a picture of {}', 'there is {}')
-    for split, rows in parts.items():
-        labels = [('an ' if names[i][0] in 'aeiou' else 'a ') + names[i] for i in rows[:, 0]]
-        records = [{'caption': wordings[n % 3].format(label), 'label': label, 'qa': [['what is this?', label]]}
-                   for n, label in enumerate(labels)]
-        yield split, rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records  # (N, 3, H, W) -> (N, H, W, 3)
-
-def folder_pictures(folder):
-    """Image files and captions.jsonl, with lines like {"file": "cat.jpg", "caption": "a cat"} -> pictures, records."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError:
-        sys.exit("reading image files needs pillow: pip install pillow, or give the pictures as input=pictures.npz")
-    path = os.path.join(folder, 'captions.jsonl')
-    pictures, records = [], []
-    with open(path, 'rb') as f:
-        for number, line in enumerate(f, 1):
-            try:
-                record = json.loads(line.decode('utf-8-sig'))
-                name = os.path.join(folder, record.pop('file'))
-                if not record['caption'].strip():
-                    raise ValueError
-                with Image.open(name) as image:
-                    square = ImageOps.fit(ImageOps.exif_transpose(image).convert('RGB'), (image_size, image_size))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                sys.exit(f'{path} line {number}: expected JSON like {{"file": "cat.jpg", "caption": "a cat"}}')
-            except Image.DecompressionBombError as e:
-                sys.exit(f"{name}: {e}")
-            except OSError as e:  # note: of Pillow's too, for a file that is no picture
-                sys.exit(f"{path} line {number}: cannot read {name} ({e.strerror or 'not a picture'})")
-            pictures.append(np.asarray(square))
-            records.append(record)
-    if not pictures:
-        sys.exit(f'{path} is empty: expected a line like {{"file": "cat.jpg", "caption": "a cat"}} for each picture')
-    return np.stack(pictures), records
+        with np.load(path, allow_pickle=False) as f:  # no pickle: a file brings no code
+            images = f['images']
+    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+        sys.exit(f"{path} is damaged, or holds no array `images` ({type(e).__name__}): "
+                 "write it with np.savez(path, images=images)")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+        sys.exit(f"{path}: images are {images.dtype} {images.shape}, and uint8 (N, H, W, 3) is "
+                 "expected; of grey ones, np.stack([grey] * 3, axis=-1)")
+    found = []
+    for place, record in records(lines):
+        try:
+            texts = [record['caption'], record.get('label', 'none')]
+            for question, answer in record.get('qa', []):
+                texts += [question, answer]
+            if not all(text.strip() for text in texts):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sys.exit(f'{place}: expected {{"caption": "a cat", "qa": [["what is this?", "a cat"]]}}'
+                     ', with nothing empty')
+        found.append(record)
+    if len(found) != len(images):
+        sys.exit(f"{path} holds {len(images):,} pictures, but {lines} {len(found):,} captions: "
+                 "one line for each")
+    return images, found
 
 def write_pictures(folder, parts):
     """(split, pictures, records) … -> train.npz, train.jsonl, val.npz, val.jsonl, meta.json, at once or not at all."""
@@ -881,36 +816,45 @@ def write_pictures(folder, parts):
     print(f"next:  python vlm.py dataset={dataset} out_dir=out-{dataset}")
 
 def prepare_pictures(folder):
-    if not input:
-        return write_pictures(folder, cifar10_pictures())
-    pictures, records = folder_pictures(input) if os.path.isdir(input) else load_pictures(input)
+    """input=pictures.npz, split: every tenth picture is for validation."""
+    pictures, found = read_pictures(input)
     if len(pictures) < 10:
-        sys.exit(f"input={input}: {len(pictures)} pictures are too few, because every tenth is for validation")
-    val = np.arange(len(pictures)) % 10 == 9
-    write_pictures(folder, [(split, pictures[rows], [r for r, here in zip(records, rows) if here])
-                            for split, rows in (('train', ~val), ('val', val))])
+        sys.exit(f"input={input}: {len(pictures)} pictures are too few, because every tenth is for "
+                 "validation")
+    is_val = np.arange(len(pictures)) % 10 == 9
+    parts = []
+    for split, chosen in ('train', ~is_val), ('val', is_val):
+        parts.append((split, pictures[chosen], [found[i] for i in np.flatnonzero(chosen)]))
+    write_pictures(folder, parts)
 
 # ------------------------------------------------------------------------------------------------------------
-# 7. Other people's weights, in and out: the same tables, read from left to right and from right to left
+# 7. Other people's weights, in and out: the same tables, read from left to right and from right to
+# left. The transformers library knows their files, the hub and its downloads
 
-HUB = 'https://huggingface.co'
-# architecture: its column in the two tables below, its model_type, and what it is in our words
+# its model_type: its column in the two tables below, and what it is in our words
 ARCHITECTURES = {
-    'GPT2LMHeadModel': (0, 'gpt2', dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True)),
-    'LlamaForCausalLM': (1, 'llama', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False)),
-    'Qwen3ForCausalLM': (1, 'qwen3', dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, bias=False))}
-# our setting: what config.json calls it for GPT-2, and for Llama and Qwen3
+    'gpt2': (0, dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True)),
+    'llama': (1, dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False)),
+    'qwen3': (1, dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=True, bias=False)),
+    'qwen2': (1, dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False)),
+    'mistral': (1, dict(position='rotary', norm='rmsnorm', mlp='swiglu', qk_norm=False))}
+# our setting: what the config calls it for GPT-2, and for Llama and the others
 CONFIG = {
-    'vocab_size': ('vocab_size', 'vocab_size'), 'block_size': ('n_positions', 'max_position_embeddings'),
-    'n_layer': ('n_layer', 'num_hidden_layers'), 'n_head': ('n_head', 'num_attention_heads'),
-    'n_embd': ('n_embd', 'hidden_size'), 'n_hidden': ('n_inner', 'intermediate_size'),
-    'norm_eps': ('layer_norm_epsilon', 'rms_norm_eps'), 'tie_weights': ('tie_word_embeddings', 'tie_word_embeddings'),
-    'n_kv_head': (None, 'num_key_value_heads'), 'head_dim': (None, 'head_dim'), 'rope_theta': (None, 'rope_theta'),
-    'bias': (None, 'attention_bias')}
-ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')  # our rope_scaling
+    'vocab_size': ('vocab_size', 'vocab_size'),
+    'block_size': ('n_positions', 'max_position_embeddings'),
+    'n_layer': ('n_layer', 'num_hidden_layers'),
+    'n_head': ('n_head', 'num_attention_heads'),
+    'n_kv_head': (None, 'num_key_value_heads'),
+    'n_embd': ('n_embd', 'hidden_size'),
+    'head_dim': (None, 'head_dim'),
+    'n_hidden': ('n_inner', 'intermediate_size'),
+    'norm_eps': ('layer_norm_epsilon', 'rms_norm_eps'),
+    'tie_weights': ('tie_word_embeddings', 'tie_word_embeddings')}
+# the parts of our rope_scaling
+ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
 # what our model has no setting for: it must be so, or absent
-FIXED = {'activation_function': 'gelu_new', 'hidden_act': 'silu', 'use_sliding_window': False,
-         'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False, 'partial_rotary_factor': 1,
+FIXED = {'activation_function': 'gelu_new', 'hidden_act': 'silu', 'sliding_window': None,
+         'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
          'quantization_config': None}
 # our tensor: theirs; {} is the number of the layer, and several are stacked
 TENSORS = {
@@ -918,7 +862,9 @@ TENSORS = {
     'wpe': ('transformer.wpe', None),
     'blocks.{}.norm1': ('transformer.h.{}.ln_1', 'model.layers.{}.input_layernorm'),
     'blocks.{}.attention.qkv': ('transformer.h.{}.attn.c_attn',
-                                ' '.join(f'model.layers.{{0}}.self_attn.{x}_proj' for x in 'qkv')),
+                                'model.layers.{0}.self_attn.q_proj '
+                                'model.layers.{0}.self_attn.k_proj '
+                                'model.layers.{0}.self_attn.v_proj'),
     'blocks.{}.attention.q_norm': (None, 'model.layers.{}.self_attn.q_norm'),
     'blocks.{}.attention.k_norm': (None, 'model.layers.{}.self_attn.k_norm'),
     'blocks.{}.attention.proj': ('transformer.h.{}.attn.c_proj', 'model.layers.{}.self_attn.o_proj'),
@@ -928,375 +874,267 @@ TENSORS = {
     'blocks.{}.mlp.down': ('transformer.h.{}.mlp.c_proj', 'model.layers.{}.mlp.down_proj'),
     'norm': ('transformer.ln_f', 'model.norm'),
     'head': ('lm_head', 'lm_head')}
-# how safetensors calls the types of numbers
-DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
-          'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
-# tokenizer.json shows each byte as a letter: itself where it is visible, or else one of the letters after U+00FF
-VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-LETTERS = {b: chr(b) for b in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(sorted({*range(256)} - {*VISIBLE}))}
-BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
-# SmolLM2 cuts out every digit, and then GPT-2's way what is between them
-DIGITS_PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
-def places(config, column):
-    """
-    [(our tensor, [(their name, its shape there), …], transposed), …]. Three things differ. Llama keeps queries, keys
-    and values apart, we stack them. We pad the vocabulary to a multiple of 64, they do not. And GPT-2's layers, an
-    early habit ("Conv1D"), compute x W + b with W (in, out), where all later ones, and ours, have W (out, in).
-    """
-    ours, found = outline(config).state_dict(), []
-    for name, tensor in ours.items():
-        base, _, kind = name.rpartition('.')
-        layer = re.match(r'blocks\.(\d+)', base)
-        theirs = TENSORS[re.sub(r'^blocks\.\d+', 'blocks.{}', base)][column].format(layer and layer[1]).split()
-        heads = (config.n_head, config.n_kv_head, config.n_kv_head)
-        rows = [n * config.head_dim for n in heads] if len(theirs) > 1 else \
-            [config.vocab_size if base in ('wte', 'head') else tensor.size(0)]
-        transposed = column == 0 and tensor.ndim == 2 and layer is not None
-        shapes = [(r, *tensor.shape[1:]) for r in rows]
-        there = [(f'{n}.{kind}', s[::-1] if transposed else s) for n, s in zip(theirs, shapes)]
-        if name != 'head.weight' or not config.tie_weights:
-            found.append((name, there, transposed))
-    return found
+def their_names(name, column):
+    """'blocks.3.norm1.weight', 1 -> ['model.layers.3.input_layernorm.weight']; for qkv, three."""
+    base, _, suffix = name.rpartition('.')  # suffix: weight or bias
+    layer = re.match(r'blocks\.(\d+)\.', base)
+    number = layer[1] if layer else ''
+    pattern = TENSORS[base.replace(f'.{number}.', '.{}.')][column]
+    return [f'{theirs}.{suffix}' for theirs in pattern.format(number).split()]
 
-def read_json(path):
-    """The object in a JSON file; exits with one line where there is none."""
+def is_conv1d(name, column):
+    """GPT-2's layers ("Conv1D") compute x W + b with W (in, out); later ones have W (out, in)."""
+    is_matrix = name.startswith('blocks.') and name.endswith('.weight') and 'norm' not in name
+    return column == 0 and is_matrix
+
+def open_transformers():
+    """The transformers library; exits with one line where it is missing."""
+    try:
+        import transformers
+    except ImportError:
+        sys.exit("weights= and export= need the transformers library: pip install transformers")
+    transformers.utils.logging.set_verbosity_error()
+    return transformers
+
+def import_config(theirs):
+    """
+    A config of transformers -> our GPTConfig, and the column of its names. Exits with one line that
+    names what our model has no setting for.
+    """
+    if theirs.model_type not in ARCHITECTURES:
+        sys.exit(f"{weights}: model_type={theirs.model_type}; "
+                 f"what we can read is {', '.join(ARCHITECTURES)}")
+    column, ours = ARCHITECTURES[theirs.model_type]
+    for key, value in FIXED.items():
+        if getattr(theirs, key, value) != value:
+            sys.exit(f"{weights}: {key}={getattr(theirs, key)}, and our model knows only {value}")
+    rope = getattr(theirs, 'rope_parameters', None) or {}
+    kind = rope.get('rope_type', 'default')
+    if kind not in ('default', 'llama3'):
+        sys.exit(f"{weights}: rope_type={kind}, and our model knows only default and llama3")
+    if rope.get('partial_rotary_factor', 1) != 1:
+        sys.exit(f"{weights}: partial_rotary_factor={rope['partial_rotary_factor']}, "
+                 "and our model knows only 1")
+    settings = {**ours, 'rope_theta': rope.get('rope_theta', 10000.0)}
+    for name, names in CONFIG.items():
+        value = getattr(theirs, names[column], None) if names[column] else None
+        if value is not None:
+            settings[name] = value
+    if kind == 'llama3':
+        settings['rope_scaling'] = tuple(rope[name] for name in ROPE)
+    try:
+        return GPTConfig(**settings), column
+    except ValueError as e:
+        sys.exit(f"{weights}: {e}")
+
+def gpt2_vocab(text):
+    """
+    GPT-2's tokenizer.json -> the bytes of its tokens in the order of their ids; None for any other.
+    Its first 256 ids are the bytes, and merge number i makes the token 256 + i: the ids are ranks,
+    as in our own kind bpe, which needs no library.
+    """
+    found = json.loads(text)
+    model = found['model']
+    cut = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
+    if model['type'] != 'BPE' or found['normalizer'] or found['pre_tokenizer'] != cut:
+        return None
+    ids = dict(model['vocab'])
+    ids.update({token['content']: token['id'] for token in found['added_tokens']})
+    tokens = sorted(ids, key=ids.get)
+    merged = [''.join(pair) for pair in model['merges']]
+    if set(tokens[:256]) != set(LETTERS.values()) or tokens[256:] != [*merged, '<|endoftext|>']:
+        return None
+    byte_of = {letter: b for b, letter in LETTERS.items()}
+    return [bytes(map(byte_of.get, token)) for token in tokens[:-1]]
+
+def import_tokenizer(path, eos):
+    """
+    tokenizer.json -> Tokenizer. eos: the id that ends a text by the model's config, which counts
+    where no special token has a usual name for that.
+    """
     try:
         with open(path, encoding='utf-8') as f:
-            return dict(json.load(f))
-    except FileNotFoundError:
-        sys.exit(f"no {path}: weights= needs config.json, tokenizer.json, and model.safetensors or pytorch_model.bin")
-    except (ValueError, TypeError, RecursionError) as e:
-        sys.exit(f"{path} is damaged ({type(e).__name__}): download it again")
-
-def read_safetensors(path):
-    """
-    A safetensors file is 8 bytes with the length of the header, the header in JSON, and all the numbers in a row:
-
-        {"wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, …}
-
-    -> {name: (shape, a function that reads the tensor)}. A stranger's header is not believed: the tensors must fill
-    the file without gap or overlap, each exactly as large as its shape, or we exit before anything is allocated.
-    """
-    def read(shape, dtype, start):
-        tensor = torch.empty(shape, dtype=dtype)
-        with open(path, 'rb') as f:
-            f.seek(start)
-            f.readinto(tensor.view(-1).view(torch.uint8).numpy())  # straight to where it will stay: no second copy
-        return tensor
-    size, tensors = os.path.getsize(path), {}
-    try:
-        with open(path, 'rb') as f:
-            length = int.from_bytes(f.read(8), 'little')
-            if length > min(size - 8, 10_000_000):
-                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-            header, end = json.loads(f.read(length)), 8 + length
-        header.pop('__metadata__', None)
-        for name, about in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
-            dtype, shape, (first, last) = DTYPES[about['dtype']], about['shape'], about['data_offsets']
-            if not all(type(n) is int and n >= 0 for n in [first, last, *shape]) or \
-                    (first, last) != (end - length - 8, first + math.prod(shape) * dtype.itemsize):
-                raise ValueError(f"{name} of shape {shape} at bytes {first} to {last}")
-            tensors[name] = tuple(shape), partial(read, shape, dtype, end)
-            end += last - first
-        if end != size:
-            raise ValueError(f"{size:,} bytes instead of {end:,}")
-        return tensors
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        sys.exit(f"{path} is cut off or damaged ({type(e).__name__}: {str(e)[:200]}): download it again")
-
-def open_weights(folder):
-    """All tensors of a folder, in one file or several: {name: (shape, a function that reads it)}."""
-    for name in ('model.safetensors', 'pytorch_model.bin'):
-        index, files, tensors = os.path.join(folder, f'{name}.index.json'), [name], {}
-        if not os.path.exists(os.path.join(folder, name)):
-            if not os.path.exists(index):
-                continue
-            where = read_json(index).get('weight_map')  # {name of a tensor: its file, …}
-            if not isinstance(where, dict):
-                sys.exit(f"{index} does not say which tensor is in which file: download it again")
-            files = sorted({os.path.basename(str(file)) for file in where.values()})
-        for path in (os.path.join(folder, file) for file in files):
-            if not os.path.exists(path):
-                sys.exit(f"{path} is missing, and {index} names it: download it again")
-            if name == 'model.safetensors':
-                tensors.update(read_safetensors(path))
-                continue
-            try:
-                found = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-                tensors.update({n: (tuple(t.shape), lambda t=t: t) for n, t in found.items()})
-            except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
-                sys.exit(f"{path} is damaged, or no file of tensors ({type(e).__name__}): download it again")
-        return tensors
-    sys.exit(f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, or their .index.json")
-
-def hub_folder(name):
-    """The folder of a model from the hub, downloaded unless it is here; the hub's list tells sizes and checksums."""
-    place = name.replace('/', '--')
-    path = download(f'{HUB}/api/models/{name}?blobs=true', f'{place}/files.json')
-    try:
-        listing = read_json(path)
-        files = {f['rfilename']: (f['size'], (f.get('lfs') or {}).get('sha256')) for f in listing['siblings']}
-        safe = any(f.endswith('.safetensors') for f in files)
-        tensors = r'model[^/]*\.safetensors' if safe else r'pytorch_model[^/]*\.bin'
-        for file, check in files.items():
-            if re.fullmatch(rf'config\.json|tokenizer(_config)?\.json|{tensors}(\.index\.json)?', file):
-                download(f"{HUB}/{name}/resolve/{listing['sha']}/{file}", f'{place}/{file}', *check)
-    except (KeyError, TypeError) as e:
-        sys.exit(f"{path} is not the hub's list of a model's files ({type(e).__name__} {e}): delete it and run again")
-    return os.path.dirname(path)
-
-def import_config(folder):
-    """config.json -> the architecture's name, our GPTConfig, and the places of all tensors."""
-    path = os.path.join(folder, 'config.json')
-    found = {'architectures': [], 'layer_norm_epsilon': 1e-5, **read_json(path)}
-    try:
-        name = (found['architectures'] or [None])[0]
-        if name not in ARCHITECTURES:
-            sys.exit(f"{path}: the architecture is {name}; what we can read is {', '.join(ARCHITECTURES)}")
-        rope = {'rope_type': 'default', **(found.get('rope_scaling') or {}), **(found.get('rope_parameters') or {})}
-        column, _, ours = ARCHITECTURES[name]
-        found = {'tie_word_embeddings': column == 0, **found}
-        found['rope_theta'] = rope.get('rope_theta', found.get('rope_theta'))
-        for key, value in FIXED.items():
-            if found.get(key) not in (None, value):
-                raise ValueError(f"{key}={found[key]}, and our model knows only {value}")
-        ours = {**{k: type(getattr(GPTConfig, k))(found[names[column]]) for k, names in CONFIG.items()
-                   if found.get(names[column]) is not None}, **ours}
-        if (kind := rope.get('type', rope['rope_type'])) == 'llama3':
-            ours['rope_scaling'] = (*(float(rope[k]) for k in ROPE[:3]), int(rope[ROPE[3]]))
-        elif kind != 'default':
-            raise ValueError(f"rope_type={kind}, and our model knows only default and llama3")
-        config = GPTConfig(**ours)
-        least = min(config.head_dim, config.n_hidden, config.n_kv_head, config.rope_theta)
-        if least <= 0 or config.n_layer > 1000 or config.block_size > 1 << 20:
-            raise ValueError(f"{least} is not positive, or {config.n_layer} layers, a context of {config.block_size}")
-        return name, config, places(config, column)
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:
-        sys.exit(f"{path} describes no model of ours ({type(e).__name__}: {' '.join(str(e).split())[:200]})")
-
-def split_steps(pattern):
-    """How tokenizer.json says that text is cut before it is merged; two rules have names there."""
-    named = {SPLIT_PATTERN: [], DIGITS_PATTERN: [{'type': 'Digits', 'individual_digits': True}]}
-    split = {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}
-    return [*named.get(pattern, [split]), {**BYTE_LEVEL, 'use_regex': pattern in named}]
-
-def halves(token, rank):
-    """
-    The two parts that byte-pair encoding joins last to make a token: b' the' -> [b' t', b'he']; more parts where it
-    cannot be made. rank((a, b)) says when a and b are joined: the lowest first; None is never.
-    """
-    parts = [token[i:i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        ranks = [(r, i) for i, pair in enumerate(zip(parts, parts[1:])) if (r := rank(pair)) is not None]
-        if not ranks:
-            break
-        i = min(ranks)[1]
-        parts[i:i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-def import_tokenizer(folder, vocab_size):
-    """
-    tokenizer.json -> Tokenizer. The file lists which pairs to merge, and when; tiktoken merges whatever makes a token,
-    the lowest id first. Both do the same if every token, spelled in bytes and merged by the list, comes out whole, and
-    the merges that complete the tokens have the order of their ids: then no other merge is ever reached. The order is
-    checked; a token that does not come out whole is never encoded (or as a whole word alone, with
-    ignore_merges).
-    """
-    path = os.path.join(folder, 'tokenizer.json')
-    found, settings = read_json(path), os.path.join(folder, 'tokenizer_config.json')
-    settings = read_json(settings) if os.path.exists(settings) else {}
-    try:
-        model, pre, normalizer = found['model'], found.get('pre_tokenizer') or {}, found.get('normalizer')
-        steps = [{'use_regex': True, **s, 'trim_offsets': True} if s.get('type') == 'ByteLevel' else s
-                 for s in pre.get('pretokenizers', [pre])]
-        patterns = [SPLIT_PATTERN, DIGITS_PATTERN] + [s['pattern']['Regex'] for s in steps if s.get('type') == 'Split']
-        pattern = next((p for p in patterns if split_steps(p) == steps), None)
-        known = model['type'] == 'BPE' and not model.get('byte_fallback') and normalizer in (None, {'type': 'NFC'})
-        if not known or pattern is None:
-            raise ValueError(f"no byte-level BPE as GPT-2, SmolLM2, Llama 3 and Qwen have: {normalizer}, then {pre}")
-        sample = "I'll be\t42 (é中 …)!\r\n\n  ok "
-        pieces = [m[0] for m in regex.finditer(pattern, sample)]
-        if '' in pieces or ''.join(pieces) != sample:
-            raise ValueError(f"the pattern {pattern} leaves out parts of a text")
-        # 1. ids to bytes; special tokens; and added ones that text may spell, such as <think>
-        added = found['added_tokens']
-        special, text = ({t['content']: t['id'] for t in added if t['special'] is kind} for kind in (True, False))
-        vocab, unspell = [b''] * vocab_size, {letter: byte for byte, letter in LETTERS.items()}
-        for token, i in {**model['vocab'], **special, **text}.items():
-            if not 0 <= i < vocab_size or not 0 < len(token) <= 1000:
-                raise ValueError(f"{token[:50]!r} has id {i}, but the model has {vocab_size} tokens")
-            vocab[i] = b'' if token in special or token in text else bytes(map(unspell.get, token))
-        # 2. the merges
-        pairs = (merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges'])
-        merges = {(bytes(map(unspell.get, a)), bytes(map(unspell.get, b))): rank for rank, (a, b) in enumerate(pairs)}
-        whole, last = bool(model.get('ignore_merges')), -1  # whole: a word that is a token needs no merges (Llama 3)
-        for i, token in enumerate(vocab):
-            if len(token) > 1:
-                parts = halves(token, merges.get)
-                rank = merges.get(tuple(parts), math.inf)
-                # whole: tiktoken would join two parts within longer words, too, which their list never does
-                if rank < last or (whole and len(parts) == 2 and rank == math.inf):
-                    raise ValueError(f"id {i}, {token!r}, is out of the order of the merges")
-                if rank < math.inf:
-                    last = rank
-                elif not whole:
-                    vocab[i] = b''  # no merge makes it: no text is ever encoded with it
-        # 3. what begins, ends and fills a text, and how conversations are written
-        post = found.get('post_processor') or {}
-        template = [item for step in post.get('processors', [post]) for item in step.get('single', [])]
-        start = [special[item['SpecialToken']['id']] for item in template[:1] if 'SpecialToken' in item]
-        eos, pad = (t['content'] if isinstance(t, dict) else t for t in map(settings.get, ('eos_token', 'pad_token')))
-        eot = next((t for t in ('<|endoftext|>', '<|end_of_text|>') if t in special), eos)
-        markup = next(m for m, (opening, _, closing) in MARKUPS.items() if m == 'plain' or all(
-            t in special for t in re.findall(r'<\|\w+\|>', opening.format(role='user') + closing)))
-        pad = next((t for t in ('<|pad|>', '<|finetune_right_pad_id|>', pad) if t in special), eot)
-        foreign = {'special': special, 'text': text, 'start': start, 'eot': eot, 'pad': pad, 'markup': markup,
-                   'nfc': bool(normalizer)}
-        ours = {name: vocab_size - len(SPECIAL_TOKENS) + i for i, name in enumerate(SPECIAL_TOKENS)}
-        if (special, text, start, normalizer) == (ours, {}, [], None):  # one that we exported comes back as it was
-            vocab, foreign = vocab[:-len(ours)], None
-        return Tokenizer('bpe', vocab, pattern, foreign)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, MemoryError, regex.error) as e:
-        sys.exit(f"{path} makes no tokenizer of ours ({type(e).__name__}: {str(e)[:300]})")
+            text = f.read()
+        core = open_hf_tokenizer(text)
+        if vocab := gpt2_vocab(core.to_str()):
+            return Tokenizer('bpe', vocab, special=['<|endoftext|>'])
+        added = core.get_added_tokens_decoder().values()
+        special = [token.content for token in added if token.special]
+        ends = [t for t in ('<|endoftext|>', '<|end_of_text|>', '</s>') if t in special]
+        end = ends[0] if ends else core.id_to_token(eos)
+        return Tokenizer('hf', text, special=[end] + [name for name in special if name != end])
+    except (ValueError, TypeError) as e:
+        sys.exit(f"{path} makes no tokenizer of ours: {str(e)[:300]}")
 
 def import_weights():
-    """weights= -> out_dir/ckpt.pt, a tensor at a time: little more than one copy of the weights is ever held."""
-    folder, path = weights, os.path.join(out_dir, 'ckpt.pt')
+    """weights= -> out_dir/ckpt.pt"""
+    path = os.path.join(out_dir, 'ckpt.pt')
     if os.path.exists(path):
         sys.exit(f"{path} exists already: choose another out_dir, or delete it first")
-    if not os.path.isdir(weights):
-        if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', weights):
-            sys.exit(f"weights={weights}: neither a folder here nor a name on the hub such as openai-community/gpt2")
-        folder = hub_folder(weights)
-    name, config, wanted = import_config(folder)
-    # 1. all names and shapes, before the first number is read
-    tensors = open_weights(folder)
-    if config.position == 'learned':  # GPT-2's own files leave the first word of each name out
-        known = ('transformer.', 'lm_head.')
-        tensors = {n if n.startswith(known) else f'transformer.{n}': t for n, t in tensors.items()}
-    for n, shape in (place for _, theirs, _ in wanted for place in theirs):
-        if n not in tensors or tensors[n][0] != shape:
-            found = f"of shape {tensors[n][0]}" if n in tensors else "missing"
-            sys.exit(f"in {folder}, {n} is {found}, but config.json asks for one of shape {shape}")
-    # computed from the config; or, tied, there already
-    idle = r'.*\.attn\.(masked_)?bias|.*\.inv_freq' + (r'|lm_head\.weight' if config.tie_weights else '')
-    for n in tensors.keys() - {n for _, theirs, _ in wanted for n, _ in theirs}:
-        if not re.fullmatch(idle, n):
-            sys.exit(f"{folder} has a tensor {n}, for which our {name} has no place")
-    tokenizer, model = import_tokenizer(folder, config.vocab_size), {}
-    # 2. the numbers
-    for ours, theirs, transposed in wanted:
-        parts = [tensors[n][1]() for n, _ in theirs]
-        tensor = torch.cat(parts) if len(parts) > 1 else parts[0].t() if transposed else parts[0]
-        if not tensor.is_floating_point():
-            sys.exit(f"in {folder}, {theirs[0][0]} is of {tensor.dtype}: quantized weights are not read")
-        padding = -len(tensor) % 64 if ours in ('wte.weight', 'head.weight') else 0
-        if padding:
-            tensor = torch.cat((tensor, tensor.new_zeros(padding, config.n_embd)))
-        model[ours] = tensor.contiguous()
-    count = sum(t.numel() for t in model.values())
+    if not os.path.isdir(weights) and not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', weights):
+        sys.exit(f"weights={weights}: neither a folder here nor a name on the hub "
+                 "such as openai-community/gpt2")
+    transformers = open_transformers()
+    # 1. what it is
+    try:
+        their_config = transformers.AutoConfig.from_pretrained(weights)
+        config, column = import_config(their_config)
+        tokenizer_json = transformers.utils.cached_file(weights, 'tokenizer.json')
+        loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+            weights, config=their_config, dtype='auto', output_loading_info=True)
+    except Exception as e:  # no network, no such model, no access, a damaged file …
+        sys.exit(f"weights={weights}: {type(e).__name__}: {' '.join(str(e).split())[:300]}")
+    eos = their_config.eos_token_id
+    tok = import_tokenizer(tokenizer_json, eos[0] if isinstance(eos, list) else eos)
+    if tok.vocab_size > config.vocab_size:
+        sys.exit(f"{weights}: the tokenizer has {tok.vocab_size:,} tokens, "
+                 f"but the model only {config.vocab_size:,}")
+    # 2. every tensor must have a place on the other side
+    theirs = loaded.state_dict()
+    del loaded  # so that each of their tensors is freed as soon as ours is made of it
+    config.bias = any(name.endswith('.bias') for name in theirs)
+    empty = outline(config).state_dict()
+    if config.tie_weights:
+        del empty['head.weight'], theirs['lm_head.weight']
+    unplaced = set(theirs) | info['unexpected_keys']
+    for name in empty:
+        unplaced -= set(their_names(name, column))
+    for name in info['missing_keys']:
+        sys.exit(f"{weights}: the tensor {name} is missing")
+    for name in unplaced:
+        sys.exit(f"{weights}: the tensor {name} has no place in our model")
+    # 3. the numbers
+    model = {}
+    for name, place in empty.items():
+        parts = [theirs.pop(n) for n in their_names(name, column) if n in theirs]
+        if not parts:  # Qwen2 has biases for queries, keys and values, and no others
+            parts = [torch.zeros(place.shape, dtype=model['wte.weight'].dtype)]
+        tensor = torch.cat(parts)
+        if is_conv1d(name, column):
+            tensor = tensor.t()
+        if name in ('wte.weight', 'head.weight'):  # our vocabulary is padded to a multiple of 64
+            padding = tensor.new_zeros(len(place) - len(tensor), config.n_embd)
+            tensor = torch.cat((tensor, padding))
+        if tensor.shape != place.shape:
+            sys.exit(f"{weights}: {name} is of shape {tuple(tensor.shape)}, "
+                     f"and {tuple(place.shape)} is expected")
+        if not tensor.isfinite().all():
+            sys.exit(f"{weights}: the weights of {their_names(name, column)[0]} are not finite")
+        model[name] = tensor.contiguous()
+    count = sum(tensor.numel() for tensor in model.values())
     if config.tie_weights:
         model['head.weight'] = model['wte.weight']
     os.makedirs(out_dir, exist_ok=True)
     save_atomically(path, {'format': 'ninefiles-1', 'model': model, 'config': asdict(config),
-                           'tokenizer': tokenizer.to_dict(), 'step': 0, 'settings': {'weights': weights}})
-    print(f"{path}: {name}, {count:,} parameters, {config.block_size:,} tokens of context, {config.vocab_size:,} in "
-          f"the vocabulary; conversations are written as {tokenizer.markup}")
+                           'tokenizer': tok.to_dict(), 'step': 0, 'settings': {'weights': weights}})
+    print(f"{path}: {their_config.model_type}, {count:,} parameters, {config.block_size:,} tokens "
+          f"of context, {config.vocab_size:,} in the vocabulary; conversations are written as "
+          f"{tok.markup}")
     print(f"next:  python sample.py out_dir={out_dir} prompt='Once upon a time'")
 
-def chat_template(tokenizer, start):
-    """Tokenizer.chat() once more, in Jinja: the language in which other programs expect it."""
-    def quoted(text):
-        return "'" + text.replace('\n', '\\n').replace('{role}', "' + m['role'] + '") + "'"
-    ahead = str(tokenizer.markup == 'ninefiles').lower()  # whether a system message goes in front of the user's words
-    turn = tokenizer.opening + tokenizer.lead
-    return ("{{ " + quoted(start) + " }}{% set ns = namespace(system='') %}{% for m in messages %}"
-            "{% if m['role'] == 'system' and " + ahead + " %}"
-            "{% set ns.system = ns.system + m['content'] + '\\n\\n' %}{% else %}"
-            "{{ " + quoted(turn) + " + (ns.system if m['role'] == 'user' else '') + m['content'] + "
-            + quoted(tokenizer.closing) + " }}{% if m['role'] == 'user' %}{% set ns.system = '' %}{% endif %}"
-            "{% endif %}{% endfor %}"
-            "{% if add_generation_prompt %}{{ " + quoted(turn.format(role='assistant')) + " }}{% endif %}")
+# Tokenizer.chat() once more, in Jinja: the language in which other programs expect it
+CHAT_TEMPLATE = (
+    "{{ start }}{% set ns = namespace(system='') %}"
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' and system_goes_to_user %}"
+    "{% set ns.system = ns.system + m['content'] + '\\n\\n' %}"
+    "{% else %}"
+    "{{ turn | replace('{role}', m['role']) }}"
+    "{% if m['role'] == 'user' %}{{ ns.system }}{% set ns.system = '' %}{% endif %}"
+    "{{ m['content'] + closing }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ turn | replace('{role}', 'assistant') }}{% endif %}")
 
-def export_tokenizer(tokenizer):
-    """Tokenizer -> the contents of tokenizer.json and tokenizer_config.json."""
-    named = {**tokenizer.special, **tokenizer.text}
-    name = {i: n for n, i in named.items()}
-    ranks = {t: i for i, t in enumerate(tokenizer.vocab) if t and i not in name}
-    spelled = {t: ''.join(LETTERS[b] for b in t) for t in ranks}
-    pairs = [halves(t, lambda pair: ranks.get(b''.join(pair))) for t in ranks if len(t) > 1]
-    start = [name[i] for i in tokenizer.start]
-    words = {'Sequence': {'id': 'A', 'type_id': 0}}
-    post = {'type': 'TemplateProcessing', 'pair': [words, {'Sequence': {'id': 'B', 'type_id': 1}}],
-            'single': [*({'SpecialToken': {'id': n, 'type_id': 0}} for n in start), words],
-            'special_tokens': {n: {'id': n, 'ids': [named[n]], 'tokens': [n]} for n in start}}
-    flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
-    return {
-        'tokenizer.json': {
-            'version': '1.0', 'truncation': None, 'padding': None,
-            'added_tokens': [{'id': i, 'content': n, 'special': n in tokenizer.special, **flags}
-                             for i, n in sorted(name.items())],
-            'normalizer': {'type': 'NFC'} if tokenizer.nfc else None,
-            'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': split_steps(tokenizer.pattern)},
-            'post_processor': post if start else BYTE_LEVEL, 'decoder': BYTE_LEVEL,
-            'model': {'type': 'BPE', 'ignore_merges': any(len(p) > 2 for p in pairs),
-                      'vocab': {**{spelled[t]: i for t, i in ranks.items()}, **named},
-                      'merges': [f'{spelled[p[0]]} {spelled[p[1]]}' for p in pairs if len(p) == 2]}},
-        'tokenizer_config.json': {
-            'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False,
-            'eos_token': name[tokenizer.eot], 'pad_token': name[tokenizer.pad],
-            'bos_token': [*start, name[tokenizer.eot]][0], 'add_bos_token': bool(start),
-            'chat_template': chat_template(tokenizer, ''.join(start))}}
+def chat_template(tok):
+    """CHAT_TEMPLATE with this tokenizer's markup."""
+    markup = {'start': tok.decode(tok.start), 'turn': tok.opening + tok.lead,
+              'closing': tok.closing, 'system_goes_to_user': tok.markup == 'ninefiles'}
+    lines = ['{% set ' + name + ' = ' + json.dumps(value) + ' %}' for name, value in markup.items()]
+    return ''.join(lines) + CHAT_TEMPLATE
+
+def export_tokenizer(transformers, tok, folder):
+    """Tokenizer -> tokenizer.json and its settings, in this folder."""
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+    if tok.kind == 'hf':
+        core = open_hf_tokenizer(tok.json)
+    else:
+        converter = TikTokenConverter(pattern=tok.pattern, extra_special_tokens=list(tok.special))
+        # note: given a file, tiktoken keeps a copy by its name, and reads the copy the next time
+        ranks = {token: rank for rank, token in enumerate(tok.vocab)}
+        converter.load_tiktoken_bpe = lambda path: ranks
+        core = converter.converted()
+    end = tok.decode([tok.eot])
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, chat_template=chat_template(tok), clean_up_tokenization_spaces=False,
+        eos_token=end, pad_token=tok.decode([tok.pad]), bos_token=tok.decode(tok.start) or end)
+    wrapped.save_pretrained(folder)
+    if tok.kind == 'hf':  # as it came
+        with open(os.path.join(folder, 'tokenizer.json'), 'w', encoding='utf-8') as f:
+            f.write(tok.json)
 
 def export_weights():
     """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""
-    loaded, tokenizer, checkpoint = load_model(out_dir)
+    if os.path.exists(export):
+        sys.exit(f"export={export} exists already: choose another folder, or delete it first")
+    transformers = open_transformers()
+    loaded, tok, checkpoint = load_model(out_dir)
     config, model = loaded.config, checkpoint['model']
     shape = asdict(config)
     # 1. which architecture it is: what all have in common, and what one has
     common = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0}
     if config.position == 'learned':
         common.update(n_kv_head=config.n_head, head_dim=config.n_embd // config.n_head)
-    fitting = [n for n, (_, _, own) in ARCHITECTURES.items() if {**common, **own}.items() <= shape.items()]
+    fitting = [name for name, (_, own) in ARCHITECTURES.items()
+               if (common | own).items() <= shape.items()]
     if not fitting:
         names = (*common, 'position', 'norm', 'mlp', 'qk_norm', 'bias')
-        sys.exit(f"{out_dir}/ckpt.pt is no {' or '.join(ARCHITECTURES)}, and others load only those: it has "
-                 + ' '.join(f'{k}={shape[k]}' for k in names))
-    if tokenizer.kind != 'bpe':
-        sys.exit(f"{out_dir}/ckpt.pt reads with tokenizer={tokenizer.kind}, which nobody else knows: use tokenizer=bpe")
-    name = fitting[0]
-    column, model_type, _ = ARCHITECTURES[name]
-    # 2. the descriptions
-    rope = {'rope_type': 'llama3', **dict(zip(ROPE, config.rope_scaling))} if config.rope_scaling else None
-    number = str(model['norm.weight'].dtype).removeprefix('torch.')
-    eot, first = tokenizer.eot, [*tokenizer.start, tokenizer.eot][0]
-    ids = {'bos_token_id': first, 'eos_token_id': eot, 'pad_token_id': tokenizer.pad}
-    files = export_tokenizer(tokenizer)
-    files['generation_config.json'] = {**ids, 'eos_token_id': sorted({eot, tokenizer.end})}
-    files['config.json'] = {'architectures': [name], 'model_type': model_type, 'torch_dtype': number, **ids,
-                            **{n[column]: shape[k] for k, n in CONFIG.items() if n[column]},
-                            **({'mlp_bias': config.bias, 'rope_scaling': rope} if column else {})}
-    # 3. the numbers, behind a header that says where each tensor is
-    header, end, wanted = {'__metadata__': {'format': 'pt'}}, 0, places(config, column)
-    for ours, theirs, _ in wanted:
-        dtype = model[ours].dtype
-        for n, s in theirs:
-            header[n] = {'dtype': next(code for code, d in DTYPES.items() if d == dtype), 'shape': s,
-                         'data_offsets': [end, end := end + math.prod(s) * dtype.itemsize]}
-    raw = json.dumps(header).encode()
-    raw += b' ' * (-len(raw) % 8)  # the numbers begin at a multiple of 8 bytes
-    with all_or_nothing(export, 'model.safetensors', *files) as (tensors, *paths):
-        for path, content in zip(paths, files.values()):
-            with open(path, 'w', encoding='utf-8') as f:
-                json.dump(content, f, ensure_ascii=False, indent=1)
-        with open(tensors, 'wb') as f:
-            f.write(len(raw).to_bytes(8, 'little') + raw)
-            for ours, theirs, transposed in wanted:
-                rows = [s[-1 if transposed else 0] for _, s in theirs]
-                for part in model[ours][:sum(rows)].split(rows):
-                    f.write((part.t() if transposed else part).contiguous().view(-1).view(torch.uint8).numpy())
-    print(f"{export}: {name}, {end / 1e6:,.1f} MB of {number}")
+        sys.exit(f"{out_dir}/ckpt.pt is no gpt2, llama or qwen3, and others load only those: "
+                 "it has " + ' '.join(f'{name}={shape[name]}' for name in names))
+    if tok.kind not in ('bpe', 'hf'):
+        sys.exit(f"{out_dir}/ckpt.pt uses tokenizer={tok.kind}, which nobody else knows: "
+                 "train with tokenizer=bpe")
+    model_type = fitting[0]
+    column = ARCHITECTURES[model_type][0]
+    # 2. its config
+    settings = {names[column]: shape[name] for name, names in CONFIG.items() if names[column]}
+    settings['bos_token_id'] = [*tok.start, tok.eot][0]
+    settings.update(eos_token_id=tok.eot, pad_token_id=tok.pad)
+    if column == 1:
+        rope = {'rope_type': 'default', 'rope_theta': config.rope_theta}
+        if config.rope_scaling:
+            rope.update({'rope_type': 'llama3', **dict(zip(ROPE, config.rope_scaling))})
+        settings['rope_parameters'] = rope
+    if model_type == 'llama':
+        settings.update(attention_bias=config.bias, mlp_bias=config.bias)
+    dtype = model['norm.weight'].dtype
+    their_config = transformers.AutoConfig.for_model(model_type, dtype=dtype, **settings)
+    with torch.device('meta'):  # shapes without numbers
+        theirs = transformers.AutoModelForCausalLM.from_config(their_config)
+    # 3. its numbers
+    filled = {}
+    for name, tensor in model.items():
+        if name in ('wte.weight', 'head.weight'):
+            tensor = tensor[:config.vocab_size]
+        if is_conv1d(name, column):
+            tensor = tensor.t()
+        names = their_names(name, column)
+        rows = [theirs.get_parameter(n).size(0) for n in names]
+        for n, part in zip(names, tensor.split(rows)):
+            filled[n] = part.contiguous()
+    theirs.load_state_dict(filled, assign=True)
+    theirs.tie_weights()
+    theirs.generation_config.eos_token_id = sorted({tok.eot, tok.end})
+    # 4. all files under a temporary name
+    part = f'{export.rstrip("/")}.{os.getpid()}.tmp'
+    try:
+        theirs.save_pretrained(part)
+        export_tokenizer(transformers, tok, part)
+        os.rename(part, export)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in theirs.parameters())
+    print(f"{export}: {model_type}, {size / 1e6:,.1f} MB of {str(dtype).removeprefix('torch.')}")
     print(f"next:  AutoModelForCausalLM.from_pretrained('{export}') in transformers, or  vllm serve {export}")
 
 # ------------------------------------------------------------------------------------------------------------
@@ -1307,7 +1145,7 @@ def main():
         usage("weights= and export= are two commands: one brings weights in, the other takes them out")
     if weights or export:
         return import_weights() if weights else export_weights()
-    known = [*DATASETS, *EXAMPLES, 'fineweb', 'cifar10', 'hellaswag']
+    known = [*DATASETS, *EXAMPLES, 'fineweb', 'hellaswag']
     if not input and dataset not in known:
         usage(f"dataset={dataset}: expected one of {', '.join(known)}{nearest(dataset, known)}; or input=PATH for your "
               "own")
@@ -1320,7 +1158,6 @@ def main():
         usage(f"vocab_size={vocab_size}: tokenizer={tokenizer} needs at least {least}: {least - len(SPECIAL_TOKENS)} "
               f"and the {len(SPECIAL_TOKENS)} special tokens")
     expect(globals(), 'shards', least=1, below=104)
-    expect(globals(), 'image_size', least=1)
 
     start = time.time()
     folder = os.path.join(data_dir, dataset)
@@ -1329,33 +1166,30 @@ def main():
     if not input and dataset in EXAMPLES:
         what, make = EXAMPLES[dataset]
         return write_examples(folder, what, list(make()))
-    captions = os.path.isdir(input) and os.path.exists(os.path.join(input, 'captions.jsonl'))
-    if captions or input.endswith('.npz') or (dataset == 'cifar10' and not input):
+    if input.endswith('.npz'):
         return prepare_pictures(folder)
     if input and (what := kind_of_input()) != 'text':
         return write_examples(folder, what, own_examples(local_files(input), what))
-    # 1. what to keep, and 2. the vocabulary
-    if dataset == 'fineweb' and not input:
-        plan, tok = [], make_tokenizer('gpt2', [])  # these ids are GPT-2's
-        stream = ((split, ids, 0) for split, ids in fineweb_shards())
-    else:
-        plan = make_plan()
-        tok = make_tokenizer(tokenizer, plan)
-        stream = token_stream(tok, plan)
-    # 3. the ids, under temporary names until everything is there
-    dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
+    # 1. the vocabulary
     counts = {split: {'tokens': 0, 'documents': 0, 'bytes': 0} for split in ('train', 'val')}
+    dropped = Counter()
+    if dataset == 'fineweb' and not input:
+        tok = make_tokenizer('gpt2')  # these ids are GPT-2's
+        stream = fineweb_shards()
+    else:
+        tok = make_tokenizer(tokenizer)
+        stream = token_stream(tok, dropped, counts)
+    # 2. the ids, under temporary names until everything is there
+    dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
     digests = {split: hashlib.sha256() for split in counts}
     with all_or_nothing(folder, 'train.bin', 'val.bin', 'meta.json') as paths:
         with open(paths[0], 'wb') as train, open(paths[1], 'wb') as val:
-            for split, ids, n_bytes in stream:
+            for split, ids in stream:
                 raw = np.asarray(ids, dtype=dtype).tobytes()
                 (train if split == 'train' else val).write(raw)
                 digests[split].update(raw)
                 counts[split]['tokens'] += len(ids)
-                counts[split]['bytes'] += n_bytes
         for split in counts:
-            counts[split]['documents'] = sum(s in (split, 'both') for s, _ in plan)
             counts[split]['sha256'] = digests[split].hexdigest()
             if counts[split]['tokens'] < 2:
                 sys.exit(f"too little text in {input or dataset}: {counts[split]['tokens']} tokens for {split}.bin")
@@ -1363,8 +1197,10 @@ def main():
                 'normalize': normalize, 'strip_control': strip_control, 'tokenizer': tok.to_dict()}
         with open(paths[-1], 'w', encoding='utf-8') as f:
             json.dump(meta, f)
-    # 4. what came of it
+    # 3. what came of it
     print(f"{folder}: tokenizer {tok.kind}, {tok.vocab_size:,} tokens in the vocabulary, {time.time() - start:.1f} s")
+    for reason, number in dropped.items():
+        print(f"  dropped {number:,} documents: {reason}")
     for split, c in counts.items():
         line = f"  {split + '.bin':<10} {c['tokens']:>12,} tokens"
         if c['bytes']:  # not known where the ids came ready-made

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Types all that the README tells people to type, in its order, in a folder of its own, with settings behind each command
 # that make it tiny: tests/rehearse.sh, in an environment that has the packages; some minutes. It ends at the first
-# command that fails. What needs a network, another machine, a person or a model that has learned something is named and
+# command that fails. What needs a network, another machine or library, a person or a model that has learned something is named and
 # passed over.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -32,7 +32,7 @@ torchrun() {
 # 2. what people are told to bring
 mkdir -p data/downloads
 cp README.md notes.txt && cp README.md data/downloads/shakespeare.txt
-for i in $(seq 40); do printf 'win a prize, number %d\tspam\nsee you at %d\tham\n' "$i" "$i"; done > spam.tsv
+(printf 'text\tlabel\n'; for i in $(seq 40); do printf 'win a prize, number %d\tspam\nsee you at %d\tham\n' "$i" "$i"; done) > spam.tsv
 echo '{"hypothesis": "a cat sat on the mat", "references": ["the cat sat on the mat"]}' > answers.jsonl
 command python - <<'PYTHON'
 import json, numpy as np
@@ -44,7 +44,7 @@ PYTHON
 # 3. the README's blocks, but for the first two, line by line
 while IFS= read -r line; do
   case "$line" in
-    *fineweb* | *hellaswag* | *weights=* | *--nnodes* | *serve=* | *method=constitution* | *vllm* | *ollama*) echo "-- passed over: $line"; continue ;;
+    *fineweb* | *hellaswag* | *weights=* | *export=* | 'pip '* | *--nnodes* | *serve=* | *method=constitution* | *vllm* | *ollama*) echo "-- passed over: $line"; continue ;;
     *out-smol* | *teacher=out-big* | *chat=True*) for there in out-smol out-big out-sft; do [ -d $there ] || cp -r out $there; done ;;
   esac
   eval "$line" < /dev/null

@@ -1,5 +1,5 @@
 """Alignment: the rule and the data agree, each loss is what its paper says, the ratio starts at 1, the KL is never negative."""
-import csv, gzip, json, math, os
+import csv, json, math, os
 import pytest
 import torch
 import align as S
@@ -143,24 +143,6 @@ def test_a_bad_preference_is_named(prepare, tmp_path, line, words):
                                                   'rejected': 'b'}) + '\n' + json.dumps(line) + '\n')
     with pytest.raises(SystemExit, match=words):
         prepare(dataset='mine', input='p.jsonl')
-
-def test_transcripts_of_hh(monkeypatch, tmp_path, capsys):
-    """The form of Anthropic's HH-RLHF: whole conversations, gzipped JSON lines; pairs that cannot be compared are passed over."""
-    talk = '\n\nHuman: hi\n\nAssistant: hello\n\nHuman: Assistant: is that you?\n\nAssistant: '
-    pairs = [{'chosen': talk + 'yes', 'rejected': talk + 'no'}, {'chosen': talk + 'same', 'rejected': talk + 'same'},
-             {'chosen': '\n\nHuman: a\n\nAssistant: b', 'rejected': '\n\nHuman: c\n\nAssistant: d'}]
-    monkeypatch.setattr(P, 'download', lambda url, name: str(tmp_path / 'hh.gz'))
-    with gzip.open(tmp_path / 'hh.gz', 'wt', encoding='utf-8') as f:
-        f.writelines(json.dumps(pair) + '\n' for pair in pairs)
-    found = list(P.hh_examples())
-    roles = [(m['role'], m['content']) for m in found[0][1]['prompt']]
-    assert roles == [('user', 'hi'), ('assistant', 'hello'), ('user', 'Assistant: is that you?')]
-    assert [(split, e['chosen'], e['rejected']) for split, e in found] == [(split, 'yes', 'no')
-                                                                           for split in ('train', 'val')] * 2
-    assert 'passed over 8 pairs' in capsys.readouterr().out
-    (tmp_path / 'hh.gz').write_bytes(b'no gzip')
-    with pytest.raises(SystemExit, match='delete it and run again'):
-        list(P.hh_examples())
 
 def test_the_rule_by_hand():
     e = {'answer': '13'}

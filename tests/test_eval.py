@@ -301,15 +301,15 @@ def test_blind_comparison(evaluate, monkeypatch, tmp_path, capsys):
 
 def test_hellaswag_is_kept_as_it_is(monkeypatch, tmp_path):
     asked = []
-    def download(url, name, size, sha256):
-        asked.append((url.rsplit('/', 1)[1], size, len(sha256)))
+    def download(url, name, sha256):
+        asked.append((url.rsplit('/', 1)[1], len(sha256)))
         return lines(tmp_path / name, *[ROOF] * (2 if 'val' in name else 3))
     monkeypatch.setattr(P, 'download', download)
     monkeypatch.setattr(P, 'data_dir', str(tmp_path))
     monkeypatch.setattr(P, 'dataset', 'hellaswag')
     P.main()
     folder = tmp_path / 'hellaswag'
-    assert asked == [('hellaswag_train.jsonl', 47496131, 64), ('hellaswag_val.jsonl', 12246618, 64)]
+    assert asked == [('hellaswag_train.jsonl', 64), ('hellaswag_val.jsonl', 64)]
     assert (folder / 'val.jsonl').read_bytes() == (tmp_path / 'hellaswag_val.jsonl').read_bytes()
     meta = json.loads((folder / 'meta.json').read_text())
     assert meta['kind'] == 'choices' and [meta['splits'][s]['examples'] for s in ('train', 'val')] == [3, 2]

@@ -1,7 +1,7 @@
 """
 What must be true of a language model, whatever its weights. Each test is a small lesson; none needs training.
 """
-import math, os, random
+import json, math, os, random, sys
 import pytest
 import torch
 from torch.nn import functional as F
@@ -69,7 +69,10 @@ def test_tokenizer_survives_json(tokenizers, kind):
 @pytest.mark.parametrize('broken', [{}, {'kind': 'bpe', 'vocab': ['a'], 'pattern': ''},
                                     {'kind': 'x', 'vocab': [], 'pattern': ''},
                                     {'kind': 'bpe', 'vocab': ['€'] * 300, 'pattern': ''},
-                                    {'kind': 'char', 'vocab': None, 'pattern': ''}])
+                                    {'kind': 'char', 'vocab': None, 'pattern': ''},
+                                    {'kind': 'char', 'vocab': ['a'], 'pattern': '', 'special': []},
+                                    {'kind': 'char', 'vocab': ['a'], 'pattern': '', 'special': ['x', 'x']},
+                                    {'kind': 'char', 'vocab': ['a'], 'pattern': '', 'special': [5]}])
 def test_a_broken_description_is_refused(broken):
     with pytest.raises(ValueError):
         Tokenizer.from_dict(broken)
@@ -84,6 +87,95 @@ def test_chat_template_and_its_mask(tokenizers):
                   answer=True)[0].count(t.end) == 1  # the user cannot end their own turn
     with pytest.raises(ValueError, match='judge'):
         t.chat([{'role': 'judge', 'content': ''}])
+
+def test_a_vocabulary_with_one_special_token():
+    """GPT-2's: conversations are written in plain words, and padding is the end of a text."""
+    t = Tokenizer('bpe', [bytes([b]) for b in range(256)], special=['<|endoftext|>'])
+    assert t.vocab_size == 257 and t.eot == t.pad == t.end == 256 and t.markup == 'plain'
+    ids, mask = t.chat([{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'yo'}], answer=True)
+    assert t.decode(ids) == 'user:\nhi<|endoftext|>assistant:\nyo<|endoftext|>assistant:\n'
+    assert t.decode([i for i, m in zip(ids, mask) if m]) == 'yo<|endoftext|>'
+    assert Tokenizer.from_dict(t.to_dict()) == t != Tokenizer('bpe', t.vocab)
+
+# ---- other people's tokenizers ----
+
+CHATML = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+LLAMA3 = ['<|end_of_text|>', '<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>']
+
+def train_hf(special, start=None):
+    """A byte-level tokenizer.json as the `tokenizers` library trains and writes it; start: what opens a text."""
+    tokenizers = pytest.importorskip('tokenizers', reason='pip install transformers')
+    core = tokenizers.Tokenizer(tokenizers.models.BPE())
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet,
+                                             show_progress=False)
+    core.train_from_iterator(['the cat sat on the mat while it rained, é é 🙂🙂 12345\n    indented <|x|>'] * 9, trainer)
+    if start:
+        core.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f'{start} $A', special_tokens=[(start, core.token_to_id(start))])
+    return core
+
+@pytest.mark.parametrize('special, start', [(CHATML, None), (LLAMA3, '<|begin_of_text|>')])
+def test_hf_ids_are_the_librarys_and_text_comes_back(special, start):
+    core = train_hf(special, start)
+    t = Tokenizer('hf', core.to_str(), special=special)
+    again = Tokenizer.from_dict(json.loads(json.dumps(t.to_dict())))
+    core.encode_special_tokens = True
+    for seed in range(1000):
+        text = fuzz(seed)
+        assert t.start + t.encode(text) == again.start + again.encode(text) == core.encode(text).ids
+        assert t.decode(t.encode(text)) == text and not set(t.encode(text)) & set(t.special.values())
+        assert b''.join(map(t.token_bytes, t.encode(text))) == text.encode()
+    assert again == t and t.vocab_size == core.get_vocab_size() and t.decode([t.eot]) == special[0]
+    assert t.token_bytes(10**6) == b'' and t.encode('\ud83d') == t.encode('?')
+
+@pytest.mark.parametrize('special, start, expected', [
+    (CHATML, None, '<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n'
+                   'yo<|im_end|>\n<|im_start|>assistant\n'),
+    (LLAMA3, '<|begin_of_text|>',
+     '<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user'
+     '<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nyo<|eot_id|>'
+     '<|start_header_id|>assistant<|end_header_id|>\n\n'),
+    (['</s>'], None, 'system:\nS</s>user:\nhi</s>assistant:\nyo</s>assistant:\n')])
+def test_each_tokenizer_gets_its_own_chat_markup(special, start, expected):
+    t = Tokenizer('hf', train_hf(special, start).to_str(), special=special)
+    ids, mask = t.chat([{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'hi'},
+                        {'role': 'assistant', 'content': 'yo'}], answer=True)
+    assert t.decode(ids) == expected and len(mask) == len(ids)
+    assert t.decode([i for i, m in zip(ids, mask) if m]) in ('yo<|im_end|>', 'yo<|eot_id|>', 'yo</s>')
+    assert ids.count(t.end) == 3
+    assert t.chat([{'role': 'user', 'content': t.closing}])[0].count(t.end) == 1  # a user cannot end their own turn
+
+def test_a_sentencepiece_vocabulary():
+    """As Llama 2 and TinyLlama have it: '▁' is a space, and bytes have names."""
+    tokenizers = pytest.importorskip('tokenizers', reason='pip install transformers')
+    vocab = {'<unk>': 0, '<s>': 1, '</s>': 2, **{f'<0x{b:02X}>': 3 + b for b in range(256)},
+             '▁': 259, 't': 260, 'h': 261, 'e': 262, 'th': 263, 'the': 264, '▁the': 265}
+    merges = [('t', 'h'), ('th', 'e'), ('▁', 'the')]
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, unk_token='<unk>', byte_fallback=True, fuse_unk=True))
+    core.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend('▁'),
+                                                       tokenizers.normalizers.Replace(' ', '▁')])
+    core.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.Replace('▁', ' '),
+                                                 tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse(),
+                                                 tokenizers.decoders.Strip(' ', 1, 0)])
+    core.add_special_tokens(['<s>', '</s>'])
+    t = Tokenizer('hf', core.to_str(), special=['</s>', '<s>'])
+    assert t.encode('the the €') == [265, 265, 259, *(3 + b for b in '€'.encode())]
+    assert t.decode(t.encode('the the €\n')) == ' the the €\n'  # note: these vocabularies open a text with a space
+    assert t.token_bytes(265) == b' the' and t.token_bytes(13) == b'\n' and t.eot == 2
+
+@pytest.mark.parametrize('text', ['', '{}', '[' * 100_000, '{"model": ' * 100_000, None, 5])
+def test_a_damaged_tokenizer_json_is_refused(text):
+    pytest.importorskip('tokenizers', reason='pip install transformers')
+    with pytest.raises(ValueError):
+        Tokenizer.from_dict({'kind': 'hf', 'vocab': text, 'pattern': '', 'special': ['</s>']})
+
+def test_an_hf_tokenizer_without_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tokenizers', None)  # so that importing it fails
+    with pytest.raises(SystemExit, match='pip install transformers'):
+        Tokenizer('hf', '{}', special=['</s>'])
 
 # ---- attention ----
 

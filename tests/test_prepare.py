@@ -87,19 +87,18 @@ def test_what_is_read_comes_back(settings, tmp_path, kind):
     tokenizer, data = load_dataset(str(folder))
     assert tokenizer.decode(data['train'].tolist() + data['val'].tolist()) == text.replace('\r', '\n')  # as Python reads text files
 
-def test_reading_in_pieces_changes_nothing(settings, tmp_path, monkeypatch):
-    text = prose(1500).replace('.\n', '.\n\n',
-                               40).replace('.\nt', '.\n    t').replace('.\ns', '.\n    s').replace('.\nr', '.\n\n    r') + ' x\n y\n\n\n' + 'no line break ' * 50 + '🙂' * 50
+def test_a_text_comes_in_pieces_of_whole_lines(settings, tmp_path, monkeypatch):
+    text = prose(1500).replace('.\ns', '.\n    s') + 'no line break ' * 50 + '🙂' * 50
     path = write(tmp_path / 'a.txt', text)
-    whole = (settings(input=path, vocab_size=400) / 'train.bin').read_bytes()
-    for size in range(100, 140, 3):
+    whole = {}
+    for size in (1 << 24, 100, 1):
         monkeypatch.setattr(P, 'PIECE', size)
-        assert (settings(input=path, vocab_size=400) / 'train.bin').read_bytes() == whole
-
-def test_a_text_without_line_breaks_is_read_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(P, 'PIECE', 10)
-    pieces = list(P.pieces_of(write(tmp_path / 'a.txt', 'word ' * 1000)))
-    assert ''.join(pieces) == 'word ' * 1000 and max(map(len, pieces)) <= 160
+        pieces = list(P.TextFile(path))
+        assert ''.join(pieces) == text and all(piece.endswith('\n') for piece in pieces[:-1])
+        tokenizer, data = load_dataset(str(settings(input=path, tokenizer='char')))
+        whole[size] = [data[split].tolist() for split in ('train', 'val')]
+        assert tokenizer.decode(whole[size][0]) == text[:int(0.9 * len(text))]
+    assert whole[1] == whole[100] == whole[1 << 24]
 
 def test_large_vocabularies_take_four_bytes(settings, tmp_path):
     folder = settings(input=write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(80000))), tokenizer='word',
@@ -127,7 +126,7 @@ def test_cleaning(settings, tmp_path, capsys):
     out = capsys.readouterr().out
     assert text.startswith('one document<|endoftext|>fine print<|endoftext|>another')
     for reason in ('duplicate', 'empty', 'too short'):
-        assert f'1 of 13 documents: {reason}' in out
+        assert f'dropped 1 documents: {reason}' in out
     settings(input=str(tmp_path / 'in'), drop_duplicates=False)
     assert 'duplicate' not in capsys.readouterr().out
 
@@ -230,26 +229,19 @@ CONTENT = prose(20000).encode()
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """Serves CONTENT at /whole; /breaks stops half-way, and goes on when asked to; /never always stops; /norange starts over."""
+    """Serves CONTENT at /whole; /breaks stops half-way; there is nothing else."""
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            seen.append((self.path, self.headers.get('Range')))
-            if self.path == '/missing':
+            seen.append(self.path)
+            if self.path not in ('/whole', '/breaks'):
                 return self.send_error(404)
-            start = int((self.headers.get('Range') or 'bytes=0-')[6:-1]) if self.path != '/norange' else 0
-            if start >= len(CONTENT):
-                self.send_response(416)
-                self.send_header('Content-Range', f'bytes */{len(CONTENT)}')
-                return self.end_headers()
-            body = CONTENT[start:]
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header('Content-Range', f'bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}')
-            self.send_header('Content-Length', str(len(body)))
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(CONTENT)))
             self.end_headers()
-            first = sum(path == self.path for path, _ in seen) == 1
-            stop = {'/breaks': first, '/norange': first, '/never': True}.get(self.path)
-            self.wfile.write(body[:len(body) // 2 if stop else None])
+            if self.path == '/breaks':
+                self.wfile.write(CONTENT[:len(CONTENT) // 2])
+            else:
+                self.wfile.write(CONTENT)
         def log_message(self, *args):
             pass
     seen = []
@@ -261,40 +253,22 @@ def server(monkeypatch, tmp_path):
 
 SHA = hashlib.sha256(CONTENT).hexdigest()
 
-@pytest.mark.parametrize('path', ['/whole', '/breaks', '/norange'])
-def test_downloads(server, path):
+@pytest.mark.parametrize('sha', [None, SHA])
+def test_downloads(server, sha):
     url, seen = server
-    for _ in range(2):
-        assert open(P.download(url + path, 'x.txt', len(CONTENT), SHA), 'rb').read() == CONTENT
-    assert len(seen) == (1 if path == '/whole' else 2)  # the second time, it is there already
-    if path == '/breaks':
-        assert seen[1][1] == f'bytes={len(CONTENT) // 2}-'  # it went on where it stopped
+    assert open(P.download(url + '/whole', 'x.txt', sha), 'rb').read() == CONTENT
+    seen.clear()
+    assert open(P.download(url + '/whole', 'x.txt', sha), 'rb').read() == CONTENT
+    assert not seen  # it is here already
 
-def test_a_piece_that_is_as_long_as_the_file(server, tmp_path):
-    """What lies there may be the whole file, whose last byte came before the end; or no piece of this file at all."""
-    url, seen = server
-    for there, asked in ((CONTENT, 1), (CONTENT + b'and more', 2)):
-        (tmp_path / 'downloads').mkdir(exist_ok=True)
-        (tmp_path / 'downloads' / f'{asked}.txt.part').write_bytes(there)
-        assert open(P.download(url + '/whole', f'{asked}.txt'), 'rb').read() == CONTENT
-        assert len(seen) == asked
-        seen.clear()
-
-def test_downloads_that_fail(server, tmp_path):
-    url, seen = server
-    with pytest.raises(SystemExit, match='wrong contents.*sha256.*expected 0000'):
-        P.download(url + '/whole', 'x.txt', None, '0' * 64)
-    with pytest.raises(SystemExit, match='wrong contents.*bytes instead of 1,000,000'):
-        P.download(url + '/whole', 'x.txt', 1_000_000)
-    with pytest.raises(SystemExit, match='expected'):
-        P.download(url + '/whole', 'x.txt', 10)
-    with pytest.raises(SystemExit, match='404'):
-        P.download(url + '/missing', 'x.txt')
-    with pytest.raises(SystemExit, match='connection broke.*Run again'):
-        P.download(url + '/never', 'y.txt')
-    with pytest.raises(SystemExit, match='dataset=python needs no network'):
-        P.download('http://127.0.0.1:9/closed', 'z.txt')
-    assert not (tmp_path / 'downloads' / 'x.txt').exists() and not (tmp_path / 'downloads' / 'y.txt').exists()
+@pytest.mark.parametrize('path, sha, words', [
+    ('/whole', '0' * 64, 'invalid hash.*expected "0000'), ('/missing', None, '404'),
+    ('/breaks', None, 'connection broke after'), (':closed', None, 'dataset=python needs no network')])
+def test_downloads_that_fail(server, tmp_path, path, sha, words):
+    url = 'http://127.0.0.1:9/closed' if path == ':closed' else server[0] + path
+    with pytest.raises(SystemExit, match=words) as e:
+        P.download(url, 'x.txt', sha)
+    assert '\n' not in str(e.value) and not list((tmp_path / 'downloads').iterdir())
 
 def test_fineweb_shards(settings, monkeypatch, tmp_path):
     def shard(url, name):
@@ -306,7 +280,7 @@ def test_fineweb_shards(settings, monkeypatch, tmp_path):
         return str(path)
     broken = None
     monkeypatch.setattr(P, 'download', shard)
-    monkeypatch.setattr(P, 'make_tokenizer', lambda kind, plan: Tokenizer('bpe', [bytes([b])
+    monkeypatch.setattr(P, 'make_tokenizer', lambda kind: Tokenizer('bpe', [bytes([b])
                                                                                   for b in range(256)] + [b'%d,%d' % (i, i) for i in range(50000)]))
     _, data = load_dataset(str(settings(dataset='fineweb', input='', shards=2)))
     assert data['train'].tolist() == 2 * list(range(1000)) and data['val'][0] == 500
@@ -337,7 +311,7 @@ def test_no_input_of_validation_is_ever_trained_on(monkeypatch):
     for split, example in P.instruct_examples():
         question = example['messages'][0]['content']  # as it was drawn, or with a 'Hi! ' in front
         inputs[split].add(drawn[question if question in drawn else question.partition(' ')[2]])
-    assert not inputs['train'] & inputs['val'] and len(inputs['train']) > 1200 and len(inputs['val']) > 450
+    assert not inputs['train'] & inputs['val'] and len(inputs['train']) > 1000 and len(inputs['val']) > 350
 
 def solve(skill, question):
     """The answer by another way than the generator's, or None where this test has no other way."""
@@ -347,8 +321,6 @@ def solve(skill, question):
             'compare': lambda: max(numbers) if re.search('larg|bigg|great', question) else min(numbers),
             'count': lambda: question.count(',') + 1, 'sort': lambda: ', '.join(sorted(listed[0].split(', '))),
             'reverse': lambda: ', '.join(reversed(listed[0].split(', '))),
-            'code': lambda: len(numbers) if 'len([' in question else max(numbers)
-            if 'max(' in question else min(numbers) if 'min(' in question else None,
             }.get(skill, lambda: None)()
 
 def test_the_answers_of_instruct_are_right(settings):
@@ -367,7 +339,7 @@ def test_the_answers_of_instruct_are_right(settings):
             assert split == 'train' or answer == example['answer'], example  # what is measured knows one right answer
             assert right is None or str(right) == example['answer'], example
             solved += right is not None
-    assert solved > 12000 and 0.09 < courteous / meta['splits']['train']['examples'] < 0.11
+    assert solved > 10000 and 0.09 < courteous / meta['splits']['train']['examples'] < 0.11
 
 FORMS = {'messages': {'messages': [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'u'},
                                    {'role': 'assistant', 'content': 'a'}]},
@@ -397,9 +369,8 @@ def test_a_json_list_is_read_too_and_copies_are_dropped(settings, tmp_path, caps
     assert lines(folder / 'val.jsonl')[0]['messages'][0]['content'] == 'u' and 'dropped 1 of 3' in capsys.readouterr().out
 
 @pytest.mark.parametrize('name, text', [
-    ('a.tsv', 'ham\thi there\nspam\twin now\nham\tsee you\nspam\tcash!\n'),
-    ('a.tsv', 'hi there\tham\r\nwin now\tspam\r\nsee you\tham\r\ncash!\tspam'),
-    ('a.tsv', 'label\ttext\nham\thi there\nspam\twin now\nham\tsee you\nspam\tcash!\n'),
+    ('a.csv', 'text,label\r\nhi there,ham\r\n"win now",spam\r\nsee you,ham\r\ncash!,spam '),
+    ('a.tsv', '\ufeffLabel\tText\nham\thi there\nspam\twin now\n\nham\tsee you\nspam\tcash!\n'),
     ('a.jsonl', ''.join(json.dumps({'text': t, 'label': l}) + '\n'
                         for t, l in (('hi there', 'ham'), ('win now', 'spam'), ('see you', 'ham'),
                                      ('cash!', 'spam'))))])
@@ -433,15 +404,26 @@ def test_a_conversation_without_an_answer_is_named(settings, tmp_path):
         settings(input=jsonl(tmp_path / 'a.jsonl', {'messages': FORMS['messages']['messages'][:2]}))
 
 @pytest.mark.parametrize('name, text, words', [
-    ('a.tsv', 'x\ty\nz\n', 'line 2: expected a text, a tab and a label'),
+    ('a.tsv', 'text\tlabel\nx\ty\nz\n', 'line 3: expected 2 columns'), ('a.csv', '', 'line 1: expected a header'),
+    ('a.tsv', 'x\ty\nz\tw\n', 'line 1: expected a header that names the columns'),
+    ('a.csv', 'text,label\n"x,y\n' + 'z' * 200_000, 'is no table'),
+    ('a.csv', 'text,label\n"caf\udce9",y', 'not UTF-8'),
     ('a.jsonl', '{"text": "x", "label": "a"}\n{"text": "y"}\n', 'line 2: expected a text and its label'),
-    ('a.tsv', 'x\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"), ('a.tsv', 'x\ta\n', 'the least are'),
+    ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"),
+    ('a.tsv', 'text\tlabel\nx\ta\n', 'the least are'),
     ('a.tsv', 'text\tlabel\nx\ta\n\ta\n', 'line 3: expected a text and its label'),
     ('a.json', '[{"prompt": ', 'is not JSON'), ('a.json', '5', 'not a list'),
     ('a.jsonl', '[' * 200_000, 'line 1: expected JSON')])
 def test_bad_labels_are_named(settings, tmp_path, name, text, words):
+    (tmp_path / name).write_bytes(text.encode('utf-8', 'surrogateescape'))
     with pytest.raises(SystemExit, match=words):
-        settings(input=write(tmp_path / name, text))
+        settings(input=str(tmp_path / name))
+
+def test_a_table_of_anything(settings, tmp_path):
+    rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
+    folder = settings(input=write(tmp_path / 'a.csv', 'Prompt,Completion\n' + rows))
+    assert lines(folder / 'val.jsonl')[0]['messages'] == [{'role': 'user', 'content': 'question, 9'},
+                                                          {'role': 'assistant', 'content': 'answer\nof two lines'}]
 
 def test_examples_are_not_mistaken_for_text(settings, tmp_path):
     with pytest.raises(SystemExit, match='not text'):
