@@ -721,12 +721,6 @@ def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
         logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), float('-inf'))
     return logits
 
-def penalize(logits, seen, penalty):
-    """Repetition penalty (Keskar et al. 2019, 4.1), in place: logits (V,) of ids already seen go down."""
-    seen = torch.tensor(sorted(set(seen)), device=logits.device)
-    scores = logits[seen]
-    logits[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
-
 def draw(logits, u):
     """
     One token per row from softmax(logits), by inverting the cumulative distribution: logits (B, V), u (B,) uniform in
@@ -738,16 +732,16 @@ def draw(logits, u):
     last = torch.searchsorted(cumulative, total)  # subtle: u * total can round up to total, past every possible token
     return torch.minimum(token, last).squeeze(1)
 
-def check_sampling(prompts, temperature, top_k, top_p, min_p, repetition_penalty):
+def check_sampling(prompts, temperature, top_k, top_p, min_p):
     """Raise ValueError for an empty prompt or an impossible setting."""
     if not prompts or not all(prompts):
         raise ValueError("a prompt needs at least one token to go on from")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1 or repetition_penalty <= 0:
-        raise ValueError(f"temperature={temperature} top_k={top_k} top_p={top_p} min_p={min_p} repetition_penalty="
-                         f"{repetition_penalty}: expected >= 0, >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, > 0")
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
+        raise ValueError(f"temperature={temperature} top_k={top_k} top_p={top_p} min_p={min_p}: "
+                         "expected >= 0, >= 0, 0 < top_p <= 1, 0 <= min_p <= 1")
 
 @torch.inference_mode()
-def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
+def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
              stop_tokens=(), finished=None, look=None, seed=1337, use_cache=True):
     """
     Go on from prompts (a list of lists of ids, of any lengths), all at once: yields, for each new token, a list with
@@ -760,11 +754,10 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
     can hold block_size tokens. When it is full, all but its last half is dropped and that is read afresh, so that the
     model sees between block_size / 2 and block_size tokens of a long text, with the cache and without.
     """
-    check_sampling(prompts, temperature, top_k, top_p, min_p, repetition_penalty)
+    check_sampling(prompts, temperature, top_k, top_p, min_p)
     B, block_size, device = len(prompts), model.config.block_size, next(model.parameters()).device
     finished = set() if finished is None else finished
-    texts = [list(p) for p in prompts]
-    contexts = [text[-block_size:] for text in texts]
+    contexts = [list(p[-block_size:]) for p in prompts]
     random = [np.random.default_rng(seed + i) for i in range(B)]
     columns = min(block_size, max(map(len, contexts)) + max_new_tokens)
     cache = KVCache(model.config, B, columns) if use_cache and isinstance(model, GPT) else None
@@ -796,9 +789,6 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
             # 2. from scores to one token per row
             logits = model.logits(x) if B > 1 else model.logits(x[0])[None]  # (B, V); a vector is quicker than one row
             logits = logits.float()
-            if repetition_penalty != 1:
-                for b in range(B):
-                    penalize(logits[b], texts[b], repetition_penalty)
             if temperature == 0:
                 tokens = logits.argmax(-1).tolist()
             else:
@@ -811,7 +801,6 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
             for b, token in enumerate(tokens):
                 if token in stop_tokens:
                     finished.add(b)
-                texts[b].append(token)
                 contexts[b].append(token)
                 if len(contexts[b]) > block_size:
                     contexts[b] = contexts[b][-max(1, block_size // 2):]

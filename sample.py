@@ -26,7 +26,6 @@ temperature = 0.8          # 0: always the likeliest; 1: as often as the model t
 top_k = 0                  # only the k likeliest tokens; 0: all
 top_p = 1.0                # only the fewest tokens that together have this probability (nucleus sampling)
 min_p = 0.0                # only tokens at least this fraction as likely as the likeliest
-repetition_penalty = 1.0   # above 1: tokens that already occurred lose score
 stop = ''                  # end a sample where this text appears; a special token ends it in any case
 # what else to do
 chat = False               # a conversation in the terminal
@@ -93,7 +92,7 @@ def load(folder):
 
 @torch.inference_mode()
 def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
-              repetition_penalty=1.0, stop_tokens=(), finished=None, look=None, seed=1337):
+              stop_tokens=(), finished=None, look=None, seed=1337):
     """
     generate() for one prompt with a smaller model's help (Leviathan et al. 2023, algorithm 1): the draft says a few
     tokens, one by one; the model reads all of them at once, for about the price of one, since the time goes into moving
@@ -293,7 +292,7 @@ MOST_BYTES = 2**20    # of a request's body
 MOST_TOKENS = 4096    # of an answer
 PATIENCE = 20         # seconds a client has for its request, and then each time it is to take a piece of the answer
 RANGES = {'max_tokens': (1, MOST_TOKENS), 'temperature': (0.0, 100.0), 'top_p': (0.0, 1.0), 'top_k': (0, 10**6),
-          'min_p': (0.0, 1.0), 'repetition_penalty': (0.01, 100.0), 'seed': (-2**63, 2**63), 'n': (1, 1)}
+          'min_p': (0.0, 1.0), 'seed': (-2**63, 2**63), 'n': (1, 1)}
 
 def understand(body, chatting, tokenizer, block_size):
     """A request's JSON -> a job for the model; raises ValueError for what makes no sense."""
@@ -301,7 +300,7 @@ def understand(body, chatting, tokenizer, block_size):
         raise ValueError("the body: expected a JSON object")
     body = {k: v for k, v in body.items() if v is not None}
     how = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'min_p': min_p, 'n': 1,
-           'repetition_penalty': repetition_penalty, 'seed': secrets.randbelow(2**31),
+           'seed': secrets.randbelow(2**31),
            'max_tokens': body.get('max_completion_tokens', min(max_new_tokens, MOST_TOKENS))}
     for name, (low, high) in RANGES.items():
         how[name] = value = body.get(name, how[name])
@@ -333,7 +332,7 @@ def understand(body, chatting, tokenizer, block_size):
         ids = ids or [tokenizer.eot]
     if len(ids) > block_size:
         raise ValueError(f"the prompt has {len(ids)} tokens, and the model's context {block_size}")
-    sampling = {k: how[k] for k in ('temperature', 'top_k', 'min_p', 'repetition_penalty')}
+    sampling = {k: how[k] for k in ('temperature', 'top_k', 'min_p')}
     sampling.update(top_p=max(how['top_p'], 1e-6), seed=how['seed'] % 2**63, max_new_tokens=how['max_tokens'],
                     stop=ends)
     options = body.get('stream_options')
@@ -621,15 +620,15 @@ def main():
     expect(globals(), 'seed', least=0)
     if not 0 <= serve < 2**16 or chat + (show != 'text') + (serve > 0) > 1:
         usage(f"serve={serve} chat={chat} show={show}: expected one of the three, and a port from 1 to 65535")
-    if draft and (num_samples > 1 or repetition_penalty != 1):
-        usage("draft: expected num_samples=1 and repetition_penalty=1.0")
+    if draft and num_samples > 1:
+        usage("draft: expected num_samples=1")
     try:
-        check_sampling([[0]], temperature, top_k, top_p, min_p, repetition_penalty)
+        check_sampling([[0]], temperature, top_k, top_p, min_p)
     except ValueError as e:
         usage(str(e))
     model, tokenizer, where = load(out_dir)
     stream = partial(stream_text, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                     min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=[stop] if stop else [])
+                     min_p=min_p, seed=seed, stop=[stop] if stop else [])
     tally = [0, 0]
     if draft:
         small, its_tokenizer, _ = load(draft)
@@ -637,7 +636,6 @@ def main():
                 or small.config.block_size < model.config.block_size):
             sys.exit(f"draft={draft}: expected a gpt with the tokenizer and (at least) the block_size of {out_dir}")
         stream = partial(stream, generate=partial(speculate, draft=small, tally=tally))
-        RANGES['repetition_penalty'] = (1.0, 1.0)
     if serve:
         return run_server(model, tokenizer, stream)
     text, texts, start = read_prompt(), [''] * num_samples, time.time()

@@ -274,11 +274,6 @@ def test_filters_by_hand():
     assert left(temperature=0.5) == pytest.approx([0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365])
     assert left(top_k=3, top_p=0.6) == pytest.approx([0.625, 0.375, 0, 0])
 
-def test_repetition_penalty_by_hand():
-    logits = torch.tensor([2.0, -2.0, 1.0])
-    M.penalize(logits, [0, 1, 1], 2.0)
-    assert logits.tolist() == [1.0, -4.0, 1.0]
-
 def test_draw_follows_the_probabilities():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().repeat(10000, 1)
     u = torch.linspace(0, 1, 10001)[:-1]
@@ -305,8 +300,7 @@ def test_stop_tokens_and_finished_rows():
         finished |= {0, 1} if n == 2 else set()
     assert n == 2
 
-@pytest.mark.parametrize('how', [dict(temperature=-1), dict(top_p=0), dict(top_p=1.5), dict(min_p=-0.1), dict(top_k=-1),
-                                 dict(repetition_penalty=0)])
+@pytest.mark.parametrize('how', [dict(temperature=-1), dict(top_p=0), dict(top_p=1.5), dict(min_p=-0.1), dict(top_k=-1)])
 def test_impossible_sampling_settings_are_refused(how):
     with pytest.raises(ValueError):
         next(generate(make(), [[1]], 5, **how))

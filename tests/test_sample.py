@@ -46,7 +46,6 @@ def test_a_mistake_on_the_command_line(model):
     (dict(out_dir='nowhere'), ['no checkpoint', 'python train.py'], None),
     (dict(temperature=-1), ['temperature=-1'], 2), (dict(num_samples=0), ['num_samples=0'], 2),
     (dict(seed=-1), ['seed=-1'], 2),
-    (dict(serve=8000, draft='out', repetition_penalty=1.2), ['repetition_penalty=1.0'], 2),
     (dict(chat=True, serve=8000), ['one of the three'], 2), (dict(serve=70000), ['serve=70000'], 2),
     (dict(serve=8000, top_p=2.0), ['top_p=2'], 2), (dict(draft='out', num_samples=2), ['draft', 'num_samples=1'], 2),
     (dict(draft='out', temperature=-1.0), ['temperature=-1'], 2), (dict(show='embeddings'), ['a prompt'], 2)])
