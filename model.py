@@ -812,7 +812,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
     finally:
         model.train(training)
 
-def stream_text(model, tokenizer, prompts, stop=(), generate=generate, finished=None, **sampling):
+def stream_text(model, tokenizer, prompts, stop=(), finished=None, **sampling):
     """
     generate() for people: prompts are strings (or lists of ids), and what comes is (row, piece of text) as it grows. A
     character of several tokens is held back until it is whole, and so is what may be the beginning of one of the `stop`

@@ -6,7 +6,6 @@ Using a model: generate, chat, look inside, serve.
     python sample.py prompt=FILE:story.txt temperature=0      # a prompt from a file; 0 always takes the likeliest token
     echo 'import os' | python sample.py prompt=-              # or from standard input
     python sample.py quantize=int8                            # quicker: a quarter of the bytes; or dtype=bfloat16, half
-    python sample.py draft=out-small                          # quicker: a small model guesses, this one checks
     python sample.py chat=True out_dir=out-sft                # a conversation, with a model that was tuned for it
     python sample.py show=probs prompt='import '              # what else it might have said; or attention, embeddings
     python sample.py serve=8000                               # a page at http://127.0.0.1:8000/, and the OpenAI API
@@ -35,9 +34,6 @@ serve = 0                  # a port, like 8000, to serve the page and the API on
 device = 'auto'            # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'float32'          # auto | float32 | bfloat16 | float16: of the weights; half as many bytes to read per token
 quantize = 'none'          # none | int8: weights in a byte each, with a scale per row; the rest in bfloat16
-data_dir = 'data'          # with quantize: where to find the validation text that tells what it costs
-draft = ''                 # the folder of a smaller model with the same tokenizer, to guess tokens ahead
-draft_tokens = 4           # so many at a time
 seed = 1337
 configure(globals())
 
@@ -48,8 +44,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch.nn import functional as F
-from model import (GPT, KVCache, check_sampling, draw, filter_logits, load_dataset, load_model, prepare_decoding,
-                   resolve_device, stream_text)
+from model import GPT, check_sampling, load_model, prepare_decoding, resolve_device, stream_text
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. Generate
@@ -67,90 +62,16 @@ def read_prompt():
     return prompt
 
 def load(folder):
-    """-> a model laid out for decoding, its tokenizer, and the device it is on; says what quantisation costs."""
+    """-> a model laid out for decoding, its tokenizer, and the device it is on."""
     where, number = resolve_device(device, dtype)
-    model, tokenizer, checkpoint = load_model(folder, where)
+    model, tokenizer, _ = load_model(folder, where)
     model.eval()
     if not model.config.causal and show != 'embeddings':
         sys.exit(f"{folder} holds an encoder (objective=mlm), which fills gaps but does not write: try  python "
                  f"finetune.py task=classify init_from={folder}")
     if quantize == 'none':
-        return prepare_decoding(model.to(getattr(torch, number))), tokenizer, where
-    source = os.path.join(data_dir, checkpoint.get('dataset') or 'none')
-    text = load_dataset(source) if os.path.exists(os.path.join(source, 'val.bin')) else None
-    if not text or text[0] != tokenizer:  # none, or prepared anew since
-        return prepare_decoding(model, quantize), tokenizer, where
-    ids = text[1]['val'][:4096].astype(np.int64)  # text that it was not trained on
-    width = min(len(ids), model.config.block_size)
-    ids = torch.from_numpy(ids[:len(ids) // width * width]).view(-1, width).to(where)
-    with torch.inference_mode():
-        before = model(ids[:, :-1], ids[:, 1:]).exp().item()
-        after = prepare_decoding(model, quantize)(ids[:, :-1], ids[:, 1:]).exp().item()
-    print(f"(perplexity of {ids.numel():,} validation tokens: {before:.3f} in float32, {after:.3f} in {quantize}, "
-          f"{100 * (after / before - 1):+.2f} %)", file=sys.stderr)
-    return model, tokenizer, where
-
-@torch.inference_mode()
-def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
-              stop_tokens=(), finished=None, look=None, seed=1337):
-    """
-    generate() for one prompt with a smaller model's help (Leviathan et al. 2023, algorithm 1): the draft says a few
-    tokens, one by one; the model reads all of them at once, for about the price of one, since the time goes into moving
-    the weights; and keeps as many as it might have said itself. What comes out has exactly the model's distribution,
-    however bad the draft. Adds to tally: [tokens accepted, tokens guessed].
-    """
-    finished = set() if finished is None else finished
-    random, block_size = np.random.default_rng(seed), model.config.block_size
-    context, written = prompts[0][-block_size:], 0
-    caches = KVCache(model.config, 1), KVCache(draft.config, 1)
-
-    def read(m, cache, text, n):
-        """Model m reads what its cache lacks of the text -> its scores after each of the last n tokens (n, V)."""
-        new = torch.tensor([text[cache.lengths[0]:]], device=next(m.parameters()).device)
-        return m.logits(m.hidden(new, cache=cache)[0, -n:]).float()
-
-    def chances(logits):
-        """The probabilities that tokens are drawn with; at temperature 0, all of it is on the best."""
-        if temperature == 0:
-            return F.one_hot(logits.argmax(-1), logits.size(-1)).float()
-        return filter_logits(logits, temperature, top_k, top_p, min_p).softmax(-1)
-
-    def pick(p):
-        return draw(p.log()[None], torch.tensor([random.random(dtype=np.float32)], device=p.device)).item()
-
-    while written < max_new_tokens:
-        # 1. the draft guesses
-        n = min(draft_tokens, block_size - len(context), max_new_tokens - written - 1)
-        guesses, q = [], []
-        for _ in range(n):
-            q.append(chances(read(draft, caches[1], context + guesses, 1))[0])
-            guesses.append(pick(q[-1]))
-        # 2. the model reads them all; row i of p is what it would say after i of them
-        logits = read(model, caches[0], context + guesses, n + 1)
-        p = chances(logits)
-        # 3. a guess x passes with probability min(1, p(x) / q(x)). the first that fails is replaced by a draw from
-        # max(0, p - q), rescaled. if none fails, the model's reading is good for one more token
-        accepted = 0
-        while accepted < n and random.random() * q[accepted][guesses[accepted]] < p[accepted][guesses[accepted]]:
-            accepted += 1
-        more = p[accepted] if accepted == n else (p[accepted] - q[accepted]).clamp(min=0)
-        tokens = guesses[:accepted] + [pick(more)]
-        tally[0], tally[1] = tally[0] + accepted, tally[1] + n
-        # 4. forget what was read of failed guesses, and hand out the rest
-        for cache in caches:
-            cache.lengths = [min(cache.lengths[0], len(context) + accepted)]
-        context, written = context + tokens, written + len(tokens)
-        for i, token in enumerate(tokens):
-            if look:
-                look(logits[i:i + 1], [token])
-            yield [token]
-            if token in stop_tokens or 0 in finished:
-                finished.add(0)
-                return
-        if len(context) > block_size:  # as generate() does it
-            context = context[-max(1, block_size // 2):]
-            for cache in caches:
-                cache.lengths = [0]
+        model = model.to(getattr(torch, number))
+    return prepare_decoding(model, quantize), tokenizer, where
 
 # ------------------------------------------------------------------------------------------------------------
 # 2. Chat
@@ -616,12 +537,10 @@ if (link !== null) { $('prompt').value = link; go() }
 # ------------------------------------------------------------------------------------------------------------
 
 def main():
-    expect(globals(), 'num_samples max_new_tokens draft_tokens', least=1)
+    expect(globals(), 'num_samples max_new_tokens', least=1)
     expect(globals(), 'seed', least=0)
     if not 0 <= serve < 2**16 or chat + (show != 'text') + (serve > 0) > 1:
         usage(f"serve={serve} chat={chat} show={show}: expected one of the three, and a port from 1 to 65535")
-    if draft and num_samples > 1:
-        usage("draft: expected num_samples=1")
     try:
         check_sampling([[0]], temperature, top_k, top_p, min_p)
     except ValueError as e:
@@ -629,13 +548,6 @@ def main():
     model, tokenizer, where = load(out_dir)
     stream = partial(stream_text, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
                      min_p=min_p, seed=seed, stop=[stop] if stop else [])
-    tally = [0, 0]
-    if draft:
-        small, its_tokenizer, _ = load(draft)
-        if (its_tokenizer != tokenizer or not isinstance(small, GPT) or not isinstance(model, GPT)
-                or small.config.block_size < model.config.block_size):
-            sys.exit(f"draft={draft}: expected a gpt with the tokenizer and (at least) the block_size of {out_dir}")
-        stream = partial(stream, generate=partial(speculate, draft=small, tally=tally))
     if serve:
         return run_server(model, tokenizer, stream)
     text, texts, start = read_prompt(), [''] * num_samples, time.time()
@@ -656,8 +568,7 @@ def main():
     for row, more in enumerate(texts[1:], 1):
         print('-' * 15 + f' sample {row + 1}\n{text}{more}')
     speed = sum(counts) / (time.time() - start)
-    guessed = f", {100 * tally[0] / max(tally[1], 1):.0f} % of {tally[1]:,} guessed tokens accepted" if draft else ''
-    print(f"({speed:,.0f} tokens/s on {where}{guessed})", file=sys.stderr)
+    print(f"({speed:,.0f} tokens/s on {where})", file=sys.stderr)
 
 if __name__ == '__main__':
     main()

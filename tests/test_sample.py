@@ -1,4 +1,4 @@
-"""Using a model: from the command line, quantised, with a draft's help, in a chat, looked into, and served."""
+"""Using a model: from the command line, quantised, in a chat, looked into, and served."""
 import http.client, json, os, re, shutil, signal, socket, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -47,8 +47,7 @@ def test_a_mistake_on_the_command_line(model):
     (dict(temperature=-1), ['temperature=-1'], 2), (dict(num_samples=0), ['num_samples=0'], 2),
     (dict(seed=-1), ['seed=-1'], 2),
     (dict(chat=True, serve=8000), ['one of the three'], 2), (dict(serve=70000), ['serve=70000'], 2),
-    (dict(serve=8000, top_p=2.0), ['top_p=2'], 2), (dict(draft='out', num_samples=2), ['draft', 'num_samples=1'], 2),
-    (dict(draft='out', temperature=-1.0), ['temperature=-1'], 2), (dict(show='embeddings'), ['a prompt'], 2)])
+    (dict(serve=8000, top_p=2.0), ['top_p=2'], 2), (dict(show='embeddings'), ['a prompt'], 2)])
 def test_mistakes(model, monkeypatch, capsys, settings, words, status):
     monkeypatch.chdir(model)
     for name, value in settings.items():
@@ -108,61 +107,16 @@ def test_int8_is_off_by_half_a_step_at_most(inputs, outputs, rows):
     expected = x.float() @ w.T + linear.bias.bfloat16().float()
     assert torch.allclose(packed(x).float(), expected, rtol=0.02, atol=0.02)
 
-def test_int8_costs_less_than_a_percent_of_perplexity(model, data, monkeypatch, capsys):
+def test_int8_costs_less_than_a_percent_of_perplexity(model, data, monkeypatch, loaded):
     monkeypatch.setattr(sample, 'quantize', 'int8')
-    monkeypatch.setattr(sample, 'data_dir', str(data))
     packed, tokenizer, _ = sample.load(str(model / 'out'))
-    before, after, change = map(float, re.search(r'tokens: ([\d.]+) in float32, ([\d.]+) in int8, ([+-][\d.]+) %',
-                                                 capsys.readouterr().err).groups())
-    assert abs(change) < 1 and change == pytest.approx(100 * (after / before - 1), abs=0.02) and before < 20
+    ids = M.load_dataset(str(data / 'tiny'))[1]['val'][:1025].astype('int64')
+    ids = torch.from_numpy(ids)[:1024].view(-1, loaded[0].config.block_size)
+    with torch.no_grad():
+        before = loaded[0](ids[:, :-1], ids[:, 1:]).exp().item()
+        after = packed(ids[:, :-1], ids[:, 1:]).exp().item()
+    assert before < 20 and after == pytest.approx(before, rel=0.01)
     assert len(list(generate(packed, [tokenizer.encode('the')], 5))) == 5
-
-def test_the_price_of_int8_is_told_of_its_own_vocabulary_alone(model, data, monkeypatch, capsys, tmp_path):
-    """The text may have been cut up anew, by another tokenizer, since the model was trained."""
-    monkeypatch.setattr(sample, 'quantize', 'int8')
-    monkeypatch.setattr(sample, 'data_dir', str(data))
-    monkeypatch.setattr(sample, 'load_dataset', lambda folder: (M.Tokenizer('char', ['\ufffd', 'a']), {}))
-    sample.load(str(model / 'out'))
-    assert 'perplexity' not in capsys.readouterr().err
-
-def test_a_draft_changes_no_greedy_token():
-    """Not even where the context is full and gets cut, and however bad the draft."""
-    model, tally = small(), [0, 0]
-    alone = [t[0] for t in generate(model, [[1, 2, 3]], 90, temperature=0)]
-    for draft in (small(seed=1), small(n_layer=1), model):
-        guessed = sample.speculate(model, [[1, 2, 3]], 90, draft, tally, temperature=0)
-        assert [t[0] for t in guessed] == alone
-    assert 0 < tally[0] < tally[1]
-
-def test_a_draft_ends_where_it_is_told_to(loaded):
-    text = ''.join(piece for _, piece in stream_text(*loaded, ['the'], max_new_tokens=30, temperature=0))
-    how = dict(max_new_tokens=30, temperature=0, generate=partial(sample.speculate, draft=loaded[0], tally=[0, 0]))
-    assert ''.join(piece for _, piece in stream_text(*loaded, ['the'], **how)) == text
-    assert ''.join(piece for _, piece in stream_text(*loaded, ['the'], stop=[text[9:11]],
-                                                     **how)) == text.partition(text[9:11])[0]
-    seen, wanted = [], set()
-    for row, piece in stream_text(*loaded, ['the'], finished=wanted,
-                                  look=lambda logits, ids: seen.append(logits.argmax(-1).tolist() == ids), **how):
-        wanted.add(0)
-    assert seen == [True]
-
-def test_a_draft_changes_no_probability():
-    """800 draws of two tokens with a draft that never says one of the three, against the model's own probabilities: chi-squared."""
-    model, draft = (small(seed, vocab_size=3, n_layer=1, n_head=1, n_embd=16, block_size=8) for seed in (0, 4))
-    how = dict(temperature=1.5, top_p=0.95)
-    def joint(model):
-        first = M.filter_logits(model(torch.tensor([[1]]))[:, -1], **how).softmax(-1)[0]
-        second = M.filter_logits(model(torch.tensor([[1, a] for a in range(model.config.vocab_size)]))[:, -1],
-                                 **how).softmax(-1)
-        return (first[:, None] * second).flatten()
-    n, counts, tally = 800, torch.zeros(model.config.vocab_size ** 2), [0, 0]
-    for seed in range(n):
-        (a,), (b,) = sample.speculate(model, [[1]], 2, draft, tally, seed=seed, **how)
-        counts[a * model.config.vocab_size + b] += 1
-    def distance(p):
-        return ((counts - n * p) ** 2 / (n * p).clamp(min=1e-3)).sum().item()
-    assert 0.1 < tally[0] / tally[1] < 0.95
-    assert distance(joint(model)) < 30 and distance(joint(draft)) > 100  # 8 degrees of freedom: above 30 once in 5,000
 
 # ---- chat ----
 
