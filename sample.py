@@ -37,11 +37,10 @@ quantize = 'none'          # none | int8: weights in a byte each, with a scale p
 seed = 1337
 configure(globals())
 
-import json, os, queue, secrets, select, shutil, signal, socket, sys, threading, time, traceback
+import json, os, queue, secrets, select, signal, socket, sys, threading, time, traceback
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-import numpy as np
 import torch
 from torch.nn import functional as F
 from model import GPT, check_sampling, load_model, prepare_decoding, resolve_device, stream_text
@@ -78,7 +77,7 @@ def load(folder):
 
 def talk(model, tokenizer, stream, system):
     """A conversation in the terminal. Ctrl-C stops the answer; at the prompt, it ends the program, as Ctrl-D does."""
-    print("/reset begins again, /save keeps the conversation, Ctrl-C stops an answer, Ctrl-D ends")
+    print("/reset begins again, Ctrl-C stops an answer, Ctrl-D ends")
     start = [{'role': 'system', 'content': system}] if system else []
     messages, block_size = list(start), model.config.block_size
     room = block_size - min(max_new_tokens, block_size // 2)  # the rest is for the answer
@@ -90,13 +89,8 @@ def talk(model, tokenizer, stream, system):
         if line == '/reset':
             messages = list(start)
             print("(a new conversation)")
-        elif line == '/save' and len(messages) > len(start):
-            path = os.path.join(out_dir, 'chats.jsonl')
-            with open(path, 'a', encoding='utf-8') as f:  # a line that finetune.py could learn from
-                f.write(json.dumps({'messages': messages}, ensure_ascii=False) + '\n')
-            print(f"(added to {path})")
         elif line.startswith('/'):
-            print("(there are /reset and, once something was said, /save)")
+            print("(there is only /reset)")
         elif line:
             messages.append({'role': 'user', 'content': line})
             forgotten = 0
@@ -154,21 +148,19 @@ def show_attention(model, tokenizer, _, text):
     names = [repr(tokenizer.decode([i]))[1:-1][:10] for i in ids]
     idx = torch.tensor([ids], device=next(model.parameters()).device)
     maps = [layer[0].float().cpu() for layer in model.attention_maps(idx)]  # for each layer (H, T, T)
-    wide = max(2 * len(ids), 22)  # two characters make about a square
-    abreast = max(1, (shutil.get_terminal_size().columns - 12) // (wide + 2))
-    shades = ' .:-=+*#%@' if 'utf' not in (sys.stdout.encoding or '').lower() else ' ░▒▓█'
-    def cells(weights):
-        return ''.join(2 * shades[min(int(w * len(shades)), len(shades) - 1)] for w in weights)
+    shades = ' ░▒▓█'
+    if 'utf' not in (sys.stdout.encoding or '').lower():
+        shades = ' .:-=+*#%@'
     for layer, heads in enumerate(maps):
-        for h in range(0, len(heads), abreast):
-            some = heads[h:h + abreast]
-            print(f"\nlayer {layer:<5} " + '  '.join(f"{f'head {h + i}':<{wide}}" for i in range(len(some))))
-            for t, name in enumerate(names):
-                print(f"{name:>11} " + '  '.join(f"{cells(head[t]):<{wide}}" for head in some))
-            if len(ids) > 1:  # means over the rows that have a choice: to itself, and to the token before
-                shares = [[100 * head[1:].diagonal(i).mean() for i in (1, 0)] for head in some]
-                shares = [f"{own:.0f} % self, {before:.0f} % before" for own, before in shares]
-                print(' ' * 12 + '  '.join(f"{share:<{wide}}" for share in shares))
+        for h, head in enumerate(heads):
+            print(f"\nlayer {layer}, head {h}")
+            for name, weights in zip(names, head.tolist()):
+                shade = [shades[min(int(w * len(shades)), len(shades) - 1)] for w in weights]
+                print(f"{name:>11} " + ''.join(2 * s for s in shade))  # two characters make about a square
+            if len(ids) > 1:  # means over the rows that have a choice
+                own = 100 * head[1:].diagonal(1).mean()
+                before = 100 * head[1:].diagonal(0).mean()
+                print(f"{'':>11} {own:.0f} % to itself, {before:.0f} % to the token before")
     try:
         import matplotlib
     except ImportError:

@@ -133,17 +133,23 @@ def talk(monkeypatch, capsys, loaded, lines, stream=None, **settings):
     sample.talk(*loaded, stream or partial(stream_text, max_new_tokens=10), '')
     return capsys.readouterr().out
 
-def test_a_conversation_is_kept_as_finetune_reads_it(monkeypatch, capsys, loaded, tmp_path):
-    talk(monkeypatch, capsys, loaded, ['forget me', '/reset', 'hi', '/save'], out_dir=str(tmp_path))
-    [kept] = map(json.loads, (tmp_path / 'chats.jsonl').read_text(encoding='utf-8').splitlines())
-    assert [m['role'] for m in kept['messages']] == ['user', 'assistant'] and kept['messages'][0]['content'] == 'hi'
-
-def test_ctrl_c_stops_the_answer_not_the_program(monkeypatch, capsys, loaded, tmp_path):
-    def stream(model, tokenizer, prompts, **how):
-        yield 0, 'half an ans'
+def test_ctrl_c_stops_the_answer_not_the_program(monkeypatch, capsys, loaded):
+    prompts = []
+    def stream(model, tokenizer, ids, **how):
+        prompts.append(tokenizer.decode(ids[0]))
+        yield 0, 'hm'
         raise KeyboardInterrupt
-    out = talk(monkeypatch, capsys, loaded, ['hi', '/save', KeyboardInterrupt], stream, out_dir=str(tmp_path))
-    assert 'half an ans (stopped)' in out and 'half an ans"' in (tmp_path / 'chats.jsonl').read_text(encoding='utf-8')
+    out = talk(monkeypatch, capsys, loaded, ['a', 'b', KeyboardInterrupt], stream)
+    assert 'hm (stopped)' in out
+    assert 'hm<|end|>' in prompts[1]  # what was said stays in the conversation
+
+def test_reset_begins_a_new_conversation(monkeypatch, capsys, loaded):
+    prompts = []
+    def stream(model, tokenizer, ids, **how):
+        prompts.append(ids[0])
+        yield 0, 'yes'
+    out = talk(monkeypatch, capsys, loaded, ['hi', '/reset', 'hi', '/save'], stream)
+    assert prompts[0] == prompts[1] and '(a new conversation)' in out and 'only /reset' in out
 
 def test_what_no_longer_fits_is_forgotten_aloud(monkeypatch, capsys, loaded):
     prompts = []
@@ -169,7 +175,7 @@ def test_show_attention(capsys, loaded, monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)  # as where it is not installed
     sample.show_attention(*loaded, None, 'the cat')
     out = capsys.readouterr().out
-    assert out.count('layer') == loaded[0].config.n_layer and out.count('% self') == loaded[0].config.n_layer * loaded[0].config.n_head
+    assert out.count('layer') == loaded[0].config.n_layer and out.count('% to itself') == loaded[0].config.n_layer * loaded[0].config.n_head
 
 def test_show_embeddings(capsys, loaded):
     with torch.no_grad():
