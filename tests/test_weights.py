@@ -166,7 +166,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(prepare, tmp_path, n
     assert logits.size(-1) == CONFIGS[name][1]['vocab_size']
     assert torch.allclose(torch.cat((logits[-1, :3], logits[-1, -3:])), torch.tensor(six), atol=1e-4)
     assert abs(logits.square().mean().item() - square) < 1e-3
-    assert [t[0] for t in generate(model, idx[:, :5].tolist(), 20, temperature=0)] == tokens
+    assert [t[0] for t, _ in generate(model, idx[:, :5].tolist(), 20, temperature=0)] == tokens
 
 @pytest.mark.parametrize('kind', IDS)
 def test_ids_are_those_of_tokenizers(tmp_path, kind):
