@@ -233,7 +233,7 @@ def sample(model, prompts, tokenizer, number, temperature=1.0):
     answer in row i depends on (seed, number + i) alone.
     """
     answers = [[] for _ in prompts]
-    for tokens in generate(model, prompts, max_new_tokens, temperature=temperature, seed=(seed << 32) + number,
+    for tokens, _ in generate(model, prompts, max_new_tokens, temperature=temperature, seed=(seed << 32) + number,
                            stop_tokens=set(tokenizer.special.values())):
         for answer, token in zip(answers, tokens):
             if token is not None:

@@ -465,7 +465,7 @@ def text(model, tokenizer, name):
 def complete(model, tokenizer, prompts, heat, first=0):
     """Prompts (lists of ids) -> (text, whether the model itself ended it), for each. Number i draws with seed + i."""
     written, stops = [[] for _ in prompts], set(tokenizer.special.values())
-    for tokens in generate(model, prompts, max_new_tokens, heat, stop_tokens=stops, seed=seed + first):
+    for tokens, _ in generate(model, prompts, max_new_tokens, heat, stop_tokens=stops, seed=seed + first):
         for ids, token in zip(written, tokens):
             ids += [token] if token is not None else []
     return [(tokenizer.decode([i for i in ids if i not in stops]), ids[-1] in stops) for ids in written]

@@ -268,8 +268,9 @@ def answer(model, tokenizer, chats, autocast):
     texts = [''] * len(chats)
     for first in range(0, len(chats), 100):
         with autocast:
-            for row, piece in stream_text(model, tokenizer, prompts[first:first + 100], max_new_tokens=max_new_tokens,
-                                          temperature=0):
+            some = prompts[first:first + 100]
+            steps = stream_text(model, tokenizer, some, max_new_tokens, temperature=0)
+            for row, piece, *_ in steps:
                 texts[first + row] += piece
     return texts
 

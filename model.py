@@ -793,12 +793,6 @@ def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
         logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), float('-inf'))
     return logits
 
-def penalize(logits, seen, penalty):
-    """Repetition penalty (Keskar et al. 2019, 4.1), in place: logits (V,) of ids already seen go down."""
-    seen = torch.tensor(sorted(set(seen)), device=logits.device)
-    scores = logits[seen]
-    logits[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
-
 def draw(logits, u):
     """
     One token per row from softmax(logits), by inverting the cumulative distribution: logits (B, V), u (B,) uniform in
@@ -810,33 +804,37 @@ def draw(logits, u):
     last = torch.searchsorted(cumulative, total)  # subtle: u * total can round up to total, past every possible token
     return torch.minimum(token, last).squeeze(1)
 
-def check_sampling(prompts, temperature, top_k, top_p, min_p, repetition_penalty):
+def check_sampling(prompts, temperature, top_k, top_p, min_p):
     """Raise ValueError for an empty prompt or an impossible setting."""
     if not prompts or not all(prompts):
         raise ValueError("a prompt needs at least one token to go on from")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1 or repetition_penalty <= 0:
-        raise ValueError(f"temperature={temperature} top_k={top_k} top_p={top_p} min_p={min_p} repetition_penalty="
-                         f"{repetition_penalty}: expected >= 0, >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, > 0")
+    possible = temperature == 0 or temperature >= 1e-6  # less would turn logits into inf
+    if not possible or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
+        raise ValueError(f"temperature={temperature} top_k={top_k} top_p={top_p} min_p={min_p}: "
+                         "expected 0 or at least 1e-06, >= 0, 0 < top_p <= 1, 0 <= min_p <= 1")
 
 @torch.inference_mode()
-def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
-             stop_tokens=(), finished=None, look=None, seed=1337, use_cache=True):
+def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
+             stop_tokens=(), seed=1337, use_cache=True):
     """
-    Go on from prompts (a list of lists of ids, of any lengths), all at once: yields, for each new token, a list with
-    one id per prompt, None where a row is done. A row ends after one of stop_tokens (which is yielded), after
-    max_new_tokens, or when the caller adds its number to the set `finished`. temperature 0 takes the best token.
-    look(logits, tokens), if given, is shown each step's scores (B, V), before temperature, and the ids taken (B).
-    Raises ValueError for an empty prompt or an impossible setting.
+    Go on from prompts (a list of lists of ids, of any lengths), all at once. Yields a pair for each
+    step:
+
+        tokens    a list with one id per prompt, None where a row has ended
+        logits    (B, V) float, before temperature: what the tokens were drawn from
+
+    A row ends after one of stop_tokens (which is yielded), or after max_new_tokens. temperature 0
+    takes the best token. A caller that has enough stops asking: it breaks out of its loop, or
+    closes the generator. Raises ValueError for an empty prompt or an impossible setting.
 
     Row i samples with its own random stream, seeded by seed + i: it reads as it would alone with that seed. A context
     can hold block_size tokens. When it is full, all but its last half is dropped and that is read afresh, so that the
     model sees between block_size / 2 and block_size tokens of a long text, with the cache and without.
     """
-    check_sampling(prompts, temperature, top_k, top_p, min_p, repetition_penalty)
+    check_sampling(prompts, temperature, top_k, top_p, min_p)
     B, block_size, device = len(prompts), model.config.block_size, next(model.parameters()).device
-    finished = set() if finished is None else finished
-    texts = [list(p) for p in prompts]
-    contexts = [text[-block_size:] for text in texts]
+    ended = [False] * B
+    contexts = [list(p[-block_size:]) for p in prompts]
     random = [np.random.default_rng(seed + i) for i in range(B)]
     columns = min(block_size, max(map(len, contexts)) + max_new_tokens)
     cache = KVCache(model.config, B, columns) if use_cache and isinstance(model, GPT) else None
@@ -868,62 +866,78 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
             # 2. from scores to one token per row
             logits = model.logits(x) if B > 1 else model.logits(x[0])[None]  # (B, V); a vector is quicker than one row
             logits = logits.float()
-            if repetition_penalty != 1:
-                for b in range(B):
-                    penalize(logits[b], texts[b], repetition_penalty)
             if temperature == 0:
                 tokens = logits.argmax(-1).tolist()
             else:
                 u = torch.tensor([r.random(dtype=np.float32) for r in random], device=device)
                 tokens = draw(filter_logits(logits, temperature, top_k, top_p, min_p), u).tolist()
-            if look:
-                look(logits, tokens)
             # 3. hand them out, and take stock
-            yield [None if b in finished else token for b, token in enumerate(tokens)]
+            yield [None if ended[b] else token for b, token in enumerate(tokens)], logits
             for b, token in enumerate(tokens):
                 if token in stop_tokens:
-                    finished.add(b)
-                texts[b].append(token)
+                    ended[b] = True
                 contexts[b].append(token)
                 if len(contexts[b]) > block_size:
                     contexts[b] = contexts[b][-max(1, block_size // 2):]
                     if cache:
                         cache.lengths[b] = len(contexts[b]) - 1
                         cut.append(b)
-            if len(finished) == B:
+            if all(ended):
                 return
     finally:
         model.train(training)
 
-def stream_text(model, tokenizer, prompts, stop=(), generate=generate, finished=None, **sampling):
+def stream_text(model, tokenizer, prompts, max_new_tokens, stop=(), **sampling):
     """
-    generate() for people: prompts are strings (or lists of ids), and what comes is (row, piece of text) as it grows. A
-    character of several tokens is held back until it is whole, and so is what may be the beginning of one of the `stop`
-    strings, which end their row and are not shown. Special tokens end it too. `finished` holds rows that have ended.
+    generate() for people. prompts: strings, or lists of ids; stop: strings that end a row and are
+    not shown. Special tokens end it too. Yields a tuple for each new token of each row that has not
+    ended:
+
+        row       which prompt
+        piece     the text that is certain now: '' while a character of several tokens is not whole,
+                  and while the text may still become a stop string
+        token     the id
+        logits    (V,), as generate() yields them
+        reason    None; for the row's last token 'stop' (a stop string, a special token) or 'length'
     """
-    prompts = [tokenizer.start + tokenizer.encode(p) or [tokenizer.eot] if isinstance(p, str) else p for p in prompts]
-    specials, finished = set(tokenizer.special.values()), set() if finished is None else finished
+    specials = set(tokenizer.special.values())
+    prompts = [tokenizer.start + tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
+    prompts = [p or [tokenizer.eot] for p in prompts]
     decoders = [codecs.getincrementaldecoder('utf-8')('replace') for _ in prompts]
-    held = [''] * len(prompts)
-    for tokens in generate(model, prompts, stop_tokens=specials, finished=finished, **sampling):
+    held = [''] * len(prompts)  # text that is not certain yet
+    ended = set()
+    steps = generate(model, prompts, max_new_tokens, stop_tokens=specials, **sampling)
+    for step, (tokens, logits) in enumerate(steps, 1):
         for b, token in enumerate(tokens):
-            if token is None or token in specials:
+            if b in ended:
                 continue
-            held[b] += decoders[b].decode(tokenizer.token_bytes(token))
-            found = min((held[b].find(s) for s in stop if s in held[b]), default=-1)
-            if found >= 0:
-                piece, held[b] = held[b][:found], ''
-                decoders[b].reset()
-                finished.add(b)
+            # 1. why this may be the last token
+            reason = None
+            if step == max_new_tokens:
+                reason = 'length'
+            if token in specials:
+                reason = 'stop'
+            else:
+                held[b] += decoders[b].decode(tokenizer.token_bytes(token))
+            found = [held[b].find(s) for s in stop if s in held[b]]
+            if found:
+                reason = 'stop'
+            # 2. how much of the text is certain
+            if found:
+                piece = held[b][:min(found)]
+            elif reason:
+                piece = held[b] + decoders[b].decode(b'', final=True)
             else:  # keep back the longest tail that a stop string could still grow from
                 tails = [n for s in stop for n in range(1, len(s)) if held[b].endswith(s[:n])]
                 shown = len(held[b]) - max(tails, default=0)
-                piece, held[b] = held[b][:shown], held[b][shown:]
-            if piece:
-                yield b, piece
-    for b, text in enumerate(held):
-        if text := text + decoders[b].decode(b'', final=True):
-            yield b, text
+                piece = held[b][:shown]
+                held[b] = held[b][shown:]
+            # 3. hand it out
+            if reason:
+                ended.add(b)
+            yield b, piece, token, logits[b], reason
+        if len(ended) == len(prompts):
+            return
 
 # ------------------------------------------------------------------------------------------------------------
 # 5. Optimizers

@@ -6,7 +6,6 @@ Using a model: generate, chat, look inside, serve.
     python sample.py prompt=FILE:story.txt temperature=0      # a prompt from a file; 0 always takes the likeliest token
     echo 'import os' | python sample.py prompt=-              # or from standard input
     python sample.py quantize=int8                            # quicker: a quarter of the bytes; or dtype=bfloat16, half
-    python sample.py draft=out-small                          # quicker: a small model guesses, this one checks
     python sample.py chat=True out_dir=out-sft                # a conversation, with a model that was tuned for it
     python sample.py show=probs prompt='import '              # what else it might have said; or attention, embeddings
     python sample.py serve=8000                               # a page at http://127.0.0.1:8000/, and the OpenAI API
@@ -26,7 +25,6 @@ temperature = 0.8          # 0: always the likeliest; 1: as often as the model t
 top_k = 0                  # only the k likeliest tokens; 0: all
 top_p = 1.0                # only the fewest tokens that together have this probability (nucleus sampling)
 min_p = 0.0                # only tokens at least this fraction as likely as the likeliest
-repetition_penalty = 1.0   # above 1: tokens that already occurred lose score
 stop = ''                  # end a sample where this text appears; a special token ends it in any case
 # what else to do
 chat = False               # a conversation in the terminal
@@ -36,21 +34,16 @@ serve = 0                  # a port, like 8000, to serve the page and the API on
 device = 'auto'            # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'float32'          # auto | float32 | bfloat16 | float16: of the weights; half as many bytes to read per token
 quantize = 'none'          # none | int8: weights in a byte each, with a scale per row; the rest in bfloat16
-data_dir = 'data'          # with quantize: where to find the validation text that tells what it costs
-draft = ''                 # the folder of a smaller model with the same tokenizer, to guess tokens ahead
-draft_tokens = 4           # so many at a time
 seed = 1337
 configure(globals())
 
-import json, os, queue, secrets, select, shutil, signal, socket, sys, threading, time, traceback
+import contextlib, json, os, secrets, signal, sys, threading, time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-import numpy as np
 import torch
 from torch.nn import functional as F
-from model import (GPT, KVCache, check_sampling, draw, filter_logits, load_dataset, load_model, prepare_decoding,
-                   resolve_device, stream_text)
+from model import GPT, check_sampling, load_model, prepare_decoding, resolve_device, stream_text
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. Generate
@@ -68,97 +61,23 @@ def read_prompt():
     return prompt
 
 def load(folder):
-    """-> a model laid out for decoding, its tokenizer, and the device it is on; says what quantisation costs."""
+    """-> a model laid out for decoding, its tokenizer, and the device it is on."""
     where, number = resolve_device(device, dtype)
-    model, tokenizer, checkpoint = load_model(folder, where)
+    model, tokenizer, _ = load_model(folder, where)
     model.eval()
     if not model.config.causal and show != 'embeddings':
         sys.exit(f"{folder} holds an encoder (objective=mlm), which fills gaps but does not write: try  python "
                  f"finetune.py task=classify init_from={folder}")
     if quantize == 'none':
-        return prepare_decoding(model.to(getattr(torch, number))), tokenizer, where
-    source = os.path.join(data_dir, checkpoint.get('dataset') or 'none')
-    text = load_dataset(source) if os.path.exists(os.path.join(source, 'val.bin')) else None
-    if not text or text[0] != tokenizer:  # none, or prepared anew since
-        return prepare_decoding(model, quantize), tokenizer, where
-    ids = text[1]['val'][:4096].astype(np.int64)  # text that it was not trained on
-    width = min(len(ids), model.config.block_size)
-    ids = torch.from_numpy(ids[:len(ids) // width * width]).view(-1, width).to(where)
-    with torch.inference_mode():
-        before = model(ids[:, :-1], ids[:, 1:]).exp().item()
-        after = prepare_decoding(model, quantize)(ids[:, :-1], ids[:, 1:]).exp().item()
-    print(f"(perplexity of {ids.numel():,} validation tokens: {before:.3f} in float32, {after:.3f} in {quantize}, "
-          f"{100 * (after / before - 1):+.2f} %)", file=sys.stderr)
-    return model, tokenizer, where
-
-@torch.inference_mode()
-def speculate(model, prompts, max_new_tokens, draft, tally, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
-              repetition_penalty=1.0, stop_tokens=(), finished=None, look=None, seed=1337):
-    """
-    generate() for one prompt with a smaller model's help (Leviathan et al. 2023, algorithm 1): the draft says a few
-    tokens, one by one; the model reads all of them at once, for about the price of one, since the time goes into moving
-    the weights; and keeps as many as it might have said itself. What comes out has exactly the model's distribution,
-    however bad the draft. Adds to tally: [tokens accepted, tokens guessed].
-    """
-    finished = set() if finished is None else finished
-    random, block_size = np.random.default_rng(seed), model.config.block_size
-    context, written = prompts[0][-block_size:], 0
-    caches = KVCache(model.config, 1), KVCache(draft.config, 1)
-
-    def read(m, cache, text, n):
-        """Model m reads what its cache lacks of the text -> its scores after each of the last n tokens (n, V)."""
-        new = torch.tensor([text[cache.lengths[0]:]], device=next(m.parameters()).device)
-        return m.logits(m.hidden(new, cache=cache)[0, -n:]).float()
-
-    def chances(logits):
-        """The probabilities that tokens are drawn with; at temperature 0, all of it is on the best."""
-        if temperature == 0:
-            return F.one_hot(logits.argmax(-1), logits.size(-1)).float()
-        return filter_logits(logits, temperature, top_k, top_p, min_p).softmax(-1)
-
-    def pick(p):
-        return draw(p.log()[None], torch.tensor([random.random(dtype=np.float32)], device=p.device)).item()
-
-    while written < max_new_tokens:
-        # 1. the draft guesses
-        n = min(draft_tokens, block_size - len(context), max_new_tokens - written - 1)
-        guesses, q = [], []
-        for _ in range(n):
-            q.append(chances(read(draft, caches[1], context + guesses, 1))[0])
-            guesses.append(pick(q[-1]))
-        # 2. the model reads them all; row i of p is what it would say after i of them
-        logits = read(model, caches[0], context + guesses, n + 1)
-        p = chances(logits)
-        # 3. a guess x passes with probability min(1, p(x) / q(x)). the first that fails is replaced by a draw from
-        # max(0, p - q), rescaled. if none fails, the model's reading is good for one more token
-        accepted = 0
-        while accepted < n and random.random() * q[accepted][guesses[accepted]] < p[accepted][guesses[accepted]]:
-            accepted += 1
-        more = p[accepted] if accepted == n else (p[accepted] - q[accepted]).clamp(min=0)
-        tokens = guesses[:accepted] + [pick(more)]
-        tally[0], tally[1] = tally[0] + accepted, tally[1] + n
-        # 4. forget what was read of failed guesses, and hand out the rest
-        for cache in caches:
-            cache.lengths = [min(cache.lengths[0], len(context) + accepted)]
-        context, written = context + tokens, written + len(tokens)
-        for i, token in enumerate(tokens):
-            if look:
-                look(logits[i:i + 1], [token])
-            yield [token]
-            if token in stop_tokens or 0 in finished:
-                finished.add(0)
-                return
-        if len(context) > block_size:  # as generate() does it
-            context = context[-max(1, block_size // 2):]
-            for cache in caches:
-                cache.lengths = [0]
+        model = model.to(getattr(torch, number))
+    return prepare_decoding(model, quantize), tokenizer, where
 
 # ------------------------------------------------------------------------------------------------------------
 # 2. Chat
 
 def talk(model, tokenizer, stream, system):
     """A conversation in the terminal. Ctrl-C stops the answer; at the prompt, it ends the program, as Ctrl-D does."""
-    print("/reset begins again, /save keeps the conversation, Ctrl-C stops an answer, Ctrl-D ends")
+    print("/reset begins again, Ctrl-C stops an answer, Ctrl-D ends")
     start = [{'role': 'system', 'content': system}] if system else []
     messages, block_size = list(start), model.config.block_size
     room = block_size - min(max_new_tokens, block_size // 2)  # the rest is for the answer
@@ -170,13 +89,8 @@ def talk(model, tokenizer, stream, system):
         if line == '/reset':
             messages = list(start)
             print("(a new conversation)")
-        elif line == '/save' and len(messages) > len(start):
-            path = os.path.join(out_dir, 'chats.jsonl')
-            with open(path, 'a', encoding='utf-8') as f:  # a line that finetune.py could learn from
-                f.write(json.dumps({'messages': messages}, ensure_ascii=False) + '\n')
-            print(f"(added to {path})")
         elif line.startswith('/'):
-            print("(there are /reset and, once something was said, /save)")
+            print("(there is only /reset)")
         elif line:
             messages.append({'role': 'user', 'content': line})
             forgotten = 0
@@ -190,7 +104,7 @@ def talk(model, tokenizer, stream, system):
                 print(f"(only the last {block_size} of {len(ids)} tokens are read)")
             answer = ''
             try:
-                for _, piece in stream(model, tokenizer, [ids], seed=seed + len(messages)):
+                for _, piece, *_ in stream(model, tokenizer, [ids], seed=seed + len(messages)):
                     print(piece, end='', flush=True)
                     answer += piece
                 print()
@@ -210,17 +124,18 @@ def colour(text, p):
 def show_probs(model, tokenizer, stream, text):
     """Each token, its probability, and what else might have stood there."""
     written = []
-    def look(logits, tokens):
-        p = logits[0].softmax(-1)
-        mine, best = p[tokens[0]].item(), p.topk(min(6, len(p)))
-        written.append((tokenizer.decode(tokens), mine))
-        others = zip(best.values.tolist(), best.indices.tolist())
-        others = [f"{tokenizer.decode([i])!r} {x:.2f}" for x, i in others if i != tokens[0]]
-        token = f"{written[-1][0]!r:<14}"
-        print(f"{mine:7.3f}  {colour(token, mine)}  {'  '.join(others[:5])}", flush=True)
     print("probability (before temperature and top_k …), token, the likeliest others")
-    for _ in stream(model, tokenizer, [text], look=look):
-        pass
+    for _, _, token, logits, _ in stream(model, tokenizer, [text]):
+        p = logits.softmax(-1)
+        mine = p[token].item()
+        written.append((tokenizer.decode([token]), mine))
+        best = p.topk(min(6, len(p)))
+        others = []
+        for i, x in zip(best.indices.tolist(), best.values.tolist()):
+            if i != token:
+                others.append(f"{tokenizer.decode([i])!r} {x:.2f}")
+        name = f"{written[-1][0]!r:<14}"
+        print(f"{mine:7.3f}  {colour(name, mine)}  {'  '.join(others[:5])}", flush=True)
     print(text + ''.join(colour(token, p) for token, p in written))
 
 def show_attention(model, tokenizer, _, text):
@@ -234,21 +149,19 @@ def show_attention(model, tokenizer, _, text):
     names = [repr(tokenizer.decode([i]))[1:-1][:10] for i in ids]
     idx = torch.tensor([ids], device=next(model.parameters()).device)
     maps = [layer[0].float().cpu() for layer in model.attention_maps(idx)]  # for each layer (H, T, T)
-    wide = max(2 * len(ids), 22)  # two characters make about a square
-    abreast = max(1, (shutil.get_terminal_size().columns - 12) // (wide + 2))
-    shades = ' .:-=+*#%@' if 'utf' not in (sys.stdout.encoding or '').lower() else ' ░▒▓█'
-    def cells(weights):
-        return ''.join(2 * shades[min(int(w * len(shades)), len(shades) - 1)] for w in weights)
+    shades = ' ░▒▓█'
+    if 'utf' not in (sys.stdout.encoding or '').lower():
+        shades = ' .:-=+*#%@'
     for layer, heads in enumerate(maps):
-        for h in range(0, len(heads), abreast):
-            some = heads[h:h + abreast]
-            print(f"\nlayer {layer:<5} " + '  '.join(f"{f'head {h + i}':<{wide}}" for i in range(len(some))))
-            for t, name in enumerate(names):
-                print(f"{name:>11} " + '  '.join(f"{cells(head[t]):<{wide}}" for head in some))
-            if len(ids) > 1:  # means over the rows that have a choice: to itself, and to the token before
-                shares = [[100 * head[1:].diagonal(i).mean() for i in (1, 0)] for head in some]
-                shares = [f"{own:.0f} % self, {before:.0f} % before" for own, before in shares]
-                print(' ' * 12 + '  '.join(f"{share:<{wide}}" for share in shares))
+        for h, head in enumerate(heads):
+            print(f"\nlayer {layer}, head {h}")
+            for name, weights in zip(names, head.tolist()):
+                shade = [shades[min(int(w * len(shades)), len(shades) - 1)] for w in weights]
+                print(f"{name:>11} " + ''.join(2 * s for s in shade))  # two make about a square
+            if len(ids) > 1:  # means over the rows that have a choice
+                own = 100 * head[1:].diagonal(1).mean()
+                before = 100 * head[1:].diagonal(0).mean()
+                print(f"{'':>11} {own:.0f} % to itself, {before:.0f} % to the token before")
     try:
         import matplotlib
     except ImportError:
@@ -285,227 +198,276 @@ def show_embeddings(model, tokenizer, _, text):
           + ', '.join(f"{2 ** k}: {near[2 ** k]:.2f}" for k in range(20) if 2 ** k < len(near)))
 
 # ------------------------------------------------------------------------------------------------------------
-# 4. Serve: the OpenAI API (https://platform.openai.com/docs/api-reference) and a page, for one user or a classroom.
-# A thread for each connection, and one for the model, which does one job after the other with all of the machine
+# 4. Serve: the OpenAI API (https://platform.openai.com/docs/api-reference) and a page, for one user
+# or a classroom. Each connection has a thread of its own. The threads take turns at the model: a
+# lock is held for one step of generate(), and never while writing to a socket.
 
-QUEUE = 32            # requests that wait or are being answered; those past it are told to come again
-MOST_BYTES = 2**20    # of a request's body
-MOST_TOKENS = 4096    # of an answer
-PATIENCE = 20         # seconds a client has for its request, and then each time it is to take a piece of the answer
-RANGES = {'max_tokens': (1, MOST_TOKENS), 'temperature': (0.0, 100.0), 'top_p': (0.0, 1.0), 'top_k': (0, 10**6),
-          'min_p': (0.0, 1.0), 'repetition_penalty': (0.01, 100.0), 'seed': (-2**63, 2**63), 'n': (1, 1)}
+MAX_CONNECTIONS = 64  # more get a 503
+MAX_BODY_BYTES = 2**20
+TIMEOUT = 20  # seconds, for one read from a socket or one write to it
+RANGES = {  # what a request may set: its type, the least and the most
+    'max_tokens': (int, 1, 4096),
+    'temperature': (float, 0, 100),
+    'top_k': (int, 0, 10**6),
+    'top_p': (float, 0, 1),
+    'min_p': (float, 0, 1),
+    'seed': (int, -2**63, 2**63 - 1),
+    'n': (int, 1, 1),
+    'best_of': (int, 1, 1),
+    'stream': (bool, False, True),
+}
 
-def understand(body, chatting, tokenizer, block_size):
-    """A request's JSON -> a job for the model; raises ValueError for what makes no sense."""
+def parse_request(body, chat, tokenizer, block_size):
+    """
+    A request's JSON -> what to generate, and how to answer. Raises ValueError for what makes no
+    sense, and for what would be ignored.
+    """
     if not isinstance(body, dict):
         raise ValueError("the body: expected a JSON object")
-    body = {k: v for k, v in body.items() if v is not None}
-    how = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'min_p': min_p, 'n': 1,
-           'repetition_penalty': repetition_penalty, 'seed': secrets.randbelow(2**31),
-           'max_tokens': body.get('max_completion_tokens', min(max_new_tokens, MOST_TOKENS))}
-    for name, (low, high) in RANGES.items():
-        how[name] = value = body.get(name, how[name])
-        kinds = int if isinstance(low, int) else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:  # note: nan fails
-            raise ValueError(f"{name}: expected {'an integer' if kinds is int else 'a number'} from {low} to {high}")
-    for name in ('suffix', 'echo', 'tools', 'logit_bias', 'frequency_penalty', 'presence_penalty'):
-        if body.get(name):
+    body = {name: value for name, value in body.items() if value is not None}
+    # 1. the names that this API knows. The newer name for max_tokens is max_completion_tokens
+    ranges = {**RANGES, 'logprobs': (int, 0, 20)}
+    known = {'model', 'prompt', 'stop', 'stream_options', 'user'}
+    if chat:
+        ranges.update(logprobs=(bool, False, True), top_logprobs=(int, 0, 20))
+        known = {'model', 'messages', 'stop', 'stream_options', 'user'}
+        if 'max_tokens' not in body and 'max_completion_tokens' in body:
+            body['max_tokens'] = body.pop('max_completion_tokens')
+    for name, value in body.items():
+        if value and name not in known and name not in ranges:
             raise ValueError(f"{name}: not offered here")
-    # how many likely tokens to name, None for none: the two APIs ask for it differently
-    wanted = body.get('logprobs') if not chatting else body.get('top_logprobs', 0) if body.get('logprobs') else None
-    if wanted is not None and (type(wanted) is not int or not 0 <= wanted <= 20):
-        raise ValueError("logprobs, top_logprobs: expected an integer from 0 to 20")
-    ends = body.get('stop', stop or [])
-    ends = [ends] if isinstance(ends, str) else ends
-    if not isinstance(ends, list) or len(ends) > 4 or not all(isinstance(s, str) and 0 < len(s) <= 200 for s in ends):
-        raise ValueError("stop: expected up to 4 strings of up to 200 characters")
-    if chatting:
-        messages = body.get('messages')
-        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and all(
-                isinstance(m.get(key), str) for key in ('role', 'content')) for m in messages):
-            raise ValueError('messages: expected a list of {"role": …, "content": …}, both of them text')
-        ids = tokenizer.chat(messages, answer=True)[0]
+    # 2. numbers and flags
+    how = {'max_tokens': min(max_new_tokens, 4096), 'temperature': temperature, 'top_k': top_k,
+           'top_p': top_p, 'min_p': min_p, 'seed': secrets.randbelow(2**31), 'stream': False}
+    for name in ranges.keys() & body.keys():
+        kind, least, most = ranges[name]
+        value = how[name] = body[name]
+        right = type(value) is kind or (kind is float and type(value) is int)
+        if not right or not least <= value <= most:  # note: nan is in no range
+            raise ValueError(f"{name}: expected {kind.__name__} from {least} to {most}")
+    sampling = {name: how[name] for name in ('temperature', 'top_k', 'min_p')}
+    sampling['top_p'] = max(how['top_p'], 1e-6)  # 0 is allowed here, and means the best token
+    check_sampling([[0]], **sampling)
+    if chat and 'top_logprobs' in how and not how.get('logprobs'):
+        raise ValueError("top_logprobs: expected logprobs=true beside it")
+    top = how.get('logprobs')  # so many likely tokens to name; None: no probabilities
+    if chat:
+        top = how.get('top_logprobs', 0) if top else None
+    # 3. texts
+    if chat and not body.get('messages'):
+        raise ValueError("messages: expected at least one")
+    if chat:
+        try:
+            ids = tokenizer.chat(body['messages'], answer=True)[0]
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError('messages: expected [{"role": "user", "content": "…"}, …]') from None
     else:
         ids = body.get('prompt', '')
-        ids = tokenizer.start + tokenizer.encode(ids) if isinstance(ids, str) else ids
-        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids):
+        if isinstance(ids, str):
+            ids = tokenizer.start + tokenizer.encode(ids) or [tokenizer.eot]
+        if not isinstance(ids, list) or not ids:
             raise ValueError("prompt: expected a text, or a list of token ids")
-        ids = ids or [tokenizer.eot]
+        if not all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids):
+            raise ValueError(f"prompt: expected ids from 0 to {tokenizer.vocab_size - 1}")
     if len(ids) > block_size:
         raise ValueError(f"the prompt has {len(ids)} tokens, and the model's context {block_size}")
-    sampling = {k: how[k] for k in ('temperature', 'top_k', 'min_p', 'repetition_penalty')}
-    sampling.update(top_p=max(how['top_p'], 1e-6), seed=how['seed'] % 2**63, max_new_tokens=how['max_tokens'],
-                    stop=ends)
-    options = body.get('stream_options')
-    return SimpleNamespace(ids=ids, sampling=sampling, wanted=wanted, chatting=chatting, tokens=0, finished=set(),
-                           pieces=queue.SimpleQueue(), stream=body.get('stream') is True,
-                           usage=isinstance(options, dict) and options.get('include_usage') is True)
+    ends = body.get('stop', stop or [])
+    if isinstance(ends, str):
+        ends = [ends]
+    if not isinstance(ends, list) or len(ends) > 4 or not all(
+            isinstance(end, str) and 0 < len(end) <= 200 for end in ends):
+        raise ValueError("stop: expected up to 4 strings of 1 to 200 characters")
+    usage = 'stream_options' in body
+    if usage and (body['stream_options'] != {'include_usage': True} or not how['stream']):
+        raise ValueError('stream_options: expected {"include_usage": true}, and stream=true')
+    sampling.update(max_new_tokens=how['max_tokens'], seed=how['seed'] % 2**63, stop=ends)
+    return SimpleNamespace(chat=chat, ids=ids, sampling=sampling, top=top, stream=how['stream'],
+                           model=body.get('model'), usage=usage)
 
-def work(model, tokenizer, stream, jobs):
-    """
-    The thread that computes. It never waits for a client: a job's pieces (text, its tokens, finish_reason) go into the
-    job's own queue. A client that leaves adds 0 to `finished`, and generate() ends after that token.
-    """
-    def entry(token, log_p):
-        name, spelled = tokenizer.decode([token]), list(tokenizer.token_bytes(token))
-        return {'token': name, 'logprob': max(log_p, -9999.0), 'bytes': spelled}
-    specials = set(tokenizer.special.values())
-    while True:
-        job, tokens = jobs.get(), []
-        def look(logits, ids):
-            job.tokens += 1
-            if job.wanted is not None and ids[0] not in specials:
-                log_p = logits[0].log_softmax(-1)
-                best = [x.tolist() for x in log_p.topk(min(job.wanted, len(log_p)))]
-                best = [entry(i, x) for x, i in zip(*best)]
-                tokens.append({**entry(ids[0], log_p[ids[0]].item()), 'top_logprobs': best})
-        try:
-            if not job.finished:
-                for _, piece in stream(model, tokenizer, [job.ids], finished=job.finished, look=look, **job.sampling):
-                    job.pieces.put((piece, tokens[:], None))
-                    tokens.clear()
-            job.pieces.put(('', tokens[:], 'stop' if job.finished else 'length'))
-        except Exception:  # a bug of ours: show it, and go on with the next job
-            traceback.print_exc()
-            job.pieces.put(None)
+def describe_token(tokenizer, token, logits, top):
+    """A token with its log-probability, and the likeliest ones, as the chat API writes them."""
+    log_probs = logits.log_softmax(-1)
+    tokens = []
+    for i in [token, *log_probs.topk(min(top, len(log_probs))).indices.tolist()]:
+        log_prob = max(log_probs[i].item(), -9999.0)  # JSON has no -inf
+        tokens.append({'token': tokenizer.decode([i]), 'logprob': log_prob,
+                       'bytes': list(tokenizer.token_bytes(i))})
+    return {**tokens[0], 'top_logprobs': tokens[1:]}
+
+def make_choice(request, content, tokens, reason, role):
+    """An element of "choices": the two APIs write the same thing differently."""
+    choice = {'index': 0, 'logprobs': None, 'finish_reason': reason}
+    if request.chat:
+        choice['delta' if request.stream else 'message'] = {**role, 'content': content}
+        if request.top is not None:
+            choice['logprobs'] = {'content': tokens}
+        return choice
+    choice['text'] = content
+    if request.top is not None:
+        logprobs = choice['logprobs'] = {'tokens': [], 'token_logprobs': [], 'top_logprobs': []}
+        for t in tokens:
+            logprobs['tokens'].append(t['token'])
+            logprobs['token_logprobs'].append(t['logprob'])
+            logprobs['top_logprobs'].append({o['token']: o['logprob'] for o in t['top_logprobs']})
+    return choice
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection. In HTTP/1.0, the class's default, it carries one request, and its end is the answer's end."""
-    timeout = PATIENCE  # of one read or write …
-
-    def setup(self):
-        super().setup()
-        self.alarm = threading.Timer(PATIENCE, self.connection.shutdown, [socket.SHUT_RD])  # … and of all the reading
-        self.alarm.start()
+    """One connection. In HTTP/1.0, the class's default, its end is the end of the answer."""
+    timeout = TIMEOUT
 
     def handle(self):
-        try:
+        with contextlib.suppress(OSError):  # the client has gone, or was too slow
             super().handle()
-        except OSError:
-            return  # the client went away, or was too slow
-        finally:
-            self.alarm.cancel()
 
     def log_message(self, *_):
-        """Nothing is logged: prompts are their users' own."""
+        """Nothing is logged: prompts belong to their users."""
 
-    def say(self, status, what, kind='application/json', **headers):
-        body = what.encode() if isinstance(what, str) else json.dumps(what).encode()
+    def send(self, status, content, content_type='application/json'):
+        if not isinstance(content, str):
+            content = json.dumps(content)
+        content = content.encode()
         self.send_response(status)
-        for name, value in {'Content-Type': kind, 'Content-Length': len(body), **headers}.items():
-            self.send_header(name.replace('_', '-'), str(value))
+        self.send_header('Content-Type', content_type)
+        self.send_header('Content-Length', str(len(content)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(content)
 
-    def send_error(self, code, message=None, explain=None, **headers):
-        """In OpenAI's words. The standard library comes here too, with whatever it cannot parse."""
-        code = {501: 405, 505: 400}.get(code, code)  # a method or version that we do not know is the client's mistake
-        kind = {429: 'rate_limit_error', 500: 'server_error'}.get(code, 'invalid_request_error')
-        self.request_version = 'HTTP/1.0'  # answer as such even where the request was no HTTP at all
-        error = {'message': message or 'bad request', 'type': kind, 'param': None, 'code': None}
-        self.say(code, {'error': error}, **headers)
+    def send_error(self, status, message=None, explain=None):
+        """In OpenAI's form. The standard library calls it, too, for what it cannot parse."""
+        status = {501: 405, 505: 400}.get(status, status)  # unknown methods are the client's fault
+        self.request_version = 'HTTP/1.0'  # even where the request was no HTTP at all
+        error = {'message': message or 'bad request', 'type': 'invalid_request_error'}
+        self.send(status, {'error': {**error, 'param': None, 'code': None}})
+
+    def is_own(self):
+        """
+        Answers with 403 what another site's page sends: Origin names it. Also what a browser sends
+        to a name that another site has made point to this machine (DNS rebinding): Host names it.
+        """
+        host = self.headers.get('Host', '')
+        origin = self.headers.get('Origin', f'http://{host}')
+        own = host.partition(':')[0] in ('127.0.0.1', 'localhost') and origin == f'http://{host}'
+        if not own:
+            self.send_error(403, f"expected Host: 127.0.0.1:{serve}, and no Origin but this")
+        return own
 
     def do_GET(self):
-        path, name = self.path.partition('?')[0], self.server.name
+        name = self.server.name
+        path = self.path.partition('?')[0]
         card = {'id': name, 'object': 'model', 'created': 0, 'owned_by': 'you'}
-        answers = {'/health': {'status': 'ok'}, '/v1/models': {'object': 'list', 'data': [card]},
-                   f'/v1/models/{name}': card}
+        answers = {'/health': {'status': 'ok'}, f'/v1/models/{name}': card,
+                   '/v1/models': {'object': 'list', 'data': [card]}}
+        if not self.is_own():
+            return
         if path == '/':
-            self.say(200, PAGE, 'text/html; charset=utf-8')
+            self.send(200, PAGE, 'text/html; charset=utf-8')
         elif path in answers:
-            self.say(200, answers[path])
+            self.send(200, answers[path])
         else:
-            self.send_error(404, "there are /, /health and /v1/models, and two addresses to POST to")
+            self.send_error(404, "there are /, /health, /v1/models, and two addresses to POST to")
 
     def do_POST(self):
         length = self.headers.get('Content-Length', '')
-        if self.path not in ('/v1/completions', '/v1/chat/completions'):
-            return self.send_error(404, "there are /v1/completions and /v1/chat/completions")
+        if not self.is_own():
+            return
         if not (length.isascii() and length.isdigit()):
             return self.send_error(411, "Content-Length: expected a number of bytes")
-        if len(length) > 9 or int(length) > MOST_BYTES:
-            return self.send_error(413, f"the body: expected at most {MOST_BYTES} bytes")
+        if len(length) > 9 or int(length) > MAX_BODY_BYTES:
+            return self.send_error(413, f"the body: expected at most {MAX_BODY_BYTES} bytes")
         data = self.rfile.read(int(length))
-        self.alarm.cancel()
+        if self.path not in ('/v1/completions', '/v1/chat/completions'):
+            return self.send_error(404, "there are /v1/completions and /v1/chat/completions")
+        if self.headers.get_content_type() != 'application/json':  # no other site's page can say so
+            return self.send_error(415, "expected the header  Content-Type: application/json")
         try:
-            if len(data) < int(length):
-                raise ValueError(f"the body: {len(data)} of {length} bytes came")
-            job = understand(json.loads(data.decode('utf-8')), 'chat' in self.path, *self.server.limits)
+            body = json.loads(data.decode('utf-8'))
+            request = parse_request(body, 'chat' in self.path, self.server.tokenizer,
+                                    self.server.model.config.block_size)
         except (ValueError, RecursionError) as e:  # the latter: brackets in brackets in brackets …
             return self.send_error(400, str(e))
-        if not self.server.places.acquire(blocking=False):
-            return self.send_error(429, f"{QUEUE} requests are waiting already", Retry_After=1)
-        try:
-            self.server.jobs.put(job)
-            self.answer(job)
-        finally:  # whichever way it ended, this client wants no more
-            job.finished.add(0)
-            self.server.places.release()
+        if request.model not in (None, self.server.name):
+            return self.send_error(404, f"model: expected {self.server.name}")
+        self.answer(request)
 
-    def answer(self, job):
-        base = {'id': 'cmpl-' + secrets.token_hex(12), 'created': int(time.time()), 'model': self.server.name,
-                'object': 'text_completion' if not job.chatting else 'chat.completion' + '.chunk' * job.stream}
-        def event(what):  # server-sent events: lines of "data: …", an empty one after each
-            self.wfile.write(f'data: {what}\n\n'.encode())
-        if job.stream:
+    def send_event(self, data):
+        """Server-sent events: a line "data: …" and an empty one for each."""
+        self.wfile.write(f'data: {data}\n\n'.encode())
+
+    def answer(self, request):
+        """Generate, and send: each piece at once, or all together at the end."""
+        tokenizer = self.server.tokenizer
+        kind = 'text_completion'
+        if request.chat:
+            kind = 'chat.completion.chunk' if request.stream else 'chat.completion'
+        base = {'id': 'cmpl-' + secrets.token_hex(12), 'object': kind, 'created': int(time.time()),
+                'model': self.server.name}
+        if request.stream:
             self.send_response(200)
             self.send_header('Content-Type', 'text/event-stream')
             self.end_headers()
-        text, tokens, reason, role = '', [], None, {'role': 'assistant'}
+        specials = set(tokenizer.special.values())
+        steps = stream_text(self.server.model, tokenizer, [request.ids], **request.sampling)
+        content = ''
+        tokens = []  # those of the content, described
+        count = 0
+        role = {'role': 'assistant'}
+        reason = None
         while reason is None:
-            if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
-                return  # the client has hung up
-            try:
-                part = job.pieces.get(timeout=0.25)
-            except queue.Empty:  # not our turn yet, or a slow model: look at the client again
-                continue
-            if part is None:
-                return self.send_error(500, "a bug of ours: the server's terminal shows more")
-            piece, new, reason = part
-            if job.stream:
-                event(json.dumps({**base, 'choices': [choice(job, 'delta', {**role, 'content': piece}, new, reason)]}))
-                role = {}
-            text, tokens = text + piece, tokens + new
-        n, m = len(job.ids), job.tokens
-        counts = {'prompt_tokens': n, 'completion_tokens': m, 'total_tokens': n + m}
-        if not job.stream:
-            message = {**role, 'content': text}
-            choices = [choice(job, 'message', message, tokens, reason)]
-            return self.say(200, {**base, 'choices': choices, 'usage': counts})
-        if job.usage:
-            event(json.dumps({**base, 'choices': [], 'usage': counts}))
-        event('[DONE]')
-
-def choice(job, key, message, tokens, reason):
-    """An element of "choices": the two APIs say the same in different words."""
-    logprobs = None if job.wanted is None else {'content': tokens} if job.chatting else {
-        'tokens': [t['token'] for t in tokens], 'token_logprobs': [t['logprob'] for t in tokens],
-        'top_logprobs': [{o['token']: o['logprob'] for o in t['top_logprobs']} for t in tokens]}
-    said = {key: message} if job.chatting else {'text': message['content']}
-    return {'index': 0, **said, 'logprobs': logprobs, 'finish_reason': reason}
+            with self.server.lock:
+                _, piece, token, logits, reason = next(steps)
+            count += 1
+            content += piece
+            if request.top is not None and token not in specials:
+                tokens.append(describe_token(tokenizer, token, logits, request.top))
+            if request.stream and (piece or reason):
+                choice = make_choice(request, content, tokens, reason, role)
+                self.send_event(json.dumps({**base, 'choices': [choice]}))
+                content = ''
+                tokens = []
+                role = {}  # the first event alone names it
+        n = len(request.ids)
+        usage = {'prompt_tokens': n, 'completion_tokens': count, 'total_tokens': n + count}
+        if not request.stream:
+            choice = make_choice(request, content, tokens, reason, role)
+            return self.send(200, {**base, 'choices': [choice], 'usage': usage})
+        if request.usage:
+            self.send_event(json.dumps({**base, 'choices': [], 'usage': usage}))
+        self.send_event('[DONE]')
 
 class Server(ThreadingHTTPServer):
-    daemon_threads, request_queue_size = False, 128  # server_close() waits for answers that were begun
+    daemon_threads = False  # server_close() waits for answers that were begun
+    request_queue_size = 128
 
-def run_server(model, tokenizer, stream):
+    def process_request(self, request, client_address):
+        """The standard library calls it for each connection; request is the socket."""
+        if threading.active_count() <= MAX_CONNECTIONS:  # this thread, and one for each connection
+            return super().process_request(request, client_address)
+        with contextlib.suppress(OSError):
+            request.settimeout(0.1)
+            request.recv(MAX_BODY_BYTES)  # note: what is left unread would cost the answer
+            request.sendall(b'HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n')
+        self.shutdown_request(request)
+
+def run_server(model, tokenizer):
     try:
         server = Server(('127.0.0.1', serve), Handler)  # this machine only: there is no password
     except OSError as e:
         sys.exit(f"serve={serve}: {e.strerror}: try serve={serve + 1}")
-    server.name, server.limits = os.path.basename(os.path.abspath(out_dir)), (tokenizer, model.config.block_size)
-    server.jobs, server.places = queue.SimpleQueue(), threading.Semaphore(QUEUE)
-    threading.Thread(target=work, args=(model, tokenizer, stream, server.jobs), daemon=True).start()
-    sys.setswitchinterval(5e-4)  # else the thread that computes keeps Python for 5 ms at a time, and the others wait
+    server.model = model
+    server.tokenizer = tokenizer
+    server.name = os.path.basename(os.path.abspath(out_dir))
+    server.lock = threading.Lock()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill asks for the same as Ctrl-C
-    print(f"a page at http://127.0.0.1:{serve}/, the API at http://127.0.0.1:{serve}/v1; Ctrl-C ends", flush=True)
+    address = f'http://127.0.0.1:{serve}/'
+    print(f"a page at {address}, the API at {address}v1; Ctrl-C ends", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         print("\nfinishing what was begun; Ctrl-C again to stop at once", flush=True)
-        try:
-            server.server_close()
-        except KeyboardInterrupt:
-            os._exit(1)
+    try:
+        server.server_close()
+    except KeyboardInterrupt:
+        os._exit(1)
 
 PAGE = '''<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>ninefiles</title>
@@ -584,7 +546,8 @@ async function go() {
   let n = 0, rest = '', part
   try {
     const answer = await fetch(chat ? 'v1/chat/completions' : 'v1/completions',
-      {method: 'POST', body: JSON.stringify({...body, stream: true}), signal: stopper.signal})
+      {method: 'POST', headers: {'Content-Type': 'application/json'},
+       body: JSON.stringify({...body, stream: true}), signal: stopper.signal})
     if (!answer.ok) throw new Error((await answer.json()).error.message)
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader()
     while (!(part = await reader.read()).done) {
@@ -617,29 +580,21 @@ if (link !== null) { $('prompt').value = link; go() }
 # ------------------------------------------------------------------------------------------------------------
 
 def main():
-    expect(globals(), 'num_samples max_new_tokens draft_tokens', least=1)
+    expect(globals(), 'num_samples max_new_tokens', least=1)
     expect(globals(), 'seed', least=0)
     if not 0 <= serve < 2**16 or chat + (show != 'text') + (serve > 0) > 1:
         usage(f"serve={serve} chat={chat} show={show}: expected one of the three, and a port from 1 to 65535")
-    if draft and (num_samples > 1 or repetition_penalty != 1):
-        usage("draft: expected num_samples=1 and repetition_penalty=1.0")
     try:
-        check_sampling([[0]], temperature, top_k, top_p, min_p, repetition_penalty)
+        check_sampling([[0]], temperature, top_k, top_p, min_p)
     except ValueError as e:
         usage(str(e))
+    if sys.stdin is None and (chat or prompt == '-'):
+        usage("standard input is closed: try  python sample.py prompt='Once upon'")
     model, tokenizer, where = load(out_dir)
     stream = partial(stream_text, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                     min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=[stop] if stop else [])
-    tally = [0, 0]
-    if draft:
-        small, its_tokenizer, _ = load(draft)
-        if (its_tokenizer != tokenizer or not isinstance(small, GPT) or not isinstance(model, GPT)
-                or small.config.block_size < model.config.block_size):
-            sys.exit(f"draft={draft}: expected a gpt with the tokenizer and (at least) the block_size of {out_dir}")
-        stream = partial(stream, generate=partial(speculate, draft=small, tally=tally))
-        RANGES['repetition_penalty'] = (1.0, 1.0)
+                     min_p=min_p, seed=seed, stop=[stop] if stop else [])
     if serve:
-        return run_server(model, tokenizer, stream)
+        return run_server(model, tokenizer)
     text, texts, start = read_prompt(), [''] * num_samples, time.time()
     if chat:
         sys.stdin.reconfigure(errors='replace')  # a stray byte in what is typed ends nothing
@@ -648,18 +603,17 @@ def main():
         look = {'probs': show_probs, 'attention': show_attention, 'embeddings': show_embeddings}[show]
         return look(model, tokenizer, stream, text)
     print(text, end='', flush=True)
-    finished, counts = set(), []  # counts: of the tokens in each step
-    for row, piece in stream(model, tokenizer, [text] * num_samples, finished=finished,
-                             look=lambda *_: counts.append(num_samples - len(finished))):
+    count = 0
+    for row, piece, *_ in stream(model, tokenizer, [text] * num_samples):
+        count += 1
         texts[row] += piece
         if row == 0:
             print(piece, end='', flush=True)
     print()
     for row, more in enumerate(texts[1:], 1):
         print('-' * 15 + f' sample {row + 1}\n{text}{more}')
-    speed = sum(counts) / (time.time() - start)
-    guessed = f", {100 * tally[0] / max(tally[1], 1):.0f} % of {tally[1]:,} guessed tokens accepted" if draft else ''
-    print(f"({speed:,.0f} tokens/s on {where}{guessed})", file=sys.stderr)
+    speed = count / (time.time() - start)
+    print(f"({speed:,.0f} tokens/s on {where})", file=sys.stderr)
 
 if __name__ == '__main__':
     main()

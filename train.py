@@ -373,7 +373,7 @@ def train():
         """What the model can say for itself: how it goes on from nothing or, if it fills gaps, [what it puts there]."""
         with autocast:
             if causal:
-                ids = [t[0] for t in generate(model, [[tokenizer.eot]], 80, temperature=0.8, seed=seed,
+                ids = [tokens[0] for tokens, _ in generate(model, [[tokenizer.eot]], 80, temperature=0.8, seed=seed,
                                               stop_tokens=[tokenizer.eot])]
                 text = tokenizer.decode(ids)
             else:

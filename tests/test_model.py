@@ -326,6 +326,10 @@ def test_the_neural_mlp_sees_eight_tokens_and_no_more():
 
 # ---- sampling ----
 
+def written(model, prompts, max_new_tokens, **how):
+    """Each step's tokens."""
+    return [tokens for tokens, _ in generate(model, prompts, max_new_tokens, **how)]
+
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('temperature', [0, 0.8])
 def test_cached_equals_uncached_equals_alone(shape, temperature):
@@ -333,11 +337,20 @@ def test_cached_equals_uncached_equals_alone(shape, temperature):
     model = make(shape)
     prompts = [[1, 2, 3], [4] * 20, [5, 6] * 20, [7]]
     how = dict(max_new_tokens=70, temperature=temperature, seed=3)
-    cached = list(generate(model, prompts, **how))
-    assert cached == list(generate(model, prompts, use_cache=False, **how))
+    cached = written(model, prompts, **how)
+    assert cached == written(model, prompts, use_cache=False, **how)
     for i, prompt in enumerate(prompts):
-        assert [tokens[0] for tokens in generate(model, [prompt], **{**how, 'seed': 3 + i})] == [tokens[i]
-                                                                                                 for tokens in cached]
+        alone = written(model, [prompt], **{**how, 'seed': 3 + i})
+        assert [tokens[0] for tokens in alone] == [tokens[i] for tokens in cached]
+
+def test_logits_are_what_the_tokens_were_drawn_from():
+    model = make()
+    prompts = [[1, 2], [3, 4]]
+    for tokens, logits in generate(model, prompts, 5, temperature=0):
+        assert logits.shape == (2, 101) and logits.dtype == torch.float32
+        assert torch.allclose(logits, model(torch.tensor(prompts))[:, -1], atol=1e-4)
+        assert logits.argmax(-1).tolist() == tokens
+        prompts = [p + [token] for p, token in zip(prompts, tokens)]
 
 @pytest.mark.parametrize('shape', GPTS)
 def test_the_cache_holds_what_a_full_forward_computes(shape):
@@ -350,7 +363,7 @@ def test_the_cache_holds_what_a_full_forward_computes(shape):
 
 def test_greedy_takes_the_best():
     model = make()
-    token = next(generate(model, [[1, 2, 3]], 1, temperature=0))[0]
+    [[token]] = written(model, [[1, 2, 3]], 1, temperature=0)
     assert token == model(torch.tensor([[1, 2, 3]]))[0, -1].argmax().item()
 
 def test_filters_by_hand():
@@ -366,11 +379,6 @@ def test_filters_by_hand():
     assert left(temperature=0.5) == pytest.approx([0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365])
     assert left(top_k=3, top_p=0.6) == pytest.approx([0.625, 0.375, 0, 0])
 
-def test_repetition_penalty_by_hand():
-    logits = torch.tensor([2.0, -2.0, 1.0])
-    M.penalize(logits, [0, 1, 1], 2.0)
-    assert logits.tolist() == [1.0, -4.0, 1.0]
-
 def test_draw_follows_the_probabilities():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().repeat(10000, 1)
     u = torch.linspace(0, 1, 10001)[:-1]
@@ -384,21 +392,22 @@ def test_padding_of_the_vocabulary_is_never_sampled():
     model = make()  # 101 tokens, 128 rows
     with torch.no_grad():
         model.head.weight[101:] = 100.0
-    assert max(t[0] for t in generate(model, [[1]], 200, temperature=5.0)) < 101
+    assert max(t[0] for t in written(model, [[1]], 200, temperature=5.0)) < 101
 
-def test_stop_tokens_and_finished_rows():
+def test_stop_tokens_and_callers_that_have_enough():
     model = make()
-    free = [t[0] for t in generate(model, [[1]], 20, seed=5)]
+    free = [t[0] for t in written(model, [[1]], 20, seed=5)]
     n = free.index(free[4]) + 1
-    stopped = [t[0] for t in generate(model, [[1], [2]], 20, seed=5, stop_tokens=[free[4]])]
+    stopped = [t[0] for t in written(model, [[1], [2]], 20, seed=5, stop_tokens=[free[4]])]
     assert stopped[:n] == free[:n] and all(t is None for t in stopped[n:])
-    finished = set()
-    for n, _ in enumerate(generate(model, [[1], [2]], 20, finished=finished)):
-        finished |= {0, 1} if n == 2 else set()
-    assert n == 2
+    model.train()
+    steps = generate(model, [[1], [2]], 20)
+    next(steps)
+    assert not model.training
+    steps.close()
+    assert model.training  # as it was
 
-@pytest.mark.parametrize('how', [dict(temperature=-1), dict(top_p=0), dict(top_p=1.5), dict(min_p=-0.1), dict(top_k=-1),
-                                 dict(repetition_penalty=0)])
+@pytest.mark.parametrize('how', [dict(temperature=-1), dict(top_p=0), dict(top_p=1.5), dict(min_p=-0.1), dict(top_k=-1)])
 def test_impossible_sampling_settings_are_refused(how):
     with pytest.raises(ValueError):
         next(generate(make(), [[1]], 5, **how))
@@ -431,15 +440,42 @@ def test_stream_text(tokenizers, said, stop, shown):
     t = tokenizers['bpe']
     ids = t.encode(said)
     model = Puppet(t.vocab_size, ids + [t.eot], start=1)
-    pieces = [piece for _, piece in M.stream_text(model, t, ['a'], stop=stop, max_new_tokens=len(ids) + 1,
-                                                  temperature=0)]
-    assert ''.join(pieces) == shown and '\ufffd' not in ''.join(pieces) and '' not in pieces
+    steps = list(M.stream_text(model, t, ['a'], len(ids) + 1, stop=stop, temperature=0))
+    pieces = [piece for _, piece, *_ in steps]
+    assert ''.join(pieces) == shown and '\ufffd' not in ''.join(pieces)
+    assert [token for *_, token, _, _ in steps] == (ids + [t.eot])[:len(steps)]
+    assert [reason for *_, reason in steps] == [None] * (len(steps) - 1) + ['stop']
+
+def test_stream_text_ends_each_row_by_itself():
+    """And asks for no more tokens, once a stop string has ended all rows."""
+    t = Tokenizer('char', list('\ufffdabc'))
+    model = make(vocab_size=t.vocab_size)
+    how = dict(max_new_tokens=40, temperature=2.0)
+    free = {0: '', 1: ''}
+    for row, piece, *_, reason in M.stream_text(model, t, ['a', 'b'], **how):
+        free[row] += piece
+    texts = {0: '', 1: ''}
+    reasons = {}
+    for row, piece, *_, reason in M.stream_text(model, t, ['a', 'b'], stop=['c'], **how):
+        assert row not in reasons
+        texts[row] += piece
+        if reason:
+            reasons[row] = reason
+    assert texts == {row: text.partition('c')[0] for row, text in free.items()}
+    assert reasons == {0: 'stop', 1: 'stop'}
+
+def test_the_last_token_tells_that_there_were_enough():
+    t = Tokenizer('bpe', [bytes([b]) for b in range(256)])
+    model = Puppet(t.vocab_size, t.encode('ab\u20ac'), start=1)
+    steps = list(M.stream_text(model, t, ['a'], 4, temperature=0, stop=['bc']))
+    assert [piece for _, piece, *_ in steps] == ['a', '', '', 'b\ufffd']  # half a character, and no more comes
+    assert [reason for *_, reason in steps] == [None, None, None, 'length']
 
 def test_half_a_character_after_a_stop_string_is_not_shown():
     t = Tokenizer('bpe', [bytes([b]) for b in range(256)] + [b'P\xc3'])
     model = Puppet(t.vocab_size, t.encode('xSTO') + [256], start=1)
-    assert [piece for _, piece in M.stream_text(model, t, ['a'], stop=['STOP'], max_new_tokens=9,
-                                                temperature=0)] == ['x']
+    pieces = [piece for _, piece, *_ in M.stream_text(model, t, ['a'], 9, stop=['STOP'], temperature=0)]
+    assert ''.join(pieces) == 'x'
 
 # ---- optimizers ----
 
