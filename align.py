@@ -50,7 +50,7 @@ max_iters = 160
 learning_rate = 1e-4    # AdamW's peak rate
 warmup_iters = 10       # steps in which it rises from 0
 lr_decay_iters = 0      # step to which it then falls, linearly, to 0; 0: max_iters
-grad_clip = 1.0         # longest gradient let through; 0: any
+grad_clip = 1.0         # clip the gradient to this norm; 0 = do not clip
 # how it goes
 eval_interval = 50      # steps between evaluations
 log_interval = 10       # steps between lines
@@ -69,8 +69,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from model import (Log, Tokenizer, check_finite, configure_optimizers, generate, load_checkpoint, load_examples,
-                   load_model, resolve_device, restore, save_atomically, schedule_rate, stop_when_asked)
+from model import (FORMAT, Tokenizer, check_finite, configure_optimizers, generate, load_checkpoint, load_examples,
+                   load_model, lr_schedule, resolve_device, restore, save_atomically, stop_signals, LogFile as Log)
 
 # ------------------------------------------------------------------------------------------------------------
 # 0. What is wanted, and what is learned from
@@ -381,7 +381,7 @@ def constitutional_pairs(policy, examples, tokenizer, judge, where):
 
 def rate(step):
     """The fraction of the peak learning rate at this step: up in the warmup, then down to 0 in a straight line."""
-    return schedule_rate(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
+    return lr_schedule(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
 
 @torch.no_grad()
 def measure(policy, reference, judge, examples, tokenizer, where, temperature=1.0):
@@ -526,7 +526,7 @@ def align():
 
     def save(name, **more):
         save_atomically(os.path.join(out_dir, name), {
-            'format': 'ninefiles-1', 'model': model.state_dict(), 'config': asdict(config),
+            'format': FORMAT, 'model': model.state_dict(), 'config': asdict(config),
             'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **more})
 
     def progress():
@@ -557,7 +557,7 @@ def align():
         return value, {'accuracy': accuracy, **found}, {}
 
     # 6. Ctrl-C and kill ask us to stop after this step
-    stop, put_back = stop_when_asked()
+    stop, put_back = stop_signals()
 
     # 7. the loop
     first_step, seen, warned = step, defaultdict(list), False

@@ -41,7 +41,8 @@ from collections import Counter, namedtuple
 from itertools import islice, zip_longest
 import numpy as np
 import torch
-from model import generate, load_dataset, load_model, resolve_device
+from torch.nn import functional as F
+from model import MAX_CHUNK_ELEMENTS, generate, load_dataset, load_model, resolve_device
 
 # ---- 1. Means and their errors; files ----------------------------------------------------------------------
 
@@ -167,6 +168,15 @@ def window_batches(models, tokenizer, name):
             x[b, :len(ids) - 1], y[b, done:len(ids) - 1] = torch.tensor(ids[:-1]), torch.tensor(ids[done + 1:])
         yield batch, x.to(where), y.to(where)
 
+def token_losses(model, x, y):
+    """-log p(target) in nats: ids x and targets y (B, T) -> (B, T), 0 where the target is -100."""
+    hidden = model.hidden(x).flatten(0, 1)  # (B T, C)
+    rows = max(1, MAX_CHUNK_ELEMENTS[x.device.type] // model.config.vocab_size)
+    losses = []
+    for h, targets in zip(hidden.split(rows), y.flatten().split(rows)):  # all logits at once would be many
+        losses.append(F.cross_entropy(model.logits(h).float(), targets, reduction='none'))
+    return torch.cat(losses).view_as(y)
+
 @torch.no_grad()
 def perplexity(model, tokenizer, name):
     """
@@ -176,11 +186,15 @@ def perplexity(model, tokenizer, name):
     nats, tokens, n_bytes = [], [], []  # one number for each window
     lossless = tokenizer.kind != 'word'  # a vocabulary of words loses those that it lacks
     for batch, x, y in window_batches([model], tokenizer, name):
-        sums = model(x, y, reduction='none').cpu().double().sum(1)  # (B,)
+        sums = token_losses(model, x, y).cpu().double().sum(1)  # (B,)
         nats += sums.tolist()
         for ids, done in batch:
             targets = ids[done + 1:]
-            text = b''.join(tokenizer.token_bytes(i) for i in targets if i != tokenizer.eot)
+            targets_of_text = [i for i in targets if i != tokenizer.eot]
+            if tokenizer.kind == 'hf':
+                text = tokenizer.decode(targets_of_text).encode()
+            else:
+                text = b''.join(tokenizer.token_bytes(i) for i in targets_of_text)
             tokens.append(len(targets))
             n_bytes.append(len(text))
             # 0 stands for a character that the vocabulary lacks
@@ -294,7 +308,7 @@ def score(model, pairs):
         end = len(ids) - 1
         x[b, :end] = torch.tensor(ids[:-1])
         y[b, end - n:end] = torch.tensor(ids[-n:])
-    losses = model(x.to(where), y.to(where), reduction='none')  # (B, T)
+    losses = token_losses(model, x.to(where), y.to(where))  # (B, T)
     return (-losses.cpu().double().sum(1)).tolist()
 
 def choices(model, tokenizer, name):

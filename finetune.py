@@ -40,22 +40,22 @@ temperature = 2.0       # its scores are divided by this: above 1, more is seen 
 # how much
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read
 batch_size = 8                   # rows that are computed at once: halve it when memory runs out, and …
-gradient_accumulation_steps = 1  # … double this: a step learns from batch_size * gradient_accumulation_steps rows
+gradient_accumulation_steps = 1  # … double this: a step has batch_size * this many sequences
 max_iters = 1700                 # 1700 steps * 8 rows * 256 tokens = 3.5M tokens
 # how fast
-optimizer = 'muon'          # muon | adamw: Muon for the matrices in the layers and AdamW for the rest, or AdamW for all
+optimizer = 'muon'          # muon | adamw: Muon for matrices and AdamW for the rest, or AdamW only
 learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, because there is something to lose
-muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, so it is a scale of its own
+muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
 warmup_iters = 20           # steps in which it rises from 0
 lr_decay_iters = 0          # step to which it then falls, linearly, to 0; 0: max_iters
-grad_clip = 1.0             # longest gradient let through; 0: any
+grad_clip = 1.0             # clip the gradient to this norm; 0 = do not clip
 # how it goes
 eval_interval = 200         # steps between evaluations
 eval_iters = 20             # batches of batch_size rows in each: always the same ones
 log_interval = 20           # steps between lines
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
-dtype = 'auto'              # auto | float32 | bfloat16 | float16: of the multiplications; the weights stay float32
+dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; weights are float32
 seed = 1337
 given = configure(globals())
 SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
@@ -68,8 +68,9 @@ import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from model import (Log, build_model, check_finite, configure_optimizers, load_checkpoint, load_examples,
-                   load_model, resolve_device, restore, save_atomically, schedule_rate, stop_when_asked,
+from model import (FORMAT, build_model, check_finite, chunked_cross_entropy, configure_optimizers, load_checkpoint,
+                   load_examples, load_model, resolve_device, restore, save_atomically, stop_signals, lr_schedule,
+                   LogFile as Log,
                    stream_text)
 
 # ---- what is learned from ----
@@ -162,7 +163,7 @@ def eval_batches(data, n):
 
 def rate(step):
     """The fraction of the peak learning rate at this step: up in the warmup, then down to 0 in a straight line."""
-    return schedule_rate(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
+    return lr_schedule(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
 
 def print_table(row, tokenizer, labels):
     """One row as the model reads it: show=True."""
@@ -251,7 +252,7 @@ class Learner(nn.Module):
         if self.classifier is not None:
             return F.cross_entropy(self.classifier(h).float(), targets, reduction='sum')
         if teacher is None or not self.training:
-            return self.model.sum_of_losses(h, targets)
+            return chunked_cross_entropy(h, targets, self.model.head, self.model.config.vocab_size)
         # distillation (Hinton et al. 2015): KL(teacher || student) at a temperature, whose square makes up for the
         # gradients that it shrinks
         with torch.no_grad():
@@ -418,7 +419,7 @@ def finetune():
     def save(name, **more):
         head = {'classifier': classifier.state_dict(), 'labels': labels} if labels else {}
         save_atomically(os.path.join(out_dir, name), {
-            'format': 'ninefiles-1', 'model': merged(model), 'config': asdict(config),
+            'format': FORMAT, 'model': merged(model), 'config': asdict(config),
             'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **head, **more})
 
     def save_progress():
@@ -445,7 +446,7 @@ def finetune():
         return sums
 
     # 7. Ctrl-C and kill ask us to stop after this step
-    stop, put_back = stop_when_asked()
+    stop, put_back = stop_signals()
 
     # 8. the loop
     first_step, losses, stopping = step, [], False

@@ -65,8 +65,8 @@ import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
 import torch
-from model import (LETTERS, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer,
-                   load_model, open_hf_tokenizer, outline, save_atomically)
+from model import (FORMAT, SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer,
+                   build_on_meta, load_model, open_hf_tokenizer, save_atomically)
 
 PIECE = 1 << 20          # characters read at a time, and then to the end of the line
 # one of these keys says what a record is; a record of none of them is text
@@ -928,6 +928,12 @@ def import_config(theirs):
     except ValueError as e:
         sys.exit(f"{weights}: {e}")
 
+# tokenizer.json shows each byte as a letter: itself where it is visible, or else one of the letters
+# after U+00FF. LETTERS[32] is 'Ġ', the space
+VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+HIDDEN = [b for b in range(256) if b not in VISIBLE]
+LETTERS = {b: chr(b) for b in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
+
 def gpt2_vocab(text):
     """
     GPT-2's tokenizer.json -> the bytes of its tokens in the order of their ids; None for any other.
@@ -994,7 +1000,7 @@ def import_weights():
     theirs = loaded.state_dict()
     del loaded  # so that each of their tensors is freed as soon as ours is made of it
     config.bias = any(name.endswith('.bias') for name in theirs)
-    empty = outline(config).state_dict()
+    empty = build_on_meta(config).state_dict()
     if config.tie_weights:
         del empty['head.weight'], theirs['lm_head.weight']
     unplaced = set(theirs) | info['unexpected_keys']
@@ -1026,11 +1032,11 @@ def import_weights():
     if config.tie_weights:
         model['head.weight'] = model['wte.weight']
     os.makedirs(out_dir, exist_ok=True)
-    save_atomically(path, {'format': 'ninefiles-1', 'model': model, 'config': asdict(config),
+    save_atomically(path, {'format': FORMAT, 'model': model, 'config': asdict(config),
                            'tokenizer': tok.to_dict(), 'step': 0, 'settings': {'weights': weights}})
     print(f"{path}: {their_config.model_type}, {count:,} parameters, {config.block_size:,} tokens "
           f"of context, {config.vocab_size:,} in the vocabulary; conversations are written as "
-          f"{tok.markup}")
+          f"{tok.template}")
     print(f"next:  python sample.py out_dir={out_dir} prompt='Once upon a time'")
 
 # Tokenizer.chat() once more, in Jinja: the language in which other programs expect it
@@ -1049,7 +1055,7 @@ CHAT_TEMPLATE = (
 def chat_template(tok):
     """CHAT_TEMPLATE with this tokenizer's markup."""
     markup = {'start': tok.decode(tok.start), 'turn': tok.opening + tok.lead,
-              'closing': tok.closing, 'system_goes_to_user': tok.markup == 'ninefiles'}
+              'closing': tok.closing, 'system_goes_to_user': tok.template == 'ninefiles'}
     lines = ['{% set ' + name + ' = ' + json.dumps(value) + ' %}' for name, value in markup.items()]
     return ''.join(lines) + CHAT_TEMPLATE
 
@@ -1057,7 +1063,7 @@ def export_tokenizer(transformers, tok, folder):
     """Tokenizer -> tokenizer.json and its settings, in this folder."""
     from transformers.convert_slow_tokenizer import TikTokenConverter
     if tok.kind == 'hf':
-        core = open_hf_tokenizer(tok.json)
+        core = open_hf_tokenizer(tok.vocab)
     else:
         converter = TikTokenConverter(pattern=tok.pattern, extra_special_tokens=list(tok.special))
         # note: given a file, tiktoken keeps a copy by its name, and reads the copy the next time
@@ -1071,7 +1077,7 @@ def export_tokenizer(transformers, tok, folder):
     wrapped.save_pretrained(folder)
     if tok.kind == 'hf':  # as it came
         with open(os.path.join(folder, 'tokenizer.json'), 'w', encoding='utf-8') as f:
-            f.write(tok.json)
+            f.write(tok.vocab)
 
 def export_weights():
     """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""

@@ -43,7 +43,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
-from model import GPT, check_sampling, load_model, prepare_decoding, resolve_device, stream_text
+from model import (GPT, check_sampling, load_model, prepare_decoding, resolve_device, rotary, sinusoids,
+                   stream_text)
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. Generate
@@ -138,6 +139,16 @@ def show_probs(model, tokenizer, stream, text):
         print(f"{mine:7.3f}  {colour(name, mine)}  {'  '.join(others[:5])}", flush=True)
     print(text + ''.join(colour(token, p) for token, p in written))
 
+@torch.no_grad()
+def attention_maps(model, idx):
+    """Which token looks at which: for each layer the weights (B, H, T, T), whose rows sum to 1."""
+    for block in model.blocks:
+        block.attention.keep_weights = True
+    model.hidden(idx)
+    for block in model.blocks:
+        block.attention.keep_weights = False
+    return [block.attention.weights for block in model.blocks]
+
 def show_attention(model, tokenizer, _, text):
     """
     Who looks at whom, of the first 32 tokens, which is what fits on a screen: row t shows how much token t takes from
@@ -148,7 +159,7 @@ def show_attention(model, tokenizer, _, text):
     ids = (tokenizer.encode(text) or [tokenizer.eot])[:min(32, model.config.block_size)]
     names = [repr(tokenizer.decode([i]))[1:-1][:10] for i in ids]
     idx = torch.tensor([ids], device=next(model.parameters()).device)
-    maps = [layer[0].float().cpu() for layer in model.attention_maps(idx)]  # for each layer (H, T, T)
+    maps = [layer[0].float().cpu() for layer in attention_maps(model, idx)]  # for each layer (H, T, T)
     shades = ' ░▒▓█'
     if 'utf' not in (sys.stdout.encoding or '').lower():
         shades = ' .:-=+*#%@'
@@ -186,14 +197,15 @@ def show_embeddings(model, tokenizer, _, text):
         others = zip(best.values.tolist(), best.indices.tolist())
         others = [f"{tokenizer.decode([j])!r} {x:.2f}" for x, j in others if j != i]
         print(f"{tokenizer.decode([i])!r:<12} is near  {'  '.join(others[:8])}")
-    learned = getattr(model, 'wpe', None)
-    if getattr(model, 'cos', None) is not None:  # rotary: the part of a match that is left when a key is d tokens back
-        near = model.cos.float().mean((1, 2))
-    elif learned is not None or getattr(model, 'waves', None) is not None:
-        places = F.normalize(model.waves if learned is None else learned.weight.float(), dim=-1)
-        near = torch.stack([(places @ places.T).diagonal(d).mean() for d in range(len(places))])
-    else:
+    if not isinstance(model, GPT):
         return
+    positions = torch.arange(model.config.block_size, device=table.device)
+    if model.config.position == 'rotary':  # the part of a match that is left when a key is d tokens back
+        near = rotary(positions, model.config)[0].mean((1, 2))
+    else:
+        vectors = sinusoids(positions, model.config.n_embd) if model.wpe is None else model.wpe(positions).float()
+        vectors = F.normalize(vectors, dim=-1)
+        near = torch.stack([(vectors @ vectors.T).diagonal(d).mean() for d in range(len(vectors))])
     print("similarity of positions so many tokens apart: "
           + ', '.join(f"{2 ** k}: {near[2 ** k]:.2f}" for k in range(20) if 2 ** k < len(near)))
 
@@ -247,7 +259,7 @@ def parse_request(body, chat, tokenizer, block_size):
             raise ValueError(f"{name}: expected {kind.__name__} from {least} to {most}")
     sampling = {name: how[name] for name in ('temperature', 'top_k', 'min_p')}
     sampling['top_p'] = max(how['top_p'], 1e-6)  # 0 is allowed here, and means the best token
-    check_sampling([[0]], **sampling)
+    check_sampling(**sampling)
     if chat and 'top_logprobs' in how and not how.get('logprobs'):
         raise ValueError("top_logprobs: expected logprobs=true beside it")
     top = how.get('logprobs')  # so many likely tokens to name; None: no probabilities
@@ -585,7 +597,7 @@ def main():
     if not 0 <= serve < 2**16 or chat + (show != 'text') + (serve > 0) > 1:
         usage(f"serve={serve} chat={chat} show={show}: expected one of the three, and a port from 1 to 65535")
     try:
-        check_sampling([[0]], temperature, top_k, top_p, min_p)
+        check_sampling(temperature, top_k, top_p, min_p)
     except ValueError as e:
         usage(str(e))
     if sys.stdin is None and (chat or prompt == '-'):

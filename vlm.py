@@ -46,7 +46,7 @@ learning_rate = 0.005       # AdamW's peak rate: for embeddings, patches, projec
 muon_learning_rate = 0.02   # Muon's, for the matrices in the layers: a scale of its own
 warmup_iters = 20           # steps in which it rises from 0; then it falls in a straight line …
 lr_decay_iters = 0          # … to 0 at this step; 0: max_iters
-grad_clip = 1.0             # longest gradient let through; 0: any
+grad_clip = 1.0             # clip the gradient to this norm; 0 = do not clip
 # how it goes
 eval_interval = 200         # steps between evaluations
 eval_iters = 4              # batches of batch_size pictures in each: always the same ones
@@ -68,9 +68,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from model import (GPT, GPTConfig, KVCache, Log, Tokenizer, check_finite, configure_optimizers, load_checkpoint,
-                   make_norm, resolve_device, restore, save_atomically, schedule_rate,
-                   stop_when_asked)
+from model import (FORMAT, GPT, GPTConfig, LogFile as Log, Tokenizer, check_finite, configure_optimizers, load_checkpoint,
+                   make_norm, resolve_device, restore, save_atomically, lr_schedule, rotary, stop_signals)
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. Scenes: one to three shapes, and all that can be said and asked about them
@@ -412,16 +411,14 @@ class Reader(nn.Module):
     def see(self, pictures):
         return self.vision.hidden(patches(pictures))  # (B, N, C)
 
-    def hidden(self, idx, seen, cache=None):
-        """ids (B, T) and what is seen (B, N, C) -> (B, T, C); with a KVCache, as in GPT.hidden()."""
+    def hidden(self, idx, seen):
+        """ids (B, T) and what is seen (B, N, C) -> (B, T, C)"""
         text, x, seen = self.text, self.text.wte(idx), self.project(seen) + self.places
-        if fusion == 'early' and (cache is None or max(cache.lengths) == 0):
+        if fusion == 'early':
             x = torch.cat((seen.to(x.dtype), x), dim=1)  # (B, N + T, C)
-        positions, mask = torch.arange(x.size(1), device=x.device), None
-        if cache is not None:
-            positions, mask = cache.extend(x.size(1), x.device)
+        cos_sin = rotary(torch.arange(x.size(1), device=x.device), text.config)
         for i, block in enumerate(text.blocks):
-            x = block(x, (text.cos[positions], text.sin[positions]), mask, cache)
+            x = block(x, cos_sin)
             if fusion == 'intermediate':
                 x = self.cross_blocks[i](x, seen)
         if fusion == 'late':
@@ -438,20 +435,16 @@ class Reader(nn.Module):
 def answers(model, tokenizer, pictures, questions):
     """What the model says about each picture, by the likeliest token, again and again: a list of strings."""
     rows = [tokenizer.chat([{'role': 'user', 'content': q}], answer=True)[0] for q in questions]
-    lengths = [len(row) for row in rows]
-    idx = torch.tensor([row + [tokenizer.pad] * (max(lengths) - len(row)) for row in rows], device=pictures.device)
-    seen, cache = model.see(pictures), KVCache(model.text.config, len(rows))
-    x = model.hidden(idx, seen, cache)[torch.arange(len(rows)), torch.tensor(lengths) - 1]
-    padding = cache.lengths[0] - max(lengths)  # early fusion: the picture's tokens
-    cache.lengths = [padding + n for n in lengths]  # the padding on the right was never there
+    seen = model.see(pictures)
     said = [[] for _ in rows]
-    for _ in range(block_size - max(lengths)):
-        tokens = model.text.logits(x).argmax(-1)
-        for row, token in zip(said, tokens.tolist()):
+    while max(len(row) for row in rows) < block_size and not all(tokenizer.end in row for row in said):
+        # read all of it again for every token: the texts are short. Causality hides the padding on the right
+        lengths = [len(row) for row in rows]
+        idx = torch.tensor([row + [tokenizer.pad] * (max(lengths) - len(row)) for row in rows], device=pictures.device)
+        x = model.hidden(idx, seen)[torch.arange(len(rows)), torch.tensor(lengths) - 1]
+        for row, answer, token in zip(rows, said, model.text.logits(x).argmax(-1).tolist()):
             row.append(token)
-        if all(tokenizer.end in row for row in said):
-            break
-        x = model.hidden(tokens[:, None], seen, cache)[:, 0]
+            answer.append(token)
     return [tokenizer.decode(row[:row.index(tokenizer.end)] if tokenizer.end in row else row) for row in said]
 
 # ------------------------------------------------------------------------------------------------------------
@@ -459,7 +452,7 @@ def answers(model, tokenizer, pictures, questions):
 
 def rate(step):
     """The fraction of the peak learning rate at this step: up in the warmup, then down to 0 in a straight line."""
-    return schedule_rate(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
+    return lr_schedule(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
 
 def weights(model):
     """A model's state in three: 'model' loads as a plain GPT, 'vision' into any model here, 'bridge' is the rest."""
@@ -560,7 +553,7 @@ def train():
 
     def save(name, **more):
         save_atomically(os.path.join(out_dir, name), {
-            'format': 'ninefiles-1', **weights(model), 'config': asdict(model.text.config), 'task': task,
+            'format': FORMAT, **weights(model), 'config': asdict(model.text.config), 'task': task,
             'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **more})
 
     def progress():
@@ -585,7 +578,7 @@ def train():
         return torch.stack(losses).mean().item()
 
     # 7. Ctrl-C and kill ask us to stop after this step
-    stop, put_back = stop_when_asked()
+    stop, put_back = stop_signals()
 
     # 8. the loop
     first_step, losses, stopping = step, [], False

@@ -1,54 +1,99 @@
-"""Shared by all tests: run a script as a user would, or set its settings and call it in this process."""
-import contextlib, io, os, random, runpy, subprocess, sys
+"""Shared by all tests: run a script, in this process or in one of its own, and small things to run it on."""
+import contextlib, gc, io, os, random, runpy, signal, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-def run(script, *args, cwd, timeout=120, env_path='', **more):
-    """python script.py args in folder cwd -> the finished process, with its output as text."""
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, timeout=timeout,
-                          capture_output=True,
-                          text=True, encoding='utf-8', env={**os.environ,
-                                                            'PYTHONPATH': os.pathsep.join([str(env_path), str(ROOT)]),
-                                                            'PYTHONIOENCODING': 'utf-8'}, **more)
+def spawn(script, *settings, cwd, timeout=120, env_path='', **more):
+    """`python script.py settings` in a process of its own, in the folder cwd -> the finished process."""
+    env = {**os.environ, 'PYTHONIOENCODING': 'utf-8', 'PYTHONPATH': os.pathsep.join([str(env_path), str(ROOT)])}
+    command = [sys.executable, str(ROOT / script), *map(str, settings)]
+    return subprocess.run(command, cwd=cwd, timeout=timeout, capture_output=True, text=True,
+                          encoding='utf-8', env=env, **more)
 
-def call(script, *args, cwd):
-    """The same within this process, which has imported torch already: for commands that end before they do much."""
+def run_script(script, *settings, cwd):
+    """
+    The same in this process, which has imported torch already. Returns what spawn() does, and the script's
+    `globals`, which are None where it ended early. What a script changes in a process is put back.
+    """
     from configurator import one_line
-    before, out, err = (sys.argv, sys.excepthook, os.getcwd()), io.StringIO(), io.StringIO()
-    sys.argv, code = [str(ROOT / script), *map(str, args)], 0
+    out, err = io.StringIO(), io.StringIO()
+    argv, hook, folder = sys.argv, sys.excepthook, os.getcwd()
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    state, precision = torch.get_rng_state(), torch.get_float32_matmul_precision()
+    sys.argv = [str(ROOT / script), *map(str, settings)]
     os.chdir(cwd)
+    names, status = None, 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                runpy.run_path(sys.argv[0], run_name='__main__')
-            except SystemExit as e:  # as Python itself would: a text goes to stderr, and the status is 1
-                code = e.code if isinstance(e.code, int) else 1 if e.code else 0
-                print(e.code, file=err) if isinstance(e.code, str) else None
+                names = runpy.run_path(sys.argv[0], run_name='__main__')
+            except SystemExit as e:  # as Python itself does: a text goes to stderr, and the status is 1
+                status = e.code
+                if isinstance(e.code, str):
+                    print(e.code, file=err)
+                    status = 1
             except Exception:
                 one_line(*sys.exc_info())
-                code = 1
+                status = 1
     finally:
-        sys.argv, sys.excepthook = before[:2]
-        os.chdir(before[2])
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+        sys.argv, sys.excepthook = argv, hook
+        os.chdir(folder)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        torch.set_rng_state(state)
+        torch.set_float32_matmul_precision(precision)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        gc.collect()  # closes what a script that ended early has left open: its lock
+    return SimpleNamespace(returncode=status or 0, stdout=out.getvalue(), stderr=err.getvalue(), globals=names)
+
+@pytest.fixture
+def run(tmp_path):
+    """run('train.py', 'max_iters=2', …): a script in this process, in a folder of its own."""
+    return lambda script, *settings: run_script(script, *settings, cwd=tmp_path)
 
 def refused(done, *words, status=None):
-    """A mistake that ends as it should: non-zero, one line on stderr with these words in it, and no traceback."""
+    """A mistake that ends as it should: non-zero, one line on stderr with these words in it, no traceback."""
     lines = done.stderr.strip().splitlines()
     assert done.returncode != 0 and len(lines) == 1, (done.returncode, done.stderr)
     assert all(word in lines[0] for word in words), lines[0]
     assert status is None or done.returncode == status, done.returncode
 
+def same(a, b):
+    """Whether two checkpoints hold the same weights, bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(a['model'].values(), b['model'].values(), strict=True))
+
+def distance(a, b):
+    """The largest difference between the weights of two checkpoints."""
+    return max((x - y).abs().max().item() for x, y in zip(a['model'].values(), b['model'].values()))
+
+def byte_tokenizer():
+    """The smallest bpe vocabulary: single bytes."""
+    from model import Tokenizer
+    return Tokenizer('bpe', [bytes([b]) for b in range(256)])
+
+def save_untrained(folder, tokenizer=None, seed=0, **shape):
+    """A small untrained model as ckpt.pt in this folder; returns it."""
+    from model import GPTConfig, build_model, save_checkpoint
+    tokenizer = tokenizer or byte_tokenizer()
+    torch.manual_seed(seed)
+    shape = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'block_size': 64, **shape}
+    model = build_model(GPTConfig(vocab_size=tokenizer.vocab_size, **shape))
+    os.makedirs(folder, exist_ok=True)
+    save_checkpoint(os.path.join(folder, 'ckpt.pt'), model.state_dict(), model.config, tokenizer, step=0, settings={})
+    return model
+
 def prose(words=4000, seed=0):
     """Made-up text with something to learn in it: words from a small set, in sentences."""
     random.seed(seed)
-    vocabulary = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'dog', 'run', 'under', 'blue', 'sky', 'while',
-                  'it', 'rained']
-    return ''.join(random.choice(vocabulary) + random.choice([' ', ' ', ' ', ', ', '.\n']) for _ in range(words))
+    vocabulary = 'the cat sat on a mat and saw dog run under blue sky while it rained'.split()
+    ends = [' ', ' ', ' ', ', ', '.\n']
+    return ''.join(random.choice(vocabulary) + random.choice(ends) for _ in range(words))
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
@@ -56,7 +101,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     (folder / 'tiny.txt').write_text(prose(), encoding='utf-8')
     for name, kind in (('tiny', 'char'), ('bpe', 'bpe')):
-        done = run('prepare.py', f'dataset={name}', f'tokenizer={kind}', 'vocab_size=300',
-                   f'input={folder / "tiny.txt"}', f'data_dir={folder}', cwd=folder)
+        done = run_script('prepare.py', f'dataset={name}', f'tokenizer={kind}', 'vocab_size=300',
+                          f'input={folder / "tiny.txt"}', f'data_dir={folder}', cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder

@@ -4,7 +4,7 @@ import pytest
 import torch
 import align as S
 import prepare as P
-from conftest import refused, run
+from conftest import refused, spawn
 from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_model, save_atomically
 
 BYTES = Tokenizer('bpe', [bytes([b]) for b in range(256)])  # the simplest vocabulary: a token a byte
@@ -23,7 +23,7 @@ def base(folder, seed=0, tokenizer=BYTES, **more):
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     os.makedirs(folder, exist_ok=True)
-    save_atomically(os.path.join(folder, 'ckpt.pt'), {'format': 'ninefiles-1', 'model': model.state_dict(),
+    save_atomically(os.path.join(folder, 'ckpt.pt'), {'format': 'ninefiles-2', 'model': model.state_dict(),
                                                       'config': config.__dict__,
                                                       'tokenizer': tokenizer.to_dict(), 'step': 0,
                                                       'settings': {}, **more})
@@ -324,7 +324,7 @@ def test_messages_are_read_too(go):
     talk = [{'role': 'system', 'content': 'be kind'}, {'role': 'user', 'content': 'hi'}]
     assert S.read([{'prompt': talk, 'chosen': 'hello', 'rejected': 'go'}], 'val',
                   BYTES, 48, print)[0]['ids'] == {
-        'prompt': [BYTES.user, *b'be kind\n\nhi', BYTES.end, BYTES.assistant], 'chosen': [*b'hello', BYTES.end],
+        'prompt': [BYTES.special['<|user|>'], *b'be kind\n\nhi', BYTES.end, BYTES.special['<|assistant|>']], 'chosen': [*b'hello', BYTES.end],
         'rejected': [*b'go', BYTES.end]}
 
 def test_a_judge_must_read_the_same_tokens_and_give_numbers(go, monkeypatch):
@@ -363,4 +363,4 @@ def test_a_clash_with_the_run_that_is_resumed_is_refused(go, capsys):
     assert 'method=dpo' in capsys.readouterr().err
 
 def test_a_mistake_on_the_command_line(go, tmp_path):
-    refused(run('align.py', 'method=dqo', cwd=tmp_path), 'did you mean dpo', status=2)
+    refused(spawn('align.py', 'method=dqo', cwd=tmp_path), 'did you mean dpo', status=2)

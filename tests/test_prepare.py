@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import prepare as P
-from conftest import call, prose, refused, run
+from conftest import run_script, prose, refused, spawn
 from model import SPECIAL_TOKENS, Tokenizer, load_dataset
 
 @pytest.fixture
@@ -175,9 +175,9 @@ def test_a_full_disk(tmp_path):
     """RLIMIT_FSIZE makes every write past 2 kB fail, as a full disk does."""
     resource = pytest.importorskip('resource')
     path = write(tmp_path / 'a.txt', prose(4000))
-    assert run('prepare.py', f'input={path}', 'dataset=mine', cwd=tmp_path).returncode == 0
+    assert spawn('prepare.py', f'input={path}', 'dataset=mine', cwd=tmp_path).returncode == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / 'data' / 'mine').iterdir()}
-    done = run('prepare.py', f'input={path}', 'dataset=mine', 'tokenizer=char', cwd=tmp_path,
+    done = spawn('prepare.py', f'input={path}', 'dataset=mine', 'tokenizer=char', cwd=tmp_path,
                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
     refused(done, 'File too large')
     assert {p.name: p.read_bytes() for p in (tmp_path / 'data' / 'mine').iterdir()} == before
@@ -189,13 +189,13 @@ def test_a_full_disk(tmp_path):
     (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2),
     (['dataset=../up', 'input=.'], ['plain name'], 2)])
 def test_mistakes_on_the_command_line(tmp_path, args, words, status):
-    refused(call('prepare.py', *args, cwd=tmp_path), *words, status=status)
+    refused(run_script('prepare.py', *args, cwd=tmp_path), *words, status=status)
 
 @pytest.mark.parametrize('damage, words', [
     (lambda f: (f / 'train.bin').write_bytes((f / 'train.bin').read_bytes()[:-2]), 'train.bin has'),
-    (lambda f: (f / 'val.bin').unlink(), 'val.bin has 0 bytes'),
-    (lambda f: (f / 'meta.json').write_text('{"tok'), 'meta.json is damaged'),
-    (lambda f: (f / 'meta.json').write_text('{}'), 'meta.json is damaged'),
+    (lambda f: (f / 'val.bin').unlink(), 'damaged .FileNotFoundError'),
+    (lambda f: (f / 'meta.json').write_text('{"tok'), 'is damaged'),
+    (lambda f: (f / 'meta.json').write_text('{}'), 'is damaged'),
     (lambda f: (f / 'meta.json').unlink(), 'prepare.py dataset=mine')])
 def test_damage_is_noticed(settings, tmp_path, damage, words):
     folder = settings(input=write(tmp_path / 'a.txt', prose(400)))

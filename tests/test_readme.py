@@ -1,7 +1,7 @@
 """The README cannot rot: what it tells people to type is read out of it and checked here (and run whole by .ci/run)."""
 import json, re, shlex
 import pytest
-from conftest import ROOT, call
+from conftest import ROOT, run_script
 
 TEXT = (ROOT / 'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'```sh\n(.*?)```', TEXT, re.S)
@@ -27,7 +27,7 @@ def test_every_command_names_a_script_and_settings_that_exist(command, tmp_path)
     settings = words[words.index(script) + 1:]
     for setting in settings:
         assert '=' in setting, setting
-    done = call(script, *settings, '--help', cwd=tmp_path)
+    done = run_script(script, *settings, '--help', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 def test_every_file_it_links_to_exists():

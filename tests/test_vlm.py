@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 import prepare as P
 import vlm as V
-from conftest import refused, run
+from conftest import refused, spawn
 from model import Tokenizer, load_checkpoint, load_model
 
 TINY = dict(task='clip', dataset='shapes', init_from='scratch', out_dir='out', image_size=32, patch_size=8, n_layer=2,
@@ -137,7 +137,7 @@ def test_word_dropout_hides_what_the_answer_has_said(monkeypatch):
     tokenizer = V.make_tokenizer()
     idx, targets = V.collate(tokenizer, [('what shape is red?', 'a red circle, a red circle')] * 8)
     hidden = V.hide(tokenizer, idx, targets, 3)
-    gone, first = hidden != idx, (idx == tokenizer.assistant).nonzero()[0, 1].item()
+    gone, first = hidden != idx, (idx == tokenizer.special['<|assistant|>']).nonzero()[0, 1].item()
     assert (hidden[gone] == tokenizer.pad).all() and not gone[:, :first + 1].any()  # the question stays …
     assert not gone[idx == tokenizer.end].any()  # … and so does the end
     words = slice(first + 1, first + 1 + len(tokenizer.encode('a red circle, a red circle')))
@@ -487,4 +487,4 @@ def test_settings_that_make_no_sense(go, capsys):
         assert e.value.code == 2 and words in capsys.readouterr().err
 
 def test_a_wrong_choice_on_the_command_line(tmp_path):
-    refused(run('vlm.py', 'fusion=middle', cwd=tmp_path), 'early, intermediate, late', status=2)
+    refused(spawn('vlm.py', 'fusion=middle', cwd=tmp_path), 'early, intermediate, late', status=2)

@@ -6,8 +6,9 @@ import json, math, random, sys
 import pytest
 import torch
 import prepare as P
-from conftest import refused, run
-from model import (LETTERS, GPTConfig, Tokenizer, build_model, generate, load_checkpoint, load_model, rotary_table,
+from conftest import refused, spawn
+from prepare import LETTERS
+from model import (GPTConfig, Tokenizer, build_model, generate, load_checkpoint, load_model, rotary,
                    save_atomically)
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_in_and_out_again(prepare, tmp_path, transformers, name):
     expected = logits_of(theirs, IDX)
     assert ours.config.vocab_size == theirs.config.vocab_size and close(logits_of(ours, IDX), expected)
     greedy = theirs.generate(IDX[:1, :4], max_new_tokens=60, do_sample=False, eos_token_id=None)[0, 4:].tolist()
-    assert [step[0] for step in generate(ours, IDX[:1, :4].tolist(), 60, temperature=0)] == greedy
+    assert [tokens[0] for tokens, _ in generate(ours, IDX[:1, :4].tolist(), 60, temperature=0)] == greedy
     prepare(export=tmp_path / 'back')
     again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'back', output_loading_info=True)
     assert close(logits_of(again, IDX), expected) and not info['missing_keys'] and not info['unexpected_keys']
@@ -147,7 +148,7 @@ def test_the_files_of_gpt2_themselves(prepare, tmp_path, transformers):
 def test_llama_3_slows_down_the_pairs_that_turn_slowly():
     how = dict(n_head=1, n_embd=4, head_dim=4, block_size=2, rope_theta=10000.0)
     stretched = GPTConfig(**how, rope_scaling=(8.0, 1.0, 4.0, 64))
-    (cos, _), (slow, _) = rotary_table(GPTConfig(**how)), rotary_table(stretched)
+    (cos, _), (slow, _) = rotary(torch.arange(2), GPTConfig(**how)), rotary(torch.arange(2), stretched)
     assert cos[1, 0, 0].item() == slow[1, 0, 0].item()  # angle 1: 10 turns within the 64 tokens, which is enough
     assert abs(slow[1, 0, 1].item() - math.cos(0.01 / 8)) < 1e-7  # angle 1/100: a tenth of a turn, 8 times slower
 
@@ -162,7 +163,7 @@ def ours(folder, vocab=(), tokenizer=None, **shape):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
-    save_atomically(str(folder / 'ckpt.pt'), {'format': 'ninefiles-1', 'model': model.state_dict(),
+    save_atomically(str(folder / 'ckpt.pt'), {'format': 'ninefiles-2', 'model': model.state_dict(),
                                               'config': config.__dict__, 'tokenizer': tokenizer.to_dict(),
                                               'step': 5, 'settings': {}})
     return tokenizer
@@ -195,7 +196,7 @@ def test_our_own_models_go_out_and_come_back(prepare, tmp_path, transformers, sh
 def test_out_and_in_as_a_user_types_it(tmp_path, transformers):
     t = ours(tmp_path / 'out', [b'th', b'the', b' the'])
     for args in ('export=hf', 'out_dir=out'), ('weights=hf', 'out_dir=back'):
-        done = run('prepare.py', *args, cwd=tmp_path)
+        done = spawn('prepare.py', *args, cwd=tmp_path)
         assert done.returncode == 0 and 'next:' in done.stdout, done.stderr
     assert load_model(str(tmp_path / 'back'))[1].encode('the the') == t.encode('the the') == [257, 258]
 
@@ -322,7 +323,7 @@ def test_a_sliding_window_is_refused(prepare, tmp_path, transformers):
 def test_mistakes_on_the_command_line(prepare, tmp_path, monkeypatch):
     ours(tmp_path / 'out')
     before = (tmp_path / 'out' / 'ckpt.pt').read_bytes()
-    refused(run('prepare.py', 'export=x', 'weights=hf', cwd=tmp_path), 'weights', 'export', status=2)
+    refused(spawn('prepare.py', 'export=x', 'weights=hf', cwd=tmp_path), 'weights', 'export', status=2)
     for settings, words in ((dict(weights=tmp_path), 'exists already: choose another out_dir'),
                             (dict(weights='nowhere', out_dir='x'), 'weights=nowhere: neither a folder'),
                             (dict(export=tmp_path), 'exists already: choose another folder')):
