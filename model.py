@@ -342,7 +342,7 @@ class LadderModel(nn.Module):
         super().__init__()
         self.config = config
         self.padded_vocab_size = round_up(config.vocab_size, 64)
-        self.chunked_loss = False
+        self.activation_checkpointing = self.chunked_loss = False
 
 class Bigram(LadderModel):
     """The next token depends on this one alone: a table of V x V scores. Counting fills it in one

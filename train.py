@@ -10,16 +10,16 @@ Pretraining: a model reads text and learns to predict the next token.
     torchrun --nproc_per_node=8 train.py parallel=fsdp   # a model too large for any one of them
 
 Writes out_dir/ckpt.pt (the best weights so far: all that sample.py needs), out_dir/resume.pt (what
-is needed to go on exactly) and out_dir/log.csv. Ctrl-C finishes the step, saves, and says how to go
-on. The batch of step t is a function of (seed, t) alone, so a run that was resumed, or spread over
-more processes, reads the same text in the same order.
+is needed to go on exactly) and out_dir/log.csv. Ctrl-C finishes the step and saves. The batch of
+step t is a function of (seed, t) alone: a run that was resumed, or spread over more processes,
+reads the same text in the same order.
 """
 from configurator import configure, current, expect, resume, usage
 
 # what, and where to
 out_dir = 'out'
-init_from = 'scratch'   # scratch, resume (go on with the run in out_dir), auto (resume if there is
-                        # a run to resume, else scratch), or the folder of a checkpoint
+init_from = 'scratch'   # scratch, resume (the run in out_dir), auto (resume if there is such a run,
+                        # else scratch), or the folder of a checkpoint
 dataset = 'python'      # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 objective = 'clm'       # clm | mlm: predict the next token (causal), or masked ones (BERT)
@@ -44,7 +44,7 @@ gradient_accumulation_steps = 1  # … double this: a step has batch_size * this
 max_iters = 1400                 # 1400 steps * 8 sequences * 256 tokens = 2.9M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon for matrices and AdamW for the rest, or AdamW only
-learning_rate = 0.02        # AdamW's peak rate: high, for embeddings; with optimizer=adamw, try 1e-3
+learning_rate = 0.02        # AdamW's peak: high, for embeddings; with optimizer=adamw, try 1e-3
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
 schedule = 'linear'         # cosine | linear | step | wsd | constant: how the learning rate falls
 warmup_iters = 20           # steps in which it rises from 0
@@ -72,32 +72,30 @@ given = configure(globals())
 
 import csv, importlib, math, os, sys
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from model import (MAX_CHUNK_ELEMENTS, GPTConfig, Log, build_model, complete, configure_optimizers,
-                   load_checkpoint, load_dataset, load_model, load_optimizers, lr_schedule,
-                   resolve_device, save_checkpoint, stop_at_once, stop_when_asked, update)
+                   load_dataset, load_model, load_optimizers, lr_schedule, resolve_device,
+                   save_checkpoint, stop_at_once, stop_when_asked, update)
 
 # peak bfloat16 FLOP/s (float16 on the T4), without sparsity, from NVIDIA's data sheets
 PEAK_FLOPS = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12,
               'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'T4': 65e12}
 
 def windows(ids, starts, block_size):
-    """Windows of a text from these starts -> (len(starts), block_size + 1) int64."""
+    """Windows of a text from these starts -> (N, block_size + 1) int64."""
     rows = [ids[i:i + block_size + 1] for i in starts]
     return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 def mask_tokens(x, noise, tokenizer):
-    """
-    BERT's exercise (Devlin et al. 2018, 3.1). Of the tokens x (B, T), 15 % are to be predicted. Of
-    those, 80 % turn into <|pad|> (which no text contains: our [MASK]), 10 % into any token, and
+    """BERT's exercise (Devlin et al. 2018, 3.1). Of the tokens x (B, T), 15 % are to be predicted.
+    Of those, 80 % turn into <|pad|> (which no text contains: our [MASK]), 10 % into any token, and
     10 % stay, so that the model must predict every token. noise (3, B, T), uniform in [0, 1),
-    decides. Returns the new x, and the targets y: -100 where nothing is to be predicted.
-    """
+    decides. Returns the new x, and the targets y: -100 where nothing is to be predicted."""
     chosen, how, which = torch.from_numpy(noise)
     chosen = chosen < 0.15
     other = (which * len(tokenizer.vocab)).long()
@@ -105,82 +103,62 @@ def mask_tokens(x, noise, tokenizer):
     return torch.where(chosen, masked, x), torch.where(chosen, x, -100)
 
 def full_state_dict(state):
-    """
-    A state_dict whose sharded tensors (parallel=zero, fsdp) are put together again. Every process
-    must call this; the master, which saves, gets them all.
-    """
+    """A state_dict whose sharded tensors (parallel=zero, fsdp) are put together again. Every
+    process must call this; the master, which saves, keeps them."""
     if isinstance(state, dict):
         return {name: full_state_dict(value) for name, value in state.items()}
     if isinstance(state, list):
         return [full_state_dict(value) for value in state]
     if hasattr(state, 'full_tensor'):
         state = state.full_tensor()
-        return state.cpu() if dist.get_rank() == 0 else state[:0]
+        return state.cpu() if dist.get_rank() == 0 else None
     return state
 
 def describe(model, batch_size, dtype):
-    """
-    What training costs: FLOPs per token, and about how many bytes a step of batch_size sequences
-    needs (counted from the shapes; torch's own code and its workspaces come on top).
-    """
+    """What training costs: parameters, FLOPs per token, and about how many bytes a step of
+    batch_size sequences needs (counted from the shapes; torch itself comes on top)."""
     c = model.config
     n_params = sum(p.numel() for p in model.parameters())
-    # looking a row up multiplies nothing; a tied table multiplies as the head
-    tables = [p.numel() for name, p in model.named_parameters()
-              if name.startswith(('wpe', 'table')) or (name.startswith('wte') and not c.tie_weights)]
+    looked_up = ('wpe', 'table') if c.tie_weights else ('wte', 'wpe', 'table')  # not multiplied
+    n_multiplied = sum(p.numel() for name, p in model.named_parameters()
+                       if not name.startswith(looked_up))
     # a weight multiplies once forward and twice backward, 2 FLOPs each; attention adds QKᵀ and AV
     # (Chowdhery et al. 2022, appendix B)
-    flops = 6 * (n_params - sum(tables))
+    flops = 6 * n_multiplied
     if c.model_type == 'gpt':
         flops += 12 * c.n_layer * c.n_head * c.head_dim * c.block_size
-    # kept for the backward pass, in numbers per token and layer: inputs of matrices and norms
-    n_bytes = 4 if dtype == 'float32' else 2
-    per_layer = 12 * c.n_embd + 4 * c.n_hidden
-    kept = c.n_layer * per_layer
-    if getattr(model, 'activation_checkpointing', False):
-        kept = 2 * c.n_layer * c.n_embd + per_layer
+    # kept for the backward pass, in numbers per token and layer: the inputs of matrices and norms
+    kept = 2 * c.n_embd if model.activation_checkpointing else 12 * c.n_embd + 4 * c.n_hidden
     tokens = batch_size * c.block_size
-    logits = min(tokens * c.vocab_size, MAX_CHUNK_ELEMENTS['cpu'])
-    n_bytes = 16 * n_params + tokens * kept * n_bytes + logits * 12  # 16: weight, gradient, AdamW's 2
-    return n_params, flops, n_bytes
+    activations = tokens * c.n_layer * kept * (4 if dtype == 'float32' else 2)
+    logits = 12 * min(tokens * c.vocab_size, MAX_CHUNK_ELEMENTS['cpu'])
+    return n_params, flops, 16 * n_params + activations + logits  # 16: weight, gradient, 2 means
 
-def compressors(text):
-    """{'gzip -9': bits, …}: how small the usual programs make these bytes, where they exist."""
+def compressed_bits(text):
+    """{'gzip': bits, …}: how small Python's own compressors make these bytes."""
     bits = {}
-    programs = (('gzip -9', 'gzip', {'compresslevel': 9}), ('bzip2', 'bz2', {}), ('xz', 'lzma', {}))
-    for name, module, options in programs:
+    for name in ('gzip', 'bz2', 'lzma'):
         try:
-            bits[name] = 8 * len(importlib.import_module(module).compress(text, **options))
-        except ImportError:  # a Python that was built without it
-            continue
+            bits[name] = 8 * len(importlib.import_module(name).compress(text))
+        except ImportError:
+            continue  # this Python was built without it
     return bits
 
-def sparkline(values, width=50):
-    """[4, 3, 2, 1] -> '█▆▃▁': a curve in one line of text."""
-    bars = '▁▂▃▄▅▆▇█' if 'utf' in (sys.stdout.encoding or '').lower() else '.:-=+*#@'
-    if len(values) > width:
-        values = [values[i * len(values) // width] for i in range(width)]
-    low, high = min(values), max(values)
-    return ''.join(bars[round(7 * (v - low) / max(high - low, 1e-9))] for v in values)
-
-def plot(log_path):
-    """log.csv -> loss.png beside it, where matplotlib is installed."""
+def plot(folder):
+    """folder/log.csv -> folder/loss.png, where matplotlib is installed."""
     try:
-        import matplotlib
+        import matplotlib.pyplot as plt
     except ImportError:
         return
-    matplotlib.use('Agg')  # a file, no window
-    import matplotlib.pyplot as plt
-    with open(log_path, encoding='utf-8') as f:
+    with open(os.path.join(folder, 'log.csv'), encoding='utf-8') as f:
         rows = list(csv.DictReader(f))
+    figure = plt.Figure()  # a file, no window
+    axes = figure.subplots()
     for name in ('train_loss', 'val_loss'):
         points = [(int(row['step']), float(row[name])) for row in rows if row[name]]
-        plt.plot(*zip(*points), label=name)
-    plt.xlabel('step')
-    plt.ylabel('loss, nats per token')
-    plt.legend()
-    plt.savefig(log_path.replace('log.csv', 'loss.png'), dpi=120)
-    plt.close()
+        axes.plot(*zip(*points), label=name)
+    axes.legend()
+    figure.savefig(os.path.join(folder, 'loss.png'), dpi=120)
 
 if __name__ == '__main__':
     # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
@@ -198,39 +176,35 @@ if __name__ == '__main__':
             store = dist.PrefixStore(f"attempt {attempt}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     master_process = rank == 0  # the one that prints and saves
-
-    def print0(*words):
-        if master_process:
-            print(*words, flush=True)
+    print0 = print if master_process else lambda *words: None
 
     # 2. settings: those of the run that is resumed, or the shape of the checkpoint to start from
     resume_path = os.path.join(out_dir, 'resume.pt')
     resuming = init_from == 'resume' or (init_from == 'auto' and os.path.exists(resume_path))
+    source = resume_path if resuming else init_from
     saved = None
     if resuming or init_from not in ('scratch', 'auto'):
-        source = resume_path if resuming else init_from
         saved_model, saved_tokenizer, saved = load_model(source)
         if resuming and saved.get('script') != 'train.py':
-            usage(f"{source} was not written by train.py: start from its weights with "
-                  f"init_from={out_dir}")
+            usage(f"{source} was not written by train.py: take its weights by init_from={out_dir}")
         if resuming:
-            resume(globals(), given, saved['settings'], 'dataset objective optimizer')
-        shape = {name: value for name, value in saved['config'].items() if name != 'dropout'}
-        fixed = 'model_type n_layer n_head n_kv_head n_embd position norm mlp qk_norm bias'
+            resume(globals(), given, saved['settings'], 'dataset optimizer')
+        shape = {**saved['config'], 'objective': 'clm' if saved['config']['causal'] else 'mlm'}
+        del shape['dropout']  # this run may have its own
+        fixed = 'objective model_type n_layer n_head n_kv_head n_embd position norm mlp qk_norm '
+        fixed += 'bias tie_weights'
         if resuming or shape['position'] == 'learned':
             fixed += ' block_size'  # else it may grow
-        resume(globals(), given, shape, fixed + ' tie_weights')
+        resume(globals(), given, shape, fixed)
     if ddp:  # the master decides where to begin; the others must have found the same
-        begin = torch.tensor(saved['step'] if resuming else -1)
-        found = begin.clone()
+        found = torch.tensor(saved['step'] if resuming else -1)
+        begin = found.clone()
         dist.broadcast(begin, src=0)
-        if found != begin:
-            sys.exit(f"process {rank} finds another {resume_path} than process 0: it must be in a "
-                     "folder that all machines share")
-    expect(globals(), 'batch_size gradient_accumulation_steps n_layer n_head n_embd block_size '
-                      'eval_interval eval_iters log_interval', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip weight_decay min_lr '
-                      'sample_every seed', least=0)
+        if begin != found:
+            sys.exit(f"process {rank} finds another {resume_path} than process 0: is out_dir shared?")
+    expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters '
+                      'log_interval', least=1)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip sample_every seed', least=0)
     expect(globals(), 'learning_rate muon_learning_rate', above=0)
     expect(globals(), 'beta1 beta2 dropout', least=0, below=1)
     if model_type != 'gpt' and objective == 'mlm':
@@ -257,26 +231,23 @@ if __name__ == '__main__':
     if saved and saved_tokenizer != tokenizer:
         sys.exit(f"{source} uses a different tokenizer than dataset={dataset}: prepare the text "
                  f"with its own,  python prepare.py tokenizer={init_from} …, or train from scratch")
-    for split, ids in data.items():
-        if len(ids) <= block_size:
-            sys.exit(f"{split}.bin of {dataset} has {len(ids):,} tokens, not more than "
-                     f"block_size={block_size}: give prepare.py more text, or train with "
-                     f"block_size={max(len(ids) // 2, 1)}")
+    shortest = min(len(ids) for ids in data.values())
+    if shortest <= block_size:
+        sys.exit(f"dataset={dataset} has a split of {shortest:,} tokens, not more than block_size="
+                 f"{block_size}: give prepare.py more text, or take block_size={shortest // 2}")
     sequences_per_process = sequences_per_step // world_size
     mine = slice(rank * sequences_per_process, (rank + 1) * sequences_per_process)
     tokens_per_step = sequences_per_step * block_size
 
     def get_batch(step):
-        """
-        The sequences of this process: x and y (N, T), and the number of targets in all processes.
-        The target of a token is the token after it, or the one that was masked.
-        """
+        """The sequences of this process: x and y (N, T), and the number of targets in all of them.
+        The target of a token is the token after it, or the one that was masked."""
         rng = np.random.default_rng([seed, step])
         starts = rng.integers(len(data['train']) - block_size, size=sequences_per_step)
         tokens = windows(data['train'], starts[mine], block_size)
-        if device_type == 'cuda':  # page-locked memory can be copied while the GPU computes
-            tokens = tokens.pin_memory().to(device, non_blocking=True)
         if objective == 'clm':
+            if device_type == 'cuda':  # page-locked memory is copied while the GPU computes
+                tokens = tokens.pin_memory().to(device, non_blocking=True)
             return tokens[:, :-1], tokens[:, 1:], tokens_per_step
         # drawn for all sequences, so that each process knows the number of targets in all
         noise = np.random.default_rng([seed, step, 1]).random((3, sequences_per_step, block_size))
@@ -289,15 +260,10 @@ if __name__ == '__main__':
         if saved:
             config = replace(saved_model.config, dropout=dropout, block_size=block_size)
         else:
-            config = GPTConfig(model_type, tokenizer.vocab_size, block_size, n_layer, n_head,
-                               n_kv_head, n_embd, position=position, norm=norm, mlp=mlp,
-                               qk_norm=qk_norm, bias=bias, tie_weights=tie_weights,
-                               causal=objective == 'clm', dropout=dropout)
+            shape = {f.name: settings[f.name] for f in fields(GPTConfig) if f.name in settings}
+            config = GPTConfig(vocab_size=tokenizer.vocab_size, causal=objective == 'clm', **shape)
     except ValueError as e:
         usage(str(e))
-    if config.causal != (objective == 'clm'):
-        usage(f"{source} was trained with another objective: add  "
-              f"objective={'clm' if config.causal else 'mlm'}")
     model = build_model(config)
     if saved:
         model.load_state_dict(saved_model.state_dict())
@@ -310,13 +276,10 @@ if __name__ == '__main__':
     else:
         # Each process keeps a part of every matrix. A layer is put together when it computes; zero
         # then keeps it until the backward pass, fsdp frees it at once and gets it again
-        from torch.distributed.fsdp import (CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy,
-                                            fully_shard)
+        from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
         from torch.distributed.tensor import init_device_mesh
         options = {'mesh': init_device_mesh(device_type, (world_size,)),
-                   'reshard_after_forward': parallel == 'fsdp', 'offload_policy': OffloadPolicy()}
-        if parallel == 'fsdp' and dtype != 'float32':  # exchange the weights in 16 bits
-            options['mp_policy'] = MixedPrecisionPolicy(getattr(torch, dtype), torch.float32)
+                   'reshard_after_forward': parallel == 'fsdp'}
         if cpu_offload:
             options['offload_policy'] = CPUOffloadPolicy(pin_memory=device_type == 'cuda')
         for layer in getattr(model, 'blocks', []):
@@ -342,20 +305,20 @@ if __name__ == '__main__':
 
     def lr_fraction(step):
         """The learning rate at this step, as a fraction of its peak."""
-        return lr_schedule(step, schedule, warmup_iters, lr_decay_iters or max_iters,
-                           min_lr / learning_rate)
+        decay_iters = lr_decay_iters or max_iters
+        return lr_schedule(step, schedule, warmup_iters, decay_iters, min_lr / learning_rate)
 
     def get_lr(step):
         return learning_rate * lr_fraction(step)
 
     # 7. what this will cost, and where it goes
-    n_params, flops_per_token, n_bytes = describe(model, min(batch_size, sequences_per_process), dtype)
+    n_params, flops_per_token, n_bytes = describe(model, batch_size, dtype)
     n_tokens = tokens_per_step * max_iters
     print0(f"{model_type}: {n_params:,} parameters, {flops_per_token:,} FLOPs per token, about "
            f"{n_bytes / 1e6:,.0f} MB of memory to train")
-    print0(f"{tokens_per_step:,} tokens per step * {max_iters:,} steps = {n_tokens:,} tokens, "
-           f"{n_tokens / n_params:.1f} per parameter, {n_tokens / len(data['train']):.1f} times "
-           f"through the text; {flops_per_token * n_tokens:.2g} FLOPs")
+    print0(f"{tokens_per_step:,} tokens per step * {max_iters:,} steps = {n_tokens:,} tokens: "
+           f"{n_tokens / n_params:.1f} per parameter, {n_tokens / len(data['train']):.1f} times the "
+           "text")
     print0(f"on {device}, {dtype}, {world_size} process{'es' if world_size > 1 else ''}")
     gpu = torch.cuda.get_device_name() if device_type == 'cuda' else ''
     if gpu and not compile:
@@ -373,57 +336,45 @@ if __name__ == '__main__':
 
     @torch.no_grad()
     def evaluate(ids, n):
-        """
-        Mean loss in nats per target, over n windows that are evenly spread over the text, or over
-        all of it if n is 0. The processes share the windows.
-        """
+        """Mean loss in nats per target, over n windows that are evenly spread over the text, or
+        over all of it if n is 0. Every process computes all of it."""
         starts = np.arange(0, len(ids) - block_size, block_size)
         if 0 < n < len(starts):
             starts = np.linspace(0, len(ids) - block_size - 1, n).astype(int)
         model.eval()
-        total = torch.zeros(2, dtype=torch.float64)  # of the losses; of the targets
-        size = 4 * batch_size  # without gradients, a sequence needs less memory
-        for i in range(0, len(starts), world_size * size):
-            some = starts[i + rank * size:][:size]
-            n_windows = len(some)
-            if n_windows == 0:
-                some = starts[:1]  # sharded models compute only if all processes take part
-            tokens = windows(ids, some, block_size)
+        loss_sum, n_targets = 0.0, 0
+        for i in range(0, len(starts), 4 * batch_size):  # 4: no gradients, so there is room
+            tokens = windows(ids, starts[i:i + 4 * batch_size], block_size)
             x, y = tokens[:, :-1], tokens[:, 1:]
-            if objective == 'mlm':  # a window always masks the same tokens
-                noise = [np.random.default_rng(start).random((3, block_size)) for start in some]
-                x, y = mask_tokens(x, np.stack(noise, axis=1), tokenizer)
+            if objective == 'mlm':  # always the same masks
+                noise = np.random.default_rng(i).random((3, *x.shape))
+                x, y = mask_tokens(x, noise, tokenizer)
             with autocast:
-                loss = model(x.to(device), y.to(device)).item()
-            if n_windows > 0:
-                total += torch.tensor([loss, (y >= 0).sum()])
+                loss_sum += model(x.to(device), y.to(device)).item()
+            n_targets += (y >= 0).sum().item()
         model.train()
-        if ddp:
-            dist.all_reduce(total)
-        return (total[0] / total[1]).item()
+        return loss_sum / n_targets
 
-    # 8. the loop; Ctrl-C and kill end it after a step
-    stop = stop_when_asked(ddp)
-    stopping = False
-    model.train()
-    log.restart_clock()
+    # 8. the loop
+    asked = stop_when_asked(ddp)  # no longer empty after Ctrl-C or kill
+    stop = False                  # what all processes have agreed on
     while True:
         # 8.1 evaluate, save, show
         if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
             val_loss = evaluate(data['val'], eval_iters * batch_size)
             if log.evaluation(step, val_loss):  # True: the best so far
                 save('ckpt.pt', val_loss=val_loss, dataset=dataset)
-            shows = step > 0 and sample_every and step // eval_interval % sample_every == 0
-            if shows and master_process and config.causal and not sharded:
+            show = step > 0 and sample_every and step // eval_interval % sample_every == 0
+            if show and master_process and objective == 'clm' and not sharded:
                 model.eval()
                 with autocast:
-                    text, = complete(model, tokenizer, [[tokenizer.eot]], 80, temperature=0.8)
-                print('    | ' + text.replace('\n', '\n    | '), flush=True)
+                    text = complete(model, tokenizer, [[tokenizer.eot]], 80, temperature=0.8)[0]
+                print('    | ' + text.replace('\n', '\n    | '))
                 model.train()
-        if step > 0 and (step % eval_interval == 0 or step == max_iters or stopping):
+        if step > 0 and (step % eval_interval == 0 or step == max_iters or stop):
             save('resume.pt', optimizers=[o.state_dict() for o in optimizers], best=log.best,
                  scaler=scaler.state_dict())
-        if step >= max_iters or stopping:
+        if step >= max_iters or stop:
             break
         log.restart_clock()
         # 8.2 forward and backward: the sequences of this process, batch_size at a time
@@ -446,14 +397,14 @@ if __name__ == '__main__':
         # 8.3 update
         grad_norm = update(model, optimizers, lr_fraction(step), grad_clip, scaler)
         step += 1
-        stopping = len(stop) > 0
+        stop = len(asked) > 0
         if ddp:  # the loss is the sum over processes; if one of them was asked to stop, all do
             dist.all_reduce(loss_sum)
-            flag = torch.tensor(int(stopping))
-            dist.all_reduce(flag)
-            stopping = flag.item() > 0
+            n_asked = torch.tensor(len(asked))
+            dist.all_reduce(n_asked)
+            stop = n_asked.item() > 0
         # 8.4 report
-        log.training(step, loss_sum, grad_norm, get_lr(step - 1), last=stopping)
+        log.training(step, loss_sum, grad_norm, get_lr(step - 1), last=stop)
 
     # 9. the end: what was learned
     if step < max_iters:
@@ -463,22 +414,20 @@ if __name__ == '__main__':
         stop_at_once()
         ids = data['val'][:1_000_000]
         val_loss = evaluate(ids, 0)
-        if log.history:
-            print0(f"loss {sparkline(log.history)} {log.history[-1]:.3f}")
         print0(f"validation loss over {len(ids):,} tokens: {val_loss:.4f}, perplexity "
                f"{math.exp(min(val_loss, 700)):.2f}")
-        if master_process and config.causal and tokenizer.kind != 'word':  # words lose text
+        if master_process and objective == 'clm' and tokenizer.kind != 'word':  # words lose text
             text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
-            bits = {**compressors(text), 'this model': val_loss * len(ids) / math.log(2)}
+            bits = {**compressed_bits(text), 'this model': val_loss * len(ids) / math.log(2)}
             print0("a language model is a compressor. bits per byte on the same "
                    f"{len(text):,} bytes of validation text: "
                    + ', '.join(f"{name} {n / len(text):.3f}" for name, n in bits.items()))
         if master_process:
-            plot(os.path.join(out_dir, 'log.csv'))
-        next_command = f"sample.py out_dir={out_dir}"
-        if not config.causal:
-            next_command = f"finetune.py task=classify init_from={out_dir}"
-        print0(f"next:  python {next_command}")
+            plot(out_dir)
+        command = f"sample.py out_dir={out_dir}"
+        if objective == 'mlm':
+            command = f"finetune.py task=classify init_from={out_dir}"
+        print0(f"next:  python {command}")
     log.close()
     if ddp:
         dist.barrier()  # leave together: a process that is gone early breaks the connections
