@@ -40,7 +40,7 @@ COURSE = [
     (2, 'python train.py max_iters=400 out_dir=out-mlp model_type=mlp learning_rate=0.005', BITS),
     (2, 'python train.py max_iters=400 out_dir=out-lstm model_type=lstm', BITS),
     (2, 'python train.py max_iters=400 out_dir=out-gpt', BITS),
-    (3, 'python train.py', {**BITS, 'gzip -9': r'gzip -9 ([\d.]+)', 'xz': r'xz ([\d.]+)'}),
+    (3, 'python train.py', {**BITS, 'gzip': r'gzip ([\d.]+)', 'xz': r'lzma ([\d.]+)'}),
     (4, 'python sample.py', {}),
     (5, 'python prepare.py dataset=instruct', {}),
     (5, 'python finetune.py', {'before': r' all +([\d.]+) %', **TUNED}),
