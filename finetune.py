@@ -1,551 +1,499 @@
 """
 Fine-tuning: a model that has read a lot learns to do something with it.
 
-    python prepare.py dataset=instruct && python finetune.py      # SFT: it learns to answer, minutes on a laptop
-    python finetune.py method=lora out_dir=out-lora               # with 5 % of the weights; also freeze, adapter
-    python finetune.py dataset=mine                               # your own chats; prepare.py reads three usual forms
-    python finetune.py show=True                                  # see what is learned from: a row, token by token
-    python finetune.py task=classify dataset=labels               # texts with labels: a head on the last token
-    python finetune.py teacher=out-big                            # distillation: imitate a larger model as well
+    python prepare.py dataset=instruct && python finetune.py    # SFT: it learns to answer questions
+    python finetune.py method=lora out_dir=out-lora             # with 5 % of the weights
+    python finetune.py dataset=mine truncate=True               # your own conversations
+    python finetune.py task=classify dataset=spam out_dir=out-spam  # texts with labels
+    python finetune.py teacher=out-big out_dir=out-distilled    # imitate a larger model as well
+    python finetune.py init_from=resume                         # go on exactly where a run stopped
 
-Read train.py first: `diff train.py finetune.py` shows what is new. Three things are. A conversation is learned from
-only where the assistant speaks. Conversations are short, so many share a row, none seeing another. And of the weights,
-all may move or only a few. The base is never touched: out_dir gets ckpt.pt (the best weights so far, merged, so that
-every script reads them), resume.pt and log.csv.
+Read train.py first: `diff train.py finetune.py` shows what is new. Of a conversation, only the
+assistant's words are learned. Conversations are short, so several share a row, and none sees
+another. And of the weights, all may move or only a few. The base is never touched: out_dir gets
+ckpt.pt (the best weights so far, merged into a plain model), resume.pt and log.csv.
 """
-from configurator import configure, expect, usage
+from configurator import configure, current, expect, resume, usage
 
 # what, and where to
 out_dir = 'out-sft'
-init_from = 'out'       # the folder of the checkpoint to start from, or resume (go on with the run in out_dir)
+init_from = 'out'       # the folder of a checkpoint, or resume (the run in out_dir)
 dataset = 'instruct'    # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 task = 'sft'            # sft | classify: answer in conversations, or sort texts under labels
-show = False            # print the first row as a table of tokens, targets and conversations, and stop
+truncate = False        # of examples that are too long, keep the end; False: leave them out
 num_samples = 500       # held-out questions that are answered before and after; 0: none
 max_new_tokens = 48     # longest of those answers
 # which weights move
-method = 'full'         # full | freeze | lora | adapter: the last two, thin matrices, take AdamW unless told otherwise
-freeze_layers = 2       # freeze: so many of the lower layers stay as they are, and the embeddings
+method = 'full'         # full | freeze | lora | adapter: the last two train thin matrices, by AdamW
+freeze_layers = 2       # freeze: so many lower layers stay as they are, and so do the embeddings
 lora_r = 8              # lora: rank of the change of each matrix
-lora_alpha = 64.0       # lora: the change is scaled by alpha / r, so that another r needs no other learning rate; so
-                        # B, which begins at zero, moves alpha / r times as quickly as A, as it should (LoRA+)
-lora_on = 'qkv,proj,gate,up,down'  # lora: which matrices; the original paper took queries and values only
+lora_alpha = 64.0       # lora: the change is multiplied by alpha / r. That also scales the learning
+                        # rate of B, which begins at zero (as LoRA+ recommends)
 adapter_size = 32       # adapter: width of the two small layers that each block gets
-dropout = 0.0           # 0.1 and more where the data are few
+dropout = 0.0           # 0.1 and more where there are few examples
 # imitation
-teacher = ''            # the folder of a checkpoint of the same tokenizer whose probabilities are imitated; empty: none
-distill_weight = 0.5    # its share in the loss, the rest is for the data
-temperature = 2.0       # its scores are divided by this: above 1, more is seen of what it thinks nearly right
+teacher = ''            # the folder of a checkpoint with the same tokenizer; empty: no teacher
+distill_weight = 0.5    # its share in the loss; the rest is for the data
+temperature = 2.0       # divides its logits: above 1, also unlikely tokens are imitated
 # how much
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read
-batch_size = 8                   # rows that are computed at once: halve it when memory runs out, and …
+batch_size = 8                   # sequences computed at once: halve it when memory runs out, and …
 gradient_accumulation_steps = 1  # … double this: a step has batch_size * this many sequences
-max_iters = 1700                 # 1700 steps * 8 rows * 256 tokens = 3.5M tokens
+max_iters = 1700                 # 1700 steps * 8 sequences * 256 tokens = 3.5M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon for matrices and AdamW for the rest, or AdamW only
-learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, because there is something to lose
+learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, to forget less
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
 warmup_iters = 20           # steps in which it rises from 0
-lr_decay_iters = 0          # step to which it then falls, linearly, to 0; 0: max_iters
+lr_decay_iters = 0          # step at which it is 0 again, after a straight line; 0: max_iters
 grad_clip = 1.0             # clip the gradient to this norm; 0 = do not clip
 # how it goes
 eval_interval = 200         # steps between evaluations
-eval_iters = 20             # batches of batch_size rows in each: always the same ones
+eval_iters = 20             # batches in each: always the same ones, evenly spread over validation
 log_interval = 20           # steps between lines
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; weights are float32
 seed = 1337
 given = configure(globals())
-SETTINGS = [k for k, v in globals().items() if isinstance(v, (int, float, str)) and not k.startswith('_')]
 
-import math, os, sys, time
+import math, os, sys
 from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from model import (FORMAT, build_model, check_finite, chunked_cross_entropy, configure_optimizers, load_checkpoint,
-                   load_examples, load_model, resolve_device, restore, save_atomically, stop_signals, lr_schedule,
-                   LogFile as Log,
-                   stream_text)
+from model import (Log, build_model, chunked_cross_entropy, complete, configure_optimizers,
+                   load_examples, load_model, load_optimizers, lr_schedule, resolve_device,
+                   save_checkpoint, stop_at_once, stop_when_asked, update)
 
 # ---- what is learned from ----
 
-def chat_targets(tokenizer, messages):
-    """
-    A conversation -> (ids, targets), where targets[t] is what is to be said after ids[t]: the assistant's next token,
-    or -100 where somebody else speaks, which counts for nothing.
+def chat_targets(tokenizer, messages, most=0):
+    """A conversation -> (ids, targets): targets[t] is the token after ids[t] if the assistant says
+    it, else -100, which does not count. Only the last `most` tokens (0: all).
 
         ids      <|user|>  hi    <|end|>  <|assistant|>  hello
-        targets  -100      -100  -100     hello          <|end|>
-    """
+        targets  -100      -100  -100     hello          <|end|>"""
     ids, mask = tokenizer.chat(messages)
-    return ids[:-1], [i if m else -100 for i, m in zip(ids[1:], mask[1:])]
+    targets = [token if said else -100 for token, said in zip(ids, mask)]
+    return ids[:-1][-most:], targets[1:][-most:]
 
-def label_targets(tokenizer, text, label, causal):
-    """
-    A text and the number of its label -> (ids, targets) with that one target: on the last token, which has seen all the
-    others; in an encoder, where all see all, on the first (BERT's way).
-    """
-    ids = [tokenizer.eot] + tokenizer.encode(text)
-    return ids, [-100] * (len(ids) - 1) + [label] if causal else [label] + [-100] * (len(ids) - 1)
-
-def read(examples, split, tokenizer, labels, T, causal, say):
-    """The examples of a split, which prepare.py has checked -> [(ids, targets), …], without those over T tokens."""
-    path, found, long = os.path.join(data_dir, dataset, f'{split}.jsonl'), [], []
-    for line, example in enumerate(examples, 1):
-        if task == 'sft':
-            ids, targets = chat_targets(tokenizer, example['messages'])
-        else:
-            ids, targets = label_targets(tokenizer, example['text'], labels.index(example['label']), causal)
-        if len(ids) > T:
-            long.append(line)
-        else:
-            found.append((ids, targets))
-    if long:
-        say(f"left out {len(long):,} of {len(examples):,} in {path}, longer than {T} tokens: lines "
-            f"{', '.join(map(str, long[:5]))}{' …' if len(long) > 5 else ''}")
-    if not found:
-        sys.exit(f"nothing in {path} fits into block_size={T} tokens")
-    return found
+def label_targets(tokenizer, text, label, causal, most=0):
+    """A text and the number of its label -> (ids, targets) with that one target: at the last token,
+    which has seen all others; in an encoder, where every token sees all, at the first (as BERT)."""
+    ids = ([tokenizer.eot] + tokenizer.encode(text))[-most:]
+    targets = [-100] * len(ids)
+    targets[-1 if causal else 0] = label
+    return ids, targets
 
 def pack(examples, T):
-    """
-    Short examples share a row, so that nothing is computed on padding: [(ids, targets), …] -> x, y, positions and
-    segments, each (R, T). T = 8, examples of 3, 6 and 4 tokens:
+    """Short examples share a row, so that nothing is computed on padding. [(ids, targets), …] ->
+    rows (R, 4, T). The four are, for T = 8 and examples of 3, 6 and 4 tokens:
 
         x          a a a c c c c .    b b b b b b . .
-        positions  0 1 2 0 1 2 3 0    0 1 2 3 4 5 0 0     every one begins at 0 …
-        segments   1 1 1 2 2 2 2 0    1 1 1 1 1 1 0 0     … and sees only its own
+        y          what follows, if it counts, else -100
+        positions  0 1 2 0 1 2 3 0    0 1 2 3 4 5 0 0     each example begins at 0 …
+        segments   1 1 1 2 2 2 2 0    1 1 1 1 1 1 0 0     … and sees only its own segment
 
-    Best fit: each goes to the fullest row that has room for it.
-    """
-    rows, by_room = [], defaultdict(list)  # the examples of each row; the rows that have so many tokens of room
+    Best fit: an example goes to the fullest row that has room for it."""
+    rows = []                             # the examples of each row
+    by_room = [[] for _ in range(T + 1)]  # by_room[n]: the rows that have room for n more tokens
     for example in examples:
         n = len(example[0])
-        room = next((room for room in range(n, T + 1) if by_room[room]), None)
-        if room is None:
+        room = next((room for room in range(n, T) if by_room[room]), T)
+        if room == T:  # none has: a new row
             rows.append([])
-            row, room = len(rows) - 1, T
-        else:
-            row = by_room[room].pop()
+            by_room[T].append(len(rows) - 1)
+        row = by_room[room].pop()
         rows[row].append(example)
         by_room[room - n].append(row)
-    x, y, positions, segments = (torch.full((len(rows), T), fill, dtype=torch.int32) for fill in (0, -100, 0, 0))
+    packed = torch.zeros(len(rows), 4, T, dtype=torch.int32)
+    packed[:, 1] = -100
     for r, row in enumerate(rows):
-        at = 0
-        for number, (ids, targets) in enumerate(row, 1):
-            here = slice(at, at + len(ids))
-            x[r, here], y[r, here] = torch.tensor(ids), torch.tensor(targets)
-            positions[r, here], segments[r, here] = torch.arange(len(ids)), number
-            at += len(ids)
-    return x, y, positions, segments
-
-def get_batch(data, step, rows):
-    """
-    The `rows` rows in the batch of this step, and the number of targets in them: x, y, positions, segments, each
-    (rows, T). Rows come in another order in each epoch.
-    """
-    numbers, n = np.arange(step * rows, (step + 1) * rows), len(data[0])  # row k is row k % n of epoch k // n
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in set(numbers // n)}
-    index = torch.tensor([orders[k // n][k % n] for k in numbers])
-    return [part[index].long() for part in data], int((data[1][index] >= 0).sum())
-
-def eval_batches(data, n):
-    """The batches of an evaluation on n rows, always the same ones, evenly spread over validation; n = 0: on all."""
-    count = min(n or len(data[0]), len(data[0]))
-    index = np.linspace(0, len(data[0]) - 1, count).astype(int)
-    return [[part[index[i:i + batch_size]].long() for part in data] for i in range(0, count, batch_size)]
-
-def rate(step):
-    """The fraction of the peak learning rate at this step: up in the warmup, then down to 0 in a straight line."""
-    return lr_schedule(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
-
-def print_table(row, tokenizer, labels):
-    """One row as the model reads it: show=True."""
-    print(f"{'position':>8}  {'token':<16}{'target':<16}segment")
-    for token, target, position, segment in zip(*(part.tolist() for part in row)):
-        name = '' if target < 0 else labels[target] if labels else repr(tokenizer.decode([target]))
-        print(f"{position:>8}  {repr(tokenizer.decode([token])):<16}{name:<16}{segment or 'padding'}")
+        start = 0
+        for segment, (ids, targets) in enumerate(row, 1):
+            n = len(ids)
+            columns = [ids, targets, list(range(n)), [segment] * n]
+            packed[r, :, start:start + n] = torch.tensor(columns)
+            start += n
+    return packed
 
 # ---- which weights move ----
 
 class LoRA(nn.Linear):
-    """
-    A frozen matrix and a change of low rank that is learned beside it (Hu et al. 2021, eq. 3):
+    """A frozen matrix and, beside it, a change of low rank that is learned (Hu et al. 2021, eq. 3):
 
         y = W x + alpha/r B A x      W (out, in), A (r, in), B (out, r)
 
-    B starts at zero, so at step 0 nothing has changed. For 192 -> 576, r = 8 is 6,144 numbers instead of 110,592.
-    """
+    B starts at zero, so at step 0 nothing has changed. For 192 -> 576, r = 8 means 6,144 numbers
+    instead of 110,592."""
     def __init__(self, linear, r, alpha):
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.weight, self.bias = linear.weight, linear.bias
-        self.A, self.B = nn.Parameter(torch.empty(r, self.in_features)), nn.Parameter(torch.zeros(self.out_features, r))
+        self.A = nn.Parameter(torch.empty(r, self.in_features))
+        self.B = nn.Parameter(torch.zeros(self.out_features, r))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.scale = alpha / r
 
     def forward(self, x):
         return super().forward(x) + F.linear(F.linear(x, self.A), self.B) * self.scale
 
-def adapt(model, tokenizer):
-    """Freeze what shall not move, as `method` says, and put LoRA beside the matrices that lora_on names."""
+def apply_method(model, method, freeze_layers=0, lora_r=8, lora_alpha=64.0):
+    """Freeze what shall not move; for lora, put thin matrices beside all those in the blocks (the
+    paper: beside those for queries and values only)."""
     if method == 'freeze':
-        for name, p in model.named_parameters():
-            layer = int(name.split('.')[1]) if name.startswith('blocks.') else -1 if name.startswith('w') else math.inf
-            p.requires_grad_(layer >= freeze_layers)  # embeddings lie below all layers, the head above them
-    if method in ('lora', 'adapter'):  # with the norms, as in the adapters' paper: they cost next to nothing
+        for part in (model.wte, model.wpe, *model.blocks[:freeze_layers]):
+            if part is not None:
+                part.requires_grad_(False)
+    if method in ('lora', 'adapter'):  # the norms move, too, as in the adapters' paper
         for name, p in model.named_parameters():
             p.requires_grad_('norm' in name or (method == 'adapter' and 'adapter' in name))
     if method == 'lora':
-        matrices = [(name, m) for name, m in model.blocks.named_modules() if isinstance(m, nn.Linear)]
-        there = {name.split('.')[-1] for name, _ in matrices}
-        for wanted in lora_on.split(','):
-            if wanted not in there and 'lora_on' in given:
-                usage(f"lora_on={lora_on}: there is no matrix {wanted!r}, only {', '.join(sorted(there))}")
-        for name, linear in matrices:
-            parent, _, last = name.rpartition('.')
-            if last in lora_on.split(','):
-                setattr(model.blocks.get_submodule(parent), last, LoRA(linear, lora_r, lora_alpha))
-    if task == 'sft' and method in ('lora', 'adapter'):
-        # <|user|> and its like stand in no text that the base has read: their vectors are noise, and without them
-        # little is learned. So these few rows of embedding and head move, too, and the rest of their gradient is cut
-        rows = torch.zeros(len(model.wte.weight), 1)
-        rows[list(tokenizer.special.values())] = 1
-        for table in {model.wte.weight, model.head.weight}:  # just one, where they are tied
-            table.requires_grad_(True).register_hook(lambda gradient: gradient * rows.to(gradient.device))
-            table.moving = len(tokenizer.special) * table.size(1)
+        for module in list(model.blocks.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, LoRA(child, lora_r, lora_alpha))
 
-def merged(model):
+def unfreeze_chat_tokens(model, tokenizer):
+    """Let the rows of the special tokens move in the frozen embedding and head. <|user|> and the
+    like stand in no text that the base has read, so their vectors are noise, and little is learned
+    without them. The gradient of all other rows is set to zero. -> how many numbers that leaves."""
+    special = list(tokenizer.special.values())
+    rows = torch.zeros(len(model.wte.weight), 1)
+    rows[special] = 1
+    tables = {model.wte.weight, model.head.weight}  # a single one where they are tied
+    for table in tables:
+        table.requires_grad_(True)
+        table.register_hook(lambda gradient: gradient * rows.to(gradient.device))
+    return sum(len(special) * table.size(1) - table.numel() for table in tables)
+
+def merged_state_dict(model):
     """The weights as a plain GPT has them: W + alpha/r B A in place of each W, A and B."""
     state = model.state_dict()
     for name, module in model.named_modules():
         if isinstance(module, LoRA):
-            state[f'{name}.weight'] = module.weight.detach() + module.scale * (module.B @ module.A).detach()
+            change = module.scale * (module.B @ module.A)
+            state[f'{name}.weight'] = (module.weight + change).detach()
             del state[f'{name}.A'], state[f'{name}.B']
-    return state
+    return {name: p for name, p in state.items() if not name.startswith('classifier')}
 
-# ---- what a step computes ----
+# ---- the losses ----
 
-class Learner(nn.Module):
-    """Rows -> the sum of the losses at their targets."""
-    def __init__(self, model, classifier=None, teacher=None):
-        super().__init__()
-        self.model, self.classifier = model, classifier
-        self.teacher = [teacher]  # in a list, so that it is no part of this module: it does not learn
+def hidden_at_targets(model, rows):
+    """Rows (B, 4, T) -> the hidden states where there is a target (N, C), and the targets (N,). Of
+    a chat that is one token in six, which saves most of the logits."""
+    x, y, positions, segments = rows.unbind(1)
+    mask = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T): its segment …
+    if model.config.causal:
+        mask = mask.tril()  # … and only backwards
+    counts = y >= 0
+    return model.hidden(x, positions, mask)[counts], y[counts]
 
-    def at_targets(self, model, x, y, positions=None, segments=None):
-        """Hidden states where there is something to say (N, C): in a chat one token in six, which saves most scores."""
-        mask = None
-        if segments is not None:
-            mask = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T): only its own …
-            if model.config.causal:
-                mask = mask.tril()  # … and only backwards
-        return model.hidden(x, positions, mask)[y >= 0]
+def output_head(model):
+    """The last layer, and how many of its outputs count: labels, or tokens."""
+    if hasattr(model, 'classifier'):
+        return model.classifier, model.classifier.out_features
+    return model.head, model.config.vocab_size
 
-    def forward(self, x, y, *how):
-        h, targets, teacher = self.at_targets(self.model, x, y, *how), y[y >= 0], self.teacher[0]
-        if self.classifier is not None:
-            return F.cross_entropy(self.classifier(h).float(), targets, reduction='sum')
-        if teacher is None or not self.training:
-            return chunked_cross_entropy(h, targets, self.model.head, self.model.config.vocab_size)
-        # distillation (Hinton et al. 2015): KL(teacher || student) at a temperature, whose square makes up for the
-        # gradients that it shrinks
-        with torch.no_grad():
-            wanted = (teacher.logits(self.at_targets(teacher, x, y, *how)).float() / temperature).log_softmax(-1)
-        scores = self.model.logits(h).float()
-        kl = F.kl_div((scores / temperature).log_softmax(-1), wanted, log_target=True, reduction='sum') * temperature**2
-        return (1 - distill_weight) * F.cross_entropy(scores, targets, reduction='sum') + distill_weight * kl
+def distillation_loss(logits, teacher_logits, targets, weight, temperature):
+    """(1 - weight) cross-entropy + weight T² KL(teacher || student), summed over the targets; both
+    logits (N, V) are divided by the temperature T (Hinton et al. 2015). Multiplied by T², because
+    softening divides the gradients by T²."""
+    log_p = (teacher_logits.float() / temperature).log_softmax(-1)
+    log_q = (logits.float() / temperature).log_softmax(-1)
+    kl = F.kl_div(log_q, log_p, log_target=True, reduction='sum') * temperature**2
+    cross_entropy = F.cross_entropy(logits.float(), targets, reduction='sum')
+    return (1 - weight) * cross_entropy + weight * kl
 
 # ---- how well it does ----
 
-def answer(model, tokenizer, chats, autocast):
-    """The model's answers to the last question of each conversation, by always taking the likeliest token."""
-    prompts = [tokenizer.chat(messages[:-1], answer=True)[0] for messages in chats]
-    texts = [''] * len(chats)
-    for first in range(0, len(chats), 100):
-        with autocast:
-            some = prompts[first:first + 100]
-            steps = stream_text(model, tokenizer, some, max_new_tokens, temperature=0)
-            for row, piece, *_ in steps:
-                texts[first + row] += piece
+def answer(model, tokenizer, examples, max_new_tokens):
+    """The answers to the last question of each conversation, always by the likeliest token."""
+    prompts = [tokenizer.chat(example['messages'][:-1], answer=True)[0] for example in examples]
+    texts = []
+    for i in range(0, len(prompts), 100):
+        texts += complete(model, tokenizer, prompts[i:i + 100], max_new_tokens, temperature=0)
     return texts
 
 def exact_match(examples, answers):
-    """{'sort': 0.98, …, 'all': 0.97}: the fraction of answers that are right to the letter, by skill where known."""
+    """{'sort': 0.98, …, 'all': 0.97}: the fraction of answers that are right to the letter, by the
+    skill that an example may name."""
     right = defaultdict(list)
     for example, text in zip(examples, answers):
+        is_right = text.strip() == example['messages'][-1]['content'].strip()
         for skill in {example.get('skill', 'all'), 'all'}:
-            right[skill].append(text.strip() == example['messages'][-1]['content'].strip())
-    return {skill: sum(right[skill]) / len(right[skill]) for skill in sorted(right, key=lambda s: (s == 'all', s))}
+            right[skill].append(is_right)
+    skills = sorted(right.keys() - {'all'}) + ['all']
+    return {skill: sum(right[skill]) / len(right[skill]) for skill in skills}
 
 def print_confusion(counts, labels):
-    """counts[truth, answer] -> a table, with each label's precision, recall and F1, and the mean of the latter."""
-    print('rows are the truth, columns what the model says')
-    print(f"{'':<16}" + ''.join(f"{label[:12]:>14}" for label in labels) + f"{'precision':>12}{'recall':>10}{'F1':>8}")
-    scores = []
+    """counts[truth, prediction] as a table, with each label's precision, recall and F1; and the
+    accuracy of a program that always says the commonest label."""
+    hits = counts.diagonal()
+    predicted = counts.sum(0).clip(1)
+    true = counts.sum(1).clip(1)
+    f1 = 2 * hits / (predicted + true)
+    names = ''.join(f"{label[:12]:>14}" for label in labels)
+    print(f"{'truth':<16}{names}{'precision':>12}{'recall':>10}{'F1':>8}")
     for i, label in enumerate(labels):
-        hit, said, true = counts[i, i], max(counts[:, i].sum(), 1), max(counts[i].sum(), 1)
-        scores.append(2 * hit / (said + true))
-        print(f"{label[:14]:<16}" + ''.join(f"{int(n):>14,}" for n in counts[i])
-              + f"{100 * hit / said:>11.1f}%{100 * hit / true:>9.1f}%{scores[-1]:>8.3f}")
-    print(f"accuracy {100 * np.trace(counts) / counts.sum():.2f} %, mean F1 {np.mean(scores):.4f}")
-
-# ---- the run ----
-
-def finetune():
-    # 1. settings: those of the run that we resume, unless given again; and what makes no sense
-    say = lambda line: print(line, flush=True)
-    resumed = load_checkpoint(os.path.join(out_dir, 'resume.pt')) if init_from == 'resume' else None
-    if resumed:
-        if 'learner' not in resumed:
-            sys.exit(f"{out_dir}/resume.pt is no run of finetune.py: start from its weights with init_from={out_dir}")
-        own = {k: v for k, v in resumed['settings'].items() if k in SETTINGS and k not in ('out_dir', 'init_from')}
-        for name in ('dataset', 'task', 'method', 'freeze_layers', 'lora_r', 'lora_on', 'adapter_size'):
-            if name in given and globals()[name] != own[name]:
-                usage(f"{name}={globals()[name]}: the run in {out_dir} has {name}={own[name]}; leave {name} out")
-        globals().update({k: v for k, v in own.items() if k not in given})
-    expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters log_interval lora_r '
-                      'adapter_size max_new_tokens', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed block_size freeze_layers num_samples',
-           least=0)
-    expect(globals(), 'learning_rate muon_learning_rate temperature', above=0)
-    expect(globals(), 'dropout', least=0, below=1)
-    if method in ('lora', 'adapter') and 'optimizer' not in given and not resumed:
-        globals()['optimizer'] = 'adamw'
-    if not 0 <= distill_weight <= 1:
-        usage(f"distill_weight={distill_weight}: expected 0 <= distill_weight <= 1")
-    if os.path.realpath(out_dir) == os.path.realpath(init_from.removesuffix('/ckpt.pt')):
-        usage(f"out_dir={out_dir} is where the base lies, which stays as it is: choose another")
-    if teacher and task == 'classify':
-        usage(f"teacher={teacher}: a teacher says what comes next, so it is of use in task=sft")
-
-    rows = batch_size * gradient_accumulation_steps
-    where, number = resolve_device(device, dtype)
-    kind = where.split(':')[0]
-    if kind == 'cuda' and ':' in where:
-        torch.cuda.set_device(where)
-    autocast = nullcontext() if number == 'float32' else torch.autocast(kind, dtype=getattr(torch, number))
-
-    # 2. the base, and what moves (new)
-    torch.manual_seed(seed)
-    base, tokenizer, _ = load_model(os.path.join(out_dir, 'resume.pt') if resumed else init_from)
-    if base.config.model_type != 'gpt':
-        sys.exit(f"{init_from} holds a {base.config.model_type}: fine-tuning is for model_type=gpt")
-    if not base.config.causal and task != 'classify':
-        sys.exit(f"{init_from} holds an encoder, which cannot say what comes next: use it with task=classify")
-    if method == 'freeze' and freeze_layers > base.config.n_layer:
-        usage(f"freeze_layers={freeze_layers}: {init_from} has {base.config.n_layer} layers")
-    size = base.config.adapter_size or (adapter_size if method == 'adapter' else 0)
-    config = replace(base.config, dropout=dropout, adapter_size=size)
-    globals()['block_size'] = min(block_size or config.block_size, config.block_size)
-    model = build_model(config)
-    model.load_state_dict({**model.state_dict(), **base.state_dict()})  # adapters that the base lacks stay as they are
-    adapt(model, tokenizer)
-
-    # 3. data (new)
-    labels = []
-    examples = load_examples(os.path.join(data_dir, dataset))
-    if task == 'sft' and 'messages' not in examples['train'][0]:
-        sys.exit(f"{dataset} holds no conversations: texts with labels need task=classify")
-    if task == 'classify':
-        labels = sorted({str(example.get('label')) for example in examples['train']})
-        if len(labels) < 2:
-            sys.exit(f"{dataset} has no two labels to tell apart: task=classify needs lines of text and label")
-    data = {split: read(some, split, tokenizer, labels, block_size, config.causal, say)
-            for split, some in examples.items()}
-    for split, found in data.items():
-        n, targets = sum(len(ids) for ids, _ in found), sum(t >= 0 for _, y in found for t in y)
-        data[split] = pack(found, block_size)
-        say(f"{split}: {len(found):,} examples, {n:,} tokens, {targets:,} of them targets, in "
-            f"{len(data[split][0]):,} rows of {block_size}, {100 * n / data[split][0].numel():.1f} % full")
-    if show:
-        return print_table([part[0] for part in data['train']], tokenizer, labels)
-    tokens = rows * block_size  # per step
-    classifier = None
-    if labels:
-        classifier = nn.Linear(config.n_embd, len(labels))
-        for p in classifier.parameters():
-            nn.init.zeros_(p)  # it starts by knowing nothing: the loss begins at the logarithm of their number
-        if not config.tie_weights:
-            model.head.requires_grad_(False)  # nothing is said
-    tutor = None
-    if teacher:
-        tutor, theirs, _ = load_model(teacher, where)
-        if theirs != tokenizer or tutor.config.model_type != 'gpt':
-            wrong = 'is no gpt' if theirs == tokenizer else 'reads with another tokenizer'
-            sys.exit(f"teacher={teacher} {wrong}, so it has no opinion on what this model is to say: train a larger "
-                     f"one with  python train.py n_layer=8 out_dir={teacher}")
-        if tutor.config.block_size < block_size:
-            sys.exit(f"teacher={teacher} has a shorter context: add  block_size={tutor.config.block_size}")
-        tutor.requires_grad_(False).eval()
-    learner = Learner(model, classifier, tutor).to(where)
-    if resumed:
-        if resumed.get('labels', []) != labels:
-            sys.exit(f"{out_dir}/resume.pt tells other labels apart than {data_dir}/{dataset} holds now: start a new "
-                     "run")
-        learner.load_state_dict(resumed['learner'])
-
-    # 4. optimizers
-    optimizers = configure_optimizers(learner, optimizer, learning_rate, muon_learning_rate)
-    scaler = torch.amp.GradScaler(kind, enabled=number == 'float16')  # keeps float16's small gradients from vanishing
-    step, best, before = 0, math.inf, {}
-    if resumed:
-        if len(optimizers) != len(resumed['optimizers']):
-            sys.exit(f"{out_dir}/resume.pt was written with another optimizer than {optimizer}: leave optimizer out")
-        for o, state in zip(optimizers, resumed['optimizers']):
-            restore(o, state)
-        if resumed['scaler']:
-            scaler.load_state_dict(resumed['scaler'])
-        step, best, before = (resumed[name] for name in ('step', 'best', 'before'))
-    base = resumed = None  # let go of the copies
-
-    # 5. what this will cost
-    sizes = [p.numel() for p in learner.parameters()]
-    moving = sum(getattr(p, 'moving', p.numel()) for p in learner.parameters() if p.requires_grad)
-    say(f"{moving:,} of {sum(sizes):,} parameters move: {100 * moving / sum(sizes):.2f} % (method={method})")
-    say(f"{tokens:,} tokens per step * {max_iters:,} steps"
-        f" = {max_iters * rows / len(data['train'][0]):.1f} times through the examples")
-    say(f"on {where}, {number}")
-
-    # 6. where it goes; an earlier run's results are set aside, not lost
-    log = Log(out_dir, 'step tokens train_loss val_loss rate grad_norm tokens_per_second seconds', step)
-    settings = {k: globals()[k] for k in SETTINGS}
-
-    def save(name, **more):
-        head = {'classifier': classifier.state_dict(), 'labels': labels} if labels else {}
-        save_atomically(os.path.join(out_dir, name), {
-            'format': FORMAT, 'model': merged(model), 'config': asdict(config),
-            'tokenizer': tokenizer.to_dict(), 'step': step, 'settings': settings, **head, **more})
-
-    def save_progress():
-        """resume.pt: with it, a run that stopped ends in the same weights, bit for bit."""
-        save('resume.pt', learner=learner.state_dict(), optimizers=[o.state_dict() for o in optimizers],
-             scaler=scaler.state_dict(), best=best, before=before)
-
-    @torch.no_grad()
-    def evaluate(learner, batches):
-        """
-        The sum of the losses over the targets in these batches, in nats, and their number; for task=classify then how
-        often which label was called which, (labels, labels).
-        """
-        learner.eval()
-        sums = torch.zeros(2 + len(labels)**2, dtype=torch.float64)
-        for x, y, *how in ([part.to(where) for part in batch] for batch in batches):
-            with autocast:
-                sums[0] += learner(x, y, *how).item()
-                if labels:
-                    said = learner.classifier(learner.at_targets(learner.model, x, y, *how)).argmax(-1)
-                    sums[2:] += torch.bincount(y[y >= 0] * len(labels) + said, minlength=len(labels)**2).cpu()
-            sums[1] += (y >= 0).sum().item()
-        learner.train()
-        return sums
-
-    # 7. Ctrl-C and kill ask us to stop after this step
-    stop, put_back = stop_signals()
-
-    # 8. the loop
-    first_step, losses, stopping = step, [], False
-    evaluated = step if step > 0 and step % eval_interval == 0 else None  # by the run that goes on here
-    questions = examples['val'] if task == 'sft' else []
-    questions = [e for e in questions if len(e['messages']) > 1 and e['messages'][-1]['role'] == 'assistant']
-    questions = questions[:num_samples]
-    if questions and step == 0:
-        before = exact_match(questions, answer(model, tokenizer, [e['messages'] for e in questions], autocast))
-    batches = eval_batches(data['val'], eval_iters * batch_size)
-    learner.train()
-    start = mark = time.perf_counter()
-    while True:
-        # 8.1 evaluate, save
-        if (step % eval_interval == 0 or step == max_iters) and step != evaluated:
-            pause = time.perf_counter()
-            sums = evaluate(learner, batches)
-            val_loss = (sums[0] / sums[1]).item()
-            check_finite('validation loss', val_loss, step, learning_rate * rate(step), out_dir, best)
-            right = sums[2::len(labels) + 1].sum() / sums[1]  # the diagonal
-            accuracy = f", accuracy {100 * right.item():.2f} %" if labels else ''
-            say(f"step {step}: validation loss {val_loss:.4f}{accuracy}"
-                f"{', the best so far' if val_loss < best else ''}")
-            log.row(step=step, tokens=step * tokens, val_loss=val_loss, seconds=pause - start)
-            if val_loss < best:
-                best = val_loss
-                save('ckpt.pt', val_loss=best, dataset=dataset)
-            if step > first_step:
-                save_progress()
-            mark += time.perf_counter() - pause  # the clock of tokens per second stands still meanwhile
-        if step >= max_iters or stopping:
-            break
-        # 8.2 forward and backward: batch_size rows at a time
-        batch, targets = get_batch(data['train'], step, rows)
-        loss_sum = torch.zeros((), device=where)
-        for i in range(0, rows, batch_size):
-            torch.manual_seed((seed << 40) + (step << 16) + i & 2**63 - 1)  # for dropout: by step and row
-            with autocast:
-                loss = learner(*(part[i:i + batch_size].to(where) for part in batch)) / targets
-            scaler.scale(loss).backward()
-            loss_sum += loss.detach()
-        losses.append(loss_sum)
-        # 8.3 update
-        for o in optimizers:
-            scaler.unscale_(o)
-        grad_norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), grad_clip or math.inf)
-        overflow = scaler.is_enabled() and not torch.isfinite(grad_norm)  # float16's range was exceeded: skip the step
-        for o in optimizers:
-            for group in o.param_groups:
-                group['lr'] = group['initial_lr'] * rate(step)
-            if not overflow:
-                o.step()
-            o.zero_grad(set_to_none=True)
-        scaler.update()
-        step += 1
-        stopping = len(stop) > 0
-        # 8.4 report
-        if step % log_interval == 0 or step == max_iters or stopping:
-            values = torch.stack(losses).tolist()
-            for at, value in enumerate(values, step - len(values)):
-                check_finite('loss', value, at, learning_rate * rate(at), out_dir, best)
-            if not scaler.is_enabled():
-                check_finite('gradient', grad_norm.item(), step - 1, learning_rate * rate(step - 1), out_dir, best)
-            now = time.perf_counter()
-            mean, speed = sum(values) / len(values), tokens * len(values) / max(now - mark, 1e-9)
-            left = int((max_iters - step) * (now - start) / (step - first_step))
-            say(f"step {step}/{max_iters} | loss {mean:.4f} | rate {rate(step - 1):.2f} | norm {grad_norm:.2f} | "
-                f"{speed:,.0f} tokens/s | {left // 60}:{left % 60:02d} left")
-            log.row(step=step, tokens=step * tokens, train_loss=mean, rate=rate(step - 1),
-                    grad_norm=grad_norm.item(), tokens_per_second=speed, seconds=now - start)
-            losses, mark = [], now
-
-    # 9. the end: what was learned, by the best weights, as they lie in ckpt.pt
-    if stopping:
-        save_progress()
-        say(f"stopped after step {step}; go on with  python finetune.py init_from=resume out_dir={out_dir}")
-    else:
-        put_back()
-        log.file.close()
-        best_model, _, saved = load_model(out_dir, where)
-        if labels:
-            classifier.load_state_dict(saved['classifier'])
-        sums = evaluate(Learner(best_model, classifier), eval_batches(data['val'], 0))
-        say(f"validation loss over {int(sums[1]):,} targets: {sums[0] / sums[1]:.4f}, with the weights of step "
-            f"{saved['step']}")
-        if labels:
-            print_confusion(sums[2:].view(len(labels), -1).numpy(), labels)
-        if questions:
-            texts = answer(best_model, tokenizer, [e['messages'] for e in questions], autocast)
-            for example, text in zip(questions[:12], texts):
-                question, wanted = (message['content'] for message in example['messages'][-2:])
-                say(f"    {question} -> {text}" + ('' if text == wanted else f"   (expected {wanted})"))
-            after = exact_match(questions, texts)
-            say(f"exact match on {len(questions)} held-out questions, before and after:")
-            for skill in after:
-                say(f"    {skill:<12}{100 * before.get(skill, 0):>7.1f} %{100 * after[skill]:>7.1f} %")
-        if not labels:
-            say(f"next:  python sample.py out_dir={out_dir}")
-    put_back()  # not before: who asks a second time shall not interrupt what was saved for the first
+        row = ''.join(f"{n:>14,.0f}" for n in counts[i])
+        print(f"{label[:14]:<16}{row}{hits[i] / predicted[i]:>12.1%}{hits[i] / true[i]:>10.1%}"
+              f"{f1[i]:>8.3f}")
+    print(f"accuracy {hits.sum() / counts.sum():.2%}, mean F1 {f1.mean():.4f}; always saying "
+          f"{labels[true.argmax()]!r} is right in {true.max() / counts.sum():.2%}")
 
 if __name__ == '__main__':
-    finetune()
+    # 1. processes: one is enough here
+    # 2. settings: those of the run that is resumed
+    resume_path = os.path.join(out_dir, 'resume.pt')
+    resuming = init_from == 'resume'
+    source = resume_path if resuming else init_from
+    if resuming and not os.path.exists(source):
+        sys.exit(f"no {source}: start with  python finetune.py out_dir={out_dir}")
+    saved_model, tokenizer, saved = load_model(source)
+    if resuming and saved.get('script') != 'finetune.py':
+        usage(f"{source} was not written by finetune.py: take its weights by init_from={out_dir}")
+    if resuming:
+        fixed = 'dataset task method freeze_layers lora_r lora_alpha adapter_size optimizer'
+        resume(globals(), given, saved['settings'], fixed)
+    expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters '
+                      'log_interval lora_r adapter_size max_new_tokens', least=1)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip block_size freeze_layers '
+                      'num_samples distill_weight seed', least=0)
+    expect(globals(), 'learning_rate muon_learning_rate temperature', above=0)
+    expect(globals(), 'dropout', least=0, below=1)
+    if os.path.realpath(out_dir) == os.path.realpath(init_from.removesuffix('/ckpt.pt')):
+        usage(f"out_dir={out_dir} is where the base lies, which stays as it is: choose another")
+    config = replace(saved_model.config, dropout=dropout)
+    if config.model_type != 'gpt' or (task == 'sft' and not config.causal):
+        sys.exit(f"{source} is a {config.model_type} with causal={config.causal}: task=sft needs a "
+                 "causal gpt, task=classify any gpt")
+    sequences_per_step = batch_size * gradient_accumulation_steps
+    settings = current(globals())  # as they go into checkpoints: device is still 'auto'
+
+    # 3. the device
+    device, dtype = resolve_device(device, dtype)
+    device_type = device.split(':')[0]
+    autocast = nullcontext()
+    if dtype != 'float32':
+        autocast = torch.autocast(device_type, dtype=getattr(torch, dtype))
+
+    # 4. the data
+    examples = load_examples(os.path.join(data_dir, dataset))
+    if (task == 'sft') != ('messages' in examples['train'][0]):
+        sys.exit(f"task={task} does not fit dataset={dataset}: conversations need task=sft, texts "
+                 "with labels task=classify")
+    labels = []
+    if task == 'classify':
+        labels = sorted({example['label'] for example in examples['train']})
+    if resuming and saved.get('labels', []) != labels:
+        sys.exit(f"{source} knows other labels than dataset={dataset} holds now: start a new run")
+    T = min(block_size or config.block_size, config.block_size)
+    most = T if truncate else 0
+    data = {}
+    for split, lines in examples.items():
+        if task == 'sft':
+            pairs = [chat_targets(tokenizer, line['messages'], most) for line in lines]
+        else:
+            pairs = [label_targets(tokenizer, line['text'], labels.index(line['label']),
+                                   config.causal, most) for line in lines]
+        pairs = [(ids, targets) for ids, targets in pairs if len(ids) <= T]
+        if len(pairs) < len(lines):
+            print(f"left out {len(lines) - len(pairs):,} of {len(lines):,} in {split}.jsonl, of more "
+                  f"than {T} tokens: truncate=True keeps their last {T}; a base with a larger "
+                  "block_size or vocabulary reads more of them")
+        if not pairs:
+            sys.exit(f"nothing in {split}.jsonl fits into block_size={T} tokens: add truncate=True")
+        rows = data[split] = pack(pairs, T)
+        n_tokens = sum(len(ids) for ids, targets in pairs)
+        print(f"{split}: {len(pairs):,} examples, {n_tokens:,} tokens, {(rows[:, 1] >= 0).sum():,} "
+              f"of them targets, in {len(rows):,} rows of {T}, {n_tokens / (len(rows) * T):.1%} full")
+    questions = [line for line in examples['val'] if task == 'sft' and len(line['messages']) > 1
+                 and line['messages'][-1]['role'] == 'assistant'][:num_samples]
+    del examples, pairs
+    tokens_per_step = sequences_per_step * T
+
+    def get_batch(step):
+        """The rows of this step, (N, 4, T). Each epoch reads all rows, in an order of its own."""
+        n_rows = len(data['train'])
+        epoch, first = divmod(step * sequences_per_step, n_rows)
+        order = np.empty(0, int)
+        while len(order) < first + sequences_per_step:
+            order = np.append(order, np.random.default_rng([seed, epoch]).permutation(n_rows))
+            epoch += 1
+        return data['train'][order[first:first + sequences_per_step]].long()
+
+    # 5. the model: the base's weights, and which of them move
+    torch.manual_seed(seed)
+    if method == 'adapter' and not config.adapter_size:
+        config.adapter_size = adapter_size
+    model = build_model(config)
+    model.load_state_dict(saved_model.state_dict(), strict=False)  # it may lack the adapters
+    del saved_model
+    apply_method(model, method, freeze_layers, lora_r, lora_alpha)
+    n_trainable = 0
+    if method in ('lora', 'adapter') and task == 'sft':
+        n_trainable = unfreeze_chat_tokens(model, tokenizer)
+    if labels:
+        if not config.tie_weights:
+            model.head.requires_grad_(False)  # it is not used
+        model.classifier = nn.Linear(config.n_embd, len(labels))
+        nn.init.zeros_(model.classifier.weight)  # so the loss begins at ln(number of labels)
+        nn.init.zeros_(model.classifier.bias)
+    if resuming:
+        model.load_state_dict(saved['trained'])
+    model.to(device)
+    teacher_model = None
+    if teacher:
+        teacher_model, teacher_tokenizer, _ = load_model(teacher, device)
+        teacher_model.eval()
+        if task != 'sft' or teacher_tokenizer != tokenizer:
+            sys.exit(f"teacher={teacher} needs task=sft and the tokenizer of {source}")
+
+    # 6. the optimizers
+    by_muon = optimizer == 'muon' and method in ('full', 'freeze')
+    optimizers = configure_optimizers(model, 'muon' if by_muon else 'adamw', learning_rate,
+                                      muon_learning_rate)
+    # multiplies the loss, so that float16's small gradients do not vanish
+    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+    step, best = 0, math.inf
+    before = {}
+    if resuming:
+        load_optimizers(optimizers, saved['optimizers'], source)
+        if scaler.is_enabled() and saved['scaler']:
+            scaler.load_state_dict(saved['scaler'])
+        step, best = saved['step'], saved['best']
+        before = saved['before']
+    resumed_at = step if resuming else None
+    saved = None  # frees its memory
+
+    def lr_fraction(step):
+        """The learning rate at this step, as a fraction of its peak."""
+        return lr_schedule(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
+
+    def get_lr(step):
+        return learning_rate * lr_fraction(step)
+
+    # 7. what this will cost, and where it goes
+    n_params = sum(p.numel() for p in model.parameters())
+    n_trainable += sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"method={method}: {n_trainable:,} of {n_params:,} parameters move: "
+          f"{100 * n_trainable / n_params:.2f} %")
+    print(f"{tokens_per_step:,} tokens per step * {max_iters:,} steps = "
+          f"{max_iters * sequences_per_step / len(data['train']):.1f} times through the examples")
+    print(f"on {device}, {dtype}")
+    columns = ('accuracy',) if labels else ()
+    log = Log(out_dir, step, max_iters, log_interval, tokens_per_step, columns=columns, best=best)
+
+    def save(name, **more):
+        """Write a checkpoint. A classifier's brings its head."""
+        if labels:
+            more.update(labels=labels, classifier=model.classifier.state_dict())
+        save_checkpoint(os.path.join(out_dir, name), merged_state_dict(model), config, tokenizer,
+                        script='finetune.py', task=task, step=step, settings=settings, **more)
+
+    @torch.no_grad()
+    def evaluate(model, n):
+        """Mean loss in nats per target, over n rows that are evenly spread over validation; and for
+        task=classify, how often which label was taken for which, counts[truth, prediction]."""
+        index = np.linspace(0, len(data['val']) - 1, min(n, len(data['val']))).astype(int)
+        loss_sum, n_targets = 0.0, 0
+        counts = np.zeros((len(labels), len(labels)))
+        model.eval()
+        for i in range(0, len(index), batch_size):
+            rows = data['val'][index[i:i + batch_size]].long().to(device)
+            with autocast:
+                h, targets = hidden_at_targets(model, rows)
+                head, n_classes = output_head(model)
+                loss_sum += chunked_cross_entropy(h, targets, head, n_classes).item()
+                if labels:
+                    np.add.at(counts, (targets.cpu(), head(h).argmax(-1).cpu()), 1)
+            n_targets += len(targets)
+        model.train()
+        return loss_sum / n_targets, counts
+
+    # 8. the loop
+    asked = stop_when_asked()  # no longer empty after Ctrl-C or kill
+    stop = False
+    if questions and step == 0:
+        model.eval()
+        with autocast:
+            before = exact_match(questions, answer(model, tokenizer, questions, max_new_tokens))
+    model.train()
+    log.restart_clock()
+    while True:
+        # 8.1 evaluate, save
+        if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
+            val_loss, counts = evaluate(model, eval_iters * batch_size)
+            metrics = {'accuracy': np.trace(counts) / counts.sum()} if labels else {}
+            if log.evaluation(step, val_loss, **metrics):  # True: the best so far
+                save('ckpt.pt', val_loss=val_loss, dataset=dataset)
+        if step > 0 and (step % eval_interval == 0 or step == max_iters or stop):
+            save('resume.pt', optimizers=[o.state_dict() for o in optimizers], best=log.best,
+                 scaler=scaler.state_dict(), trained=model.state_dict(), before=before)
+        if step >= max_iters or stop:
+            break
+        log.restart_clock()
+        # 8.2 forward and backward: batch_size sequences at a time
+        batch = get_batch(step)
+        n_targets = (batch[:, 1] >= 0).sum().item()
+        loss_sum = torch.zeros((), device=device)
+        for i in range(0, sequences_per_step, batch_size):
+            torch.manual_seed(((seed << 40) + (step << 16) + i) % 2**63)  # for dropout
+            rows = batch[i:i + batch_size].to(device)
+            with autocast:
+                h, targets = hidden_at_targets(model, rows)
+                if teacher_model is None:
+                    loss = chunked_cross_entropy(h, targets, *output_head(model))
+                else:
+                    with torch.no_grad():
+                        teacher_h, _ = hidden_at_targets(teacher_model, rows)
+                        teacher_logits = teacher_model.logits(teacher_h)
+                    loss = distillation_loss(model.logits(h), teacher_logits, targets,
+                                             distill_weight, temperature)
+                loss = loss / n_targets
+            scaler.scale(loss).backward()
+            loss_sum += loss.detach()
+        # 8.3 update
+        grad_norm = update(model, optimizers, lr_fraction(step), grad_clip, scaler)
+        step += 1
+        stop = len(asked) > 0
+        # 8.4 report
+        log.training(step, loss_sum, grad_norm, get_lr(step - 1), last=stop)
+
+    # 9. the end: what was learned, by the best weights
+    if step < max_iters:
+        print(f"stopped after step {step}; go on with  python finetune.py init_from=resume "
+              f"out_dir={out_dir}")
+    else:
+        stop_at_once()
+        best_model, _, saved = load_model(out_dir, device)
+        if labels:
+            best_model.classifier = model.classifier
+            best_model.classifier.load_state_dict(saved['classifier'])
+        val_loss, counts = evaluate(best_model, len(data['val']))
+        print(f"validation loss over all {len(data['val']):,} rows: {val_loss:.4f}, of the weights of "
+              f"step {saved['step']}")
+        if labels:
+            print_confusion(counts, labels)
+        if questions:
+            with autocast:
+                texts = answer(best_model.eval(), tokenizer, questions, max_new_tokens)
+            for example, text in zip(questions[:12], texts):
+                question, expected = example['messages'][-2:]
+                expected = expected['content']
+                wrong = '' if text == expected else f"   (expected {expected})"
+                print(f"    {question['content']} -> {text}{wrong}")
+            print(f"exact match on {len(questions)} held-out questions, before and after:")
+            for skill, after in exact_match(questions, texts).items():
+                print(f"    {skill:<12}{100 * before.get(skill, 0):>7.1f} %{100 * after:>7.1f} %")
+        command = f"sample.py out_dir={out_dir}"
+        if labels:
+            command += " prompt='…'"
+        print(f"next:  python {command}")
+    log.close()
+    stop_at_once()
