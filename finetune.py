@@ -185,13 +185,18 @@ def merged_state_dict(model):
 
 def hidden_at_targets(model, rows):
     """Rows (B, 4, T) -> the hidden states where there is a target (N, C), and the targets (N,). Of
-    a chat that is one token in six, which saves most of the logits."""
+    a chat that is one token in six, which saves most of the logits. N is a multiple of 64, and the
+    last targets may be -100: oneDNN keeps a compiled product for each shape, and thousands of
+    different N would fill the memory."""
     x, y, positions, segments = rows.unbind(1)
     mask = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T): its segment …
     if model.config.causal:
         mask = mask.tril()  # … and only backwards
-    counts = y >= 0
-    return model.hidden(x, positions, mask)[counts], y[counts]
+    h = model.hidden(x, positions, mask).flatten(0, 1)  # (B T, C)
+    index = (y.flatten() >= 0).nonzero().flatten()
+    extra = -len(index) % 64
+    targets = F.pad(y.flatten()[index], (0, extra), value=-100)
+    return h[F.pad(index, (0, extra))], targets
 
 def output_head(model):
     """The last layer, and how many of its outputs count: labels, or tokens."""
@@ -205,7 +210,8 @@ def distillation_loss(logits, teacher_logits, targets, weight, temperature):
     softening divides the gradients by T²."""
     log_p = (teacher_logits.float() / temperature).log_softmax(-1)
     log_q = (logits.float() / temperature).log_softmax(-1)
-    kl = F.kl_div(log_q, log_p, log_target=True, reduction='sum') * temperature**2
+    kl = F.kl_div(log_q, log_p, log_target=True, reduction='none').sum(-1)  # (N,)
+    kl = (kl * (targets >= 0)).sum() * temperature**2
     cross_entropy = F.cross_entropy(logits.float(), targets, reduction='sum')
     return (1 - weight) * cross_entropy + weight * kl
 
@@ -410,9 +416,11 @@ if __name__ == '__main__':
                 h, targets = hidden_at_targets(model, rows)
                 head, n_classes = output_head(model)
                 loss_sum += chunked_cross_entropy(h, targets, head, n_classes).item()
-                if labels:
-                    np.add.at(counts, (targets.cpu(), head(h).argmax(-1).cpu()), 1)
-            n_targets += len(targets)
+            n = (targets >= 0).sum().item()
+            n_targets += n
+            if labels:
+                predictions = head(h[:n]).argmax(-1)
+                np.add.at(counts, (targets[:n].cpu(), predictions.cpu()), 1)
         model.train()
         return loss_sum / n_targets, counts
 

@@ -107,6 +107,32 @@ def test_an_epoch_reads_every_row_once_and_the_next_one_in_another_order(go):
                      for steps in ((0, 11), (11, 22)))  # 33 rows each
     assert len(set(first[:32])) == 32 and set(first[:32]) == set(first + second) and first != second
 
+def test_the_number_of_targets_is_a_multiple_of_64_and_the_rest_do_not_count():
+    model = noisy_model()
+    rows = S.pack([S.chat_targets(BYTES, chat('hi', 'x' * n)['messages']) for n in (3, 20, 40)], 48).long()
+    h, targets = S.hidden_at_targets(model, rows)
+    assert len(h) == len(targets) == 128 and (targets >= 0).sum() == 4 + 21 + 41  # <|end|> is a target, too
+    assert (targets[:66] >= 0).all()
+    one, padded = (S.distillation_loss(model.logits(h[:n]), model.logits(h[:n]).flip(-1), targets[:n], 0.5, 2.0)
+                   for n in (66, 128))
+    assert one.item() == pytest.approx(padded.item(), rel=1e-5)
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='memory is read from /proc')
+def test_memory_stays_flat_in_bfloat16(go, tmp_path):
+    """Each step has another number of targets, and oneDNN would keep a product for each."""
+    go(max_iters=0)  # makes the base and the folders
+    rng = np.random.default_rng(0)
+    write('uneven', [chat('?', 'x' * n) for n in rng.integers(1, 40, 500)], [chat('?', 'x')])
+    command = [sys.executable, str(ROOT / 'finetune.py'), *arguments(
+        dataset='uneven', dtype='bfloat16', batch_size=32, max_iters=300, eval_interval=300, num_samples=0)]
+    memory = []
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, encoding='utf-8') as process:
+        for line in process.stdout:
+            if line.startswith('step ') and '/300 | loss' in line:
+                with open(f'/proc/{process.pid}/statm') as f:
+                    memory.append(int(f.read().split()[1]) * os.sysconf('SC_PAGESIZE') / 1e6)
+    assert len(memory) == 60 and memory[-1] - memory[30] < 30, memory
+
 # ---- which weights move ----
 
 def test_lora_by_hand():
