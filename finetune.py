@@ -198,12 +198,6 @@ def hidden_at_targets(model, rows):
     targets = F.pad(y.flatten()[index], (0, extra), value=-100)
     return h[F.pad(index, (0, extra))], targets
 
-def output_head(model):
-    """The last layer, and how many of its outputs count: labels, or tokens."""
-    if hasattr(model, 'classifier'):
-        return model.classifier, model.classifier.out_features
-    return model.head, model.config.vocab_size
-
 def distillation_loss(logits, teacher_logits, targets, weight, temperature):
     """(1 - weight) cross-entropy + weight T² KL(teacher || student), summed over the targets; both
     logits (N, V) are divided by the temperature T (Hinton et al. 2015). Multiplied by T², because
@@ -296,11 +290,9 @@ if __name__ == '__main__':
     labels = []
     if task == 'classify':
         labels = sorted({example['label'] for example in examples['train']})
-    if resuming and saved.get('labels', []) != labels:
-        sys.exit(f"{source} knows other labels than dataset={dataset} holds now: start a new run")
     T = min(block_size or config.block_size, config.block_size)
-    most = T if truncate else 0
     data = {}
+    most = T if truncate else 0
     for split, lines in examples.items():
         if task == 'sft':
             pairs = [chat_targets(tokenizer, line['messages'], most) for line in lines]
@@ -344,12 +336,14 @@ if __name__ == '__main__':
     n_trainable = 0
     if method in ('lora', 'adapter') and task == 'sft':
         n_trainable = unfreeze_chat_tokens(model, tokenizer)
+    head = model.head
     if labels:
         if not config.tie_weights:
-            model.head.requires_grad_(False)  # it is not used
-        model.classifier = nn.Linear(config.n_embd, len(labels))
-        nn.init.zeros_(model.classifier.weight)  # so the loss begins at ln(number of labels)
-        nn.init.zeros_(model.classifier.bias)
+            head.requires_grad_(False)  # another one takes its place
+        head = model.classifier = nn.Linear(config.n_embd, len(labels))
+        nn.init.zeros_(head.weight)  # so the loss begins at ln(number of labels)
+        nn.init.zeros_(head.bias)
+    n_classes = len(labels) or config.vocab_size
     if resuming:
         model.load_state_dict(saved['trained'])
     model.to(device)
@@ -398,12 +392,12 @@ if __name__ == '__main__':
     def save(name, **more):
         """Write a checkpoint. A classifier's brings its head."""
         if labels:
-            more.update(labels=labels, classifier=model.classifier.state_dict())
+            more.update(labels=labels, classifier=head.state_dict())
         save_checkpoint(os.path.join(out_dir, name), merged_state_dict(model), config, tokenizer,
                         script='finetune.py', task=task, step=step, settings=settings, **more)
 
     @torch.no_grad()
-    def evaluate(model, n):
+    def evaluate(model, head, n):
         """Mean loss in nats per target, over n rows that are evenly spread over validation; and for
         task=classify, how often which label was taken for which, counts[truth, prediction]."""
         index = np.linspace(0, len(data['val']) - 1, min(n, len(data['val']))).astype(int)
@@ -414,7 +408,6 @@ if __name__ == '__main__':
             rows = data['val'][index[i:i + batch_size]].long().to(device)
             with autocast:
                 h, targets = hidden_at_targets(model, rows)
-                head, n_classes = output_head(model)
                 loss_sum += chunked_cross_entropy(h, targets, head, n_classes).item()
             n = (targets >= 0).sum().item()
             n_targets += n
@@ -436,7 +429,7 @@ if __name__ == '__main__':
     while True:
         # 8.1 evaluate, save
         if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
-            val_loss, counts = evaluate(model, eval_iters * batch_size)
+            val_loss, counts = evaluate(model, head, eval_iters * batch_size)
             metrics = {'accuracy': np.trace(counts) / counts.sum()} if labels else {}
             if log.evaluation(step, val_loss, **metrics):  # True: the best so far
                 save('ckpt.pt', val_loss=val_loss, dataset=dataset)
@@ -456,7 +449,7 @@ if __name__ == '__main__':
             with autocast:
                 h, targets = hidden_at_targets(model, rows)
                 if teacher_model is None:
-                    loss = chunked_cross_entropy(h, targets, *output_head(model))
+                    loss = chunked_cross_entropy(h, targets, head, n_classes)
                 else:
                     with torch.no_grad():
                         teacher_h, _ = hidden_at_targets(teacher_model, rows)
@@ -480,10 +473,11 @@ if __name__ == '__main__':
     else:
         stop_at_once()
         best_model, _, saved = load_model(out_dir, device)
+        best_head = best_model.head
         if labels:
-            best_model.classifier = model.classifier
-            best_model.classifier.load_state_dict(saved['classifier'])
-        val_loss, counts = evaluate(best_model, len(data['val']))
+            best_head = head
+            head.load_state_dict(saved['classifier'])
+        val_loss, counts = evaluate(best_model, best_head, len(data['val']))
         print(f"validation loss over all {len(data['val']):,} rows: {val_loss:.4f}, of the weights of "
               f"step {saved['step']}")
         if labels:
@@ -492,10 +486,9 @@ if __name__ == '__main__':
             with autocast:
                 texts = answer(best_model.eval(), tokenizer, questions, max_new_tokens)
             for example, text in zip(questions[:12], texts):
-                question, expected = example['messages'][-2:]
-                expected = expected['content']
+                question, expected = [message['content'] for message in example['messages'][-2:]]
                 wrong = '' if text == expected else f"   (expected {expected})"
-                print(f"    {question['content']} -> {text}{wrong}")
+                print(f"    {question} -> {text}{wrong}")
             print(f"exact match on {len(questions)} held-out questions, before and after:")
             for skill, after in exact_match(questions, texts).items():
                 print(f"    {skill:<12}{100 * before.get(skill, 0):>7.1f} %{100 * after:>7.1f} %")

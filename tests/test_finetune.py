@@ -311,7 +311,3 @@ def test_a_clash_with_the_run_that_is_resumed_is_refused(go, run):
                            (dict(freeze_layers=0), 'freeze_layers=2')):
         refused(run('finetune.py', 'init_from=resume', *(f'{k}={v}' for k, v in changes.items()), 'out_dir=out'), words,
                 status=2)
-    go(max_iters=2, task='classify', dataset='labels')
-    more = [{'text': 'so so', 'label': label} for label in ('calm', 'loud', 'even')]
-    write('labels', more, more)
-    refused(run('finetune.py', 'init_from=resume', 'out_dir=out'), 'other labels')
