@@ -43,7 +43,7 @@ gradient_accumulation_steps = 1  # … double this: a step has batch_size * this
 max_iters = 1700                 # 1700 steps * 8 sequences * 256 tokens = 3.5M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon for matrices and AdamW for the rest, or AdamW only
-learning_rate = 0.005       # AdamW's peak rate: lower than in train.py, to forget less
+learning_rate = 0.0         # AdamW's peak rate; 0: 0.005, and 0.001 for labels by thin matrices
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
 warmup_iters = 20           # steps in which it rises from 0
 lr_decay_iters = 0          # step at which it is 0 again, after a straight line; 0: max_iters
@@ -263,8 +263,8 @@ if __name__ == '__main__':
     expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters '
                       'log_interval lora_r adapter_size max_new_tokens', least=1)
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip block_size freeze_layers '
-                      'num_samples distill_weight seed', least=0)
-    expect(globals(), 'learning_rate muon_learning_rate temperature', above=0)
+                      'num_samples distill_weight learning_rate seed', least=0)
+    expect(globals(), 'muon_learning_rate temperature', above=0)
     expect(globals(), 'dropout', least=0, below=1)
     if os.path.realpath(out_dir) == os.path.realpath(init_from.removesuffix('/ckpt.pt')):
         usage(f"out_dir={out_dir} is where the base lies, which stays as it is: choose another")
@@ -300,16 +300,18 @@ if __name__ == '__main__':
             pairs = [label_targets(tokenizer, line['text'], labels.index(line['label']),
                                    config.causal, most) for line in lines]
         pairs = [(ids, targets) for ids, targets in pairs if len(ids) <= T]
-        if len(pairs) < len(lines):
-            print(f"left out {len(lines) - len(pairs):,} of {len(lines):,} in {split}.jsonl, of more "
-                  f"than {T} tokens: truncate=True keeps their last {T}; a base with a larger "
+        n_long = len(lines) - len(pairs)
+        if n_long:
+            print(f"left out {n_long:,} of {len(lines):,} in {split}.jsonl, of over "
+                  f"{T} tokens: truncate=True keeps their last {T}; a base with a larger "
                   "block_size or vocabulary reads more of them")
         if not pairs:
             sys.exit(f"nothing in {split}.jsonl fits into block_size={T} tokens: add truncate=True")
         rows = data[split] = pack(pairs, T)
         n_tokens = sum(len(ids) for ids, targets in pairs)
-        print(f"{split}: {len(pairs):,} examples, {n_tokens:,} tokens, {(rows[:, 1] >= 0).sum():,} "
-              f"of them targets, in {len(rows):,} rows of {T}, {n_tokens / (len(rows) * T):.1%} full")
+        n_targets = (rows[:, 1] >= 0).sum()
+        print(f"{split}: {len(pairs):,} examples, {n_tokens:,} tokens, {n_targets:,} of them "
+              f"targets, in {len(rows):,} rows of {T}, {n_tokens / (len(rows) * T):.1%} full")
     questions = [line for line in examples['val'] if task == 'sft' and len(line['messages']) > 1
                  and line['messages'][-1]['role'] == 'assistant'][:num_samples]
     del examples, pairs
@@ -355,8 +357,9 @@ if __name__ == '__main__':
             sys.exit(f"teacher={teacher} needs task=sft and the tokenizer of {source}")
 
     # 6. the optimizers
-    by_muon = optimizer == 'muon' and method in ('full', 'freeze')
-    optimizers = configure_optimizers(model, 'muon' if by_muon else 'adamw', learning_rate,
+    thin = method in ('lora', 'adapter')
+    peak_lr = learning_rate or (0.001 if thin and labels else 0.005)
+    optimizers = configure_optimizers(model, 'adamw' if thin else optimizer, peak_lr,
                                       muon_learning_rate)
     # multiplies the loss, so that float16's small gradients do not vanish
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
@@ -376,7 +379,7 @@ if __name__ == '__main__':
         return lr_schedule(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
 
     def get_lr(step):
-        return learning_rate * lr_fraction(step)
+        return peak_lr * lr_fraction(step)
 
     # 7. what this will cost, and where it goes
     n_params = sum(p.numel() for p in model.parameters())
@@ -478,8 +481,8 @@ if __name__ == '__main__':
             best_head = head
             head.load_state_dict(saved['classifier'])
         val_loss, counts = evaluate(best_model, best_head, len(data['val']))
-        print(f"validation loss over all {len(data['val']):,} rows: {val_loss:.4f}, of the weights of "
-              f"step {saved['step']}")
+        print(f"validation loss over all {len(data['val']):,} rows: {val_loss:.4f}, by the weights "
+              f"of step {saved['step']}")
         if labels:
             print_confusion(counts, labels)
         if questions:

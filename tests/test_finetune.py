@@ -248,6 +248,11 @@ def test_answers_are_scored_to_the_letter_and_by_skill():
     examples = [{**chat('q', a), 'skill': s} for a, s in (('1', 'x'), ('2', 'x'), ('3', 'y'))]
     assert S.exact_match(examples, ['1', '2.', ' 3']) == {'x': 0.5, 'y': 1.0, 'all': 2 / 3}
 
+def test_thin_matrices_learn_labels_at_a_lower_rate(go):
+    for rate, how in ((0.001, dict(method='lora', task='classify', dataset='labels')), (0.005, dict(method='lora')),
+                      (0.005, dict(task='classify', dataset='labels')), (0.3, dict(learning_rate=0.3))):
+        assert go(max_iters=0, warmup_iters=0, **how).globals['get_lr'](0) == rate
+
 @pytest.mark.parametrize('causal', [True, False])
 def test_a_classifier_learns_and_says_what_it_is(go, causal):
     save_untrained('base', causal=causal, **SHAPE)
@@ -286,7 +291,7 @@ def test_going_on_with_another_text(run, tmp_path, monkeypatch):
 
 def test_long_examples_are_left_out_or_cut(go):
     write('long', [chat('hi', 'you'), chat('hi', 'x' * 50), chat('hi', 'x' * 100)], [chat('hi', 'you')])
-    assert 'left out 2 of 3 in train.jsonl, of more than 48 tokens: truncate=True' in go(dataset='long', max_iters=1).stdout
+    assert 'left out 2 of 3 in train.jsonl, of over 48 tokens: truncate=True' in go(dataset='long', max_iters=1).stdout
     assert 'train: 3 examples' in go(dataset='long', max_iters=1, truncate=True).stdout
 
 @pytest.mark.parametrize('changes, words', [
