@@ -20,8 +20,7 @@ out_dir = 'out'        # the folder of a ckpt.pt; or several, with commas: one t
 dataset = 'python'     # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 split = 'val'          # train | val
-input = ''             # instead of a dataset, a file: of text, or for task=choices a .jsonl of
-                       # {"context": "the sky is", "choices": ["blue", "a fish"], "label": 0}
+input = ''             # a file instead: text; choices: .jsonl of {"context", "choices", "label"}
 hypotheses = ''        # text: a .jsonl of {"hypothesis": "a cat", "references": ["a cat", …]}
 limit = 0              # stop after so many items (perplexity, kl: windows); 0: all
 batch_size = 8         # instruct: prompts at once
@@ -45,9 +44,9 @@ from torch.nn import functional as F
 from model import complete, load_dataset, load_examples, load_model, resolve_device
 
 def mean_and_stderr(values, weights=None):
-    """{'items': n, 'mean': their mean, '±': sd / √n}, three columns of the table. With weights it is
-    the ratio estimator of Cochran 1977, ch. 6: sum of values / sum of weights. A loss is a ratio:
-    nats over tokens, summed over windows of text. A single value says nothing of its error: nan."""
+    """{'items': n, 'mean': …, '±': sd / √n}, columns of the table. With weights, it is the ratio
+    estimator of Cochran 1977, ch. 6: sum of values / sum of weights. A loss is a ratio: nats over
+    tokens, summed over windows of text. A single value says nothing of its error: nan."""
     n = len(values)
     values = np.array(values, dtype=np.float64)
     weights = np.ones(n) if weights is None else np.array(weights, dtype=np.float64)
@@ -55,8 +54,7 @@ def mean_and_stderr(values, weights=None):
     if total == 0:
         sys.exit("there is nothing to measure: the text or the file is empty")
     mean = float(values.sum()) / total
-    residuals = values - mean * weights
-    variance = (residuals**2).sum() * n / (n - 1) if n > 1 else math.nan
+    variance = ((values - mean * weights)**2).sum() * n / (n - 1) if n > 1 else math.nan
     return {'items': int(total), 'mean': mean, '±': math.sqrt(variance) / total}
 
 def wilson(wins, n, z=1.96):
@@ -140,8 +138,7 @@ def parse_choices(item):
     and acc_norm 0.3114. Raises an error where the item is not a question."""
     label = int(item['label'])
     if 'endings' in item:
-        end = item['ctx_b'].capitalize()
-        context = clean(f"{item['activity_label']}: {item['ctx_a']} {end}")
+        context = clean(f"{item['activity_label']}: {item['ctx_a']} {item['ctx_b'].capitalize()}")
         choices = [clean(choice) for choice in item['endings']]
     else:
         context, choices = str(item['context']), item['choices']
@@ -165,10 +162,9 @@ def accuracy(model, tokenizer, questions):
     acc, acc_norm = [], []
     for label, context, choices in questions:
         rows = choice_rows(tokenizer, context, choices, model.config.block_size)
-        log_p = [log_likelihood(model, *row) for row in rows]
-        per_character = [p / len(choice) for p, choice in zip(log_p, choices)]
-        acc.append(log_p.index(max(log_p)) == label)
-        acc_norm.append(per_character.index(max(per_character)) == label)
+        log_p = np.array([log_likelihood(model, ids, n) for ids, n in rows])
+        acc.append(log_p.argmax() == label)
+        acc_norm.append((log_p / [len(choice) for choice in choices]).argmax() == label)
     return [{'measure': 'acc', **mean_and_stderr(acc)},
             {'measure': 'acc_norm', **mean_and_stderr(acc_norm)}]
 
@@ -246,9 +242,7 @@ def cider(pairs):
     for hypothesis, references in pairs:
         total = 0.0
         for reference in references:
-            # sic: the reference code counts pairs of words
-            gap = max(len(hypothesis) - 1, 0) - max(len(reference) - 1, 0)
-            penalty = math.exp(-gap**2 / (2 * 6**2))
+            penalty = math.exp(-(len(hypothesis) - len(reference))**2 / (2 * 6**2))
             for n in range(1, 5):
                 h, r = vector(hypothesis, n), vector(reference, n)
                 dot = sum(min(x, r[g]) * r[g] for g, x in h.items() if g in r)
@@ -282,17 +276,6 @@ def exact_match(answers, chats):
     return [{'skill': skill, 'measure': 'exact match', **mean_and_stderr(values)}
             for skill, values in groups]
 
-def show(rows):
-    """Print rows, dictionaries of the same keys, as a table: text to the left, numbers right."""
-    formats = {int: ',', float: ',.4f'}
-    table = [list(rows[0])]
-    for row in rows:
-        table.append([format(value, formats.get(type(value), '')) for value in row.values()])
-    widths = [max(map(len, column)) for column in zip(*table)]
-    sides = ['<' if isinstance(value, str) else '>' for value in rows[0].values()]
-    for line in table:
-        print('  '.join(f"{cell:{side}{n}}" for cell, side, n in zip(line, sides, widths)))
-
 if __name__ == '__main__':
     # 1. settings, device, models; task=text needs none: the file holds what one wrote
     expect(globals(), 'batch_size max_new_tokens num_samples', least=1)
@@ -300,7 +283,8 @@ if __name__ == '__main__':
     device, dtype = resolve_device(device, dtype)
     print(f"on {device}, {dtype}")
     models, tokenizers, rows = {}, {}, []
-    for name in out_dir.split(',') if task != 'text' else []:
+    names = [] if task == 'text' else out_dir.split(',')
+    for name in names:
         model, tokenizers[name], _ = load_model(name, device)
         models[name] = model.to(getattr(torch, dtype)).eval()
         if not model.config.causal:
@@ -310,7 +294,6 @@ if __name__ == '__main__':
 
     # 2. what is measured: windows of a text, or what models answer in chats
     folder = os.path.join(data_dir, dataset)
-
     def text_windows(*names):
         """The text in windows for these models, which share a tokenizer."""
         tokenizer = tokenizers[names[0]]
@@ -319,10 +302,11 @@ if __name__ == '__main__':
             with open(input, encoding='utf-8-sig') as f:  # -sig: Windows may put a mark in front
                 ids = tokenizer.encode(f.read())
         else:
-            made_with, data = load_dataset(folder)
+            tokenizer, data = load_dataset(folder)
             ids = data[split]
-            if made_with != tokenizer:
-                sys.exit(f"{names[0]} uses a different tokenizer than {folder}: give input=FILE")
+        for name in names:
+            if tokenizers[name] != tokenizer:
+                sys.exit(f"{name} uses a different tokenizer: try  task=perplexity input=FILE")
         T = block_size or longest
         if not (stride or T) <= T <= longest:
             usage(f"block_size={T} stride={stride}: expected stride <= block_size <= {longest}")
@@ -332,36 +316,32 @@ if __name__ == '__main__':
     def answer(name, chats, seed):
         """What a model says in place of the last message of each chat."""
         prompts = [tokenizers[name].chat(chat['messages'][:-1], answer=True)[0] for chat in chats]
-        return complete(models[name], tokenizers[name], prompts, max_new_tokens,
-                        temperature=temperature, seed=seed)
+        answers = []
+        for i in range(0, len(chats), batch_size):
+            answers += complete(models[name], tokenizers[name], prompts[i:i + batch_size],
+                                max_new_tokens, temperature=temperature, seed=seed + i)
+        return answers
 
     # 3. measure the file, or each model
     if task == 'text':
         rows = text_scores([*islice(read_jsonl(hypotheses, parse_pair), limit or None)])
-    elif task == 'choices':
-        path = input or os.path.join(folder, f'{split}.jsonl')
-        questions = [*islice(read_jsonl(path, parse_choices), limit or None)]
     elif task in ('instruct', 'compare'):
-        chats = load_examples(folder)[split][:limit or None]
+        chats = [chat for chat in load_examples(folder)[split][:limit or None]
+                 if chat['messages'][-1]['role'] == 'assistant']
     for name, model in models.items():
         table = []
         if task == 'perplexity':
             table = perplexity(model, tokenizers[name], text_windows(name))
         elif task == 'choices':
-            table = accuracy(model, tokenizers[name], questions)
+            lines = read_jsonl(input or f'{folder}/{split}.jsonl', parse_choices)
+            table = accuracy(model, tokenizers[name], islice(lines, limit or None))
         elif task == 'instruct':
-            answers = []
-            for i in range(0, len(chats), batch_size):
-                answers += answer(name, chats[i:i + batch_size], seed + i)
-            table = exact_match(answers, chats)
+            table = exact_match(answer(name, chats, seed), chats)
         rows += [{'model': name, **row} for row in table]
 
     # 4. or compare two at each token of a text
     if task == 'kl':
         a, b = models
-        tokenizer = tokenizers[a]
-        if tokenizer != tokenizers[b]:
-            sys.exit(f"{a} and {b} have different tokenizers: no probabilities to compare")
         text = text_windows(a, b)
         kl, choices = [], []
         for ids, n in text:  # one by one: logits of all the vocabulary, twice, in float64
@@ -372,27 +352,25 @@ if __name__ == '__main__':
             kl.append(kl_divergence(log_p, log_q))
             choices.append(torch.stack((log_p.argmax(-1), log_q.argmax(-1))))  # (2, n)
         tokens = [n for ids, n in text]
-        same = [(p == q).sum() for p, q in choices]
-        rows = [{'measure': f'KL({a}‖{b})', **mean_and_stderr([v.sum() for v in kl], tokens)},
-                {'measure': 'same choice', **mean_and_stderr(same, tokens)}]
+        sums = {f'KL({a}‖{b})': [value.sum() for value in kl],
+                'same choice': [(p == q).sum() for p, q in choices]}
+        rows = [{'measure': name, **mean_and_stderr(sums[name], tokens)} for name in sums]
         print(f"KL, where it is largest: the text, its next token, the likeliest for {a}, and {b}")
         kl, choices = torch.cat(kl), torch.cat(choices, dim=1)
         targets = np.concatenate([ids[-n:] for ids, n in text]).tolist()
+        decode = tokenizers[a].decode
         for t in kl.topk(min(num_samples, len(kl))).indices.tolist():
-            before = tokenizer.decode(targets[max(0, t - 12):t])[-40:]
-            words = [tokenizer.decode([i]) for i in (targets[t], *choices[:, t].tolist())]
+            before = decode(targets[max(0, t - 12):t])[-40:]
+            words = [decode([i]) for i in (targets[t], *choices[:, t].tolist())]
             print(f"  {kl[t]:.3f} {before!r:>44}", *(f"{word!r:<12}" for word in words))
 
     # 5. or ask a person, who does not know whose answer is which
     if task == 'compare':
         a, b = models
         past = read_jsonl(votes, dict) if os.path.exists(votes) else []
-        # prompt -> the name of the better model, or 'tie'
-        better = {v['prompt']: v['better'] for v in past if (v['a'], v['b']) == (a, b)}
-        for number, chat in enumerate(chats):
-            prompt = json.dumps(chat['messages'][:-1])
-            if prompt in better:
-                continue
+        # for each chat the name of the better model, or 'tie'; after those of earlier runs, go on
+        better = [vote['better'] for vote in past if (vote['a'], vote['b']) == (a, b)]
+        for number, chat in enumerate(chats[len(better):], len(better)):
             print(f"\n--- {number + 1} of {len(chats)}: {chat['messages'][-2]['content']}")
             sides = np.random.default_rng([seed, number]).permutation([a, b]).tolist()
             for side, name in enumerate(sides, 1):
@@ -403,13 +381,20 @@ if __name__ == '__main__':
                 vote = (sys.stdin.readline() or 'q').strip()
             if vote == 'q':
                 break
-            better[prompt] = 'tie' if vote == 't' else sides[int(vote) - 1]
+            better.append('tie' if vote == 't' else sides[int(vote) - 1])
             with open(votes, 'a', encoding='utf-8') as f:  # at once: no vote is ever lost
-                print(json.dumps(dict(a=a, b=b, prompt=prompt, better=better[prompt])), file=f)
-        count = Counter(better.values())
+                f.write(json.dumps({**chat, 'a': a, 'b': b, 'better': better[-1]}) + '\n')
+        count = Counter(better)
         low, high = wilson(count[a], count[a] + count[b])
         rows = [{'better': a, 'than': b, 'wins': count[a], 'losses': count[b], 'ties': count['tie'],
-                 '95 % from': low, 'to': high}]
+                 'win rate': count[a] / max(count[a] + count[b], 1), '95 % from': low, 'to': high}]
 
-    # 6. one table
-    show(rows)
+    # 6. one table: text on the left, numbers on the right
+    formats = {int: ',', float: ',.4f'}
+    table = [list(rows[0])]
+    for row in rows:
+        table.append([format(value, formats.get(type(value), '')) for value in row.values()])
+    widths = [max(map(len, column)) for column in zip(*table)]
+    sides = ['<' if isinstance(value, str) else '>' for value in rows[0].values()]
+    for line in table:
+        print('  '.join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths)))

@@ -266,14 +266,14 @@ def test_a_blind_comparison(run, monkeypatch, tmp_path):
     ('input=in.txt stride=9 block_size=8', 'x', ['stride=9']),
     ('input=in.txt block_size=64', 'x', ['block_size <= 32']),
     ('input=in.txt out_dir=encoder', 'x', ['out_dir=encoder is an encoder']),
-    ('out_dir=c dataset=bpe', '', ['c uses a different tokenizer', 'input=FILE']),
+    ('out_dir=c dataset=bpe', '', ['c uses a different tokenizer', 'task=perplexity input=FILE']),
     ('task=choices input=in.txt', '{"context": "a", "choices": ["b"], "label": 0}', ['line 1', 'at least two']),
     ('task=choices input=in.txt', '{"context": "a", "choices": ["b", "c"]}', ["line 1: KeyError 'label'"]),
     ('task=choices input=none', '', ['no none', '--help']),
     ('task=text hypotheses=in.txt', '{"hypothesis": "a", "references": "b"}', ['line 1', 'a list']),
     ('task=text hypotheses=in.txt', '{"hypothesis": ', ['line 1: JSONDecodeError']),
     ('task=kl input=in.txt out_dir=a,a', 'x', ['two models']),
-    ('task=kl input=in.txt out_dir=a,c', 'x', ['different tokenizers']),
+    ('task=kl input=in.txt out_dir=a,c', 'x', ['c uses a different tokenizer']),
 ])
 def test_mistakes_end_in_one_line(run, data, tmp_path, settings, line, words):
     tiny(tmp_path / 'a')
