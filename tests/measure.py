@@ -30,7 +30,7 @@ CAPTIONS = {f'{what}, {split}': rf'new {split} ' + r' +[\d.]+%' * n + r' +([\d.]
             for split in ('scenes', 'combinations') for n, what in enumerate(WORDS)}
 QUESTIONS = {'all': r'new scenes +([\d.]+)%', 'blank': r'new scenes, blank +([\d.]+)%',
              'new combinations': r'new combinations +([\d.]+)%'}
-CIDER = {'CIDEr-D': r'CIDEr-D +([\d.]+)'}
+CIDER = {'CIDEr-D': r'CIDEr-D +[\d,]+ +([\d.]+)'}
 
 # lesson, command, and what to find in its output: of several matches the last counts. seed=… runs it with three seeds, and
 # what is found becomes mean ± standard deviation
