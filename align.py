@@ -34,8 +34,7 @@ reward = 'gold'         # gold | model: the rule behind dataset=preferences, or 
 reward_from = 'out-reward'  # the folder of that model
 kl_coef = 0.02          # strength of the KL penalty towards the reference model, per nat
 group_size = 8          # grpo: answers to each question
-ppo_epochs = 2          # times that a batch of answers is learned from
-minibatches = 2         # steps of the optimizer in each of them
+ppo_epochs = 4          # steps of the optimizer that are made from each batch of answers
 clip = 0.2              # a probability that has moved by more than this fraction is pushed no further
 lam = 0.95              # GAE lambda: 1 = Monte-Carlo return, 0 = one-step TD error
 vf_coef = 0.1           # weight of the critic's loss
@@ -106,11 +105,12 @@ def encode_pairs(examples, tokenizer, block_size, max_new_tokens):
             prompt = [{'role': 'user', 'content': prompt}]
         ids, _ = tokenizer.chat(prompt, answer=True)
         pair = {**example, 'question': prompt[-1]['content'], 'prompt_ids': ids}
+        longest = len(ids) + max_new_tokens
         for side in ('chosen', 'rejected'):
             answer = tokenizer.encode(example[side]) + [tokenizer.end]
             pair[side + '_row'] = (ids + answer, [0] * len(ids) + [1] * len(answer))
-        lengths = [len(ids) + max_new_tokens, *(len(row[0]) for row in both_sides([pair]))]
-        if max(lengths) <= block_size:
+            longest = max(longest, len(ids + answer))
+        if longest <= block_size:
             pairs.append(pair)
     return pairs
 
@@ -126,10 +126,6 @@ def collate(rows, device='cpu'):
     y = x.roll(-1, dims=1).where(learned.roll(-1, dims=1) == 1, -100)
     last = torch.tensor([len(ids) - 1 for ids, mask in rows])
     return x.to(device), y.to(device), last.to(device)
-
-def both_sides(pairs):
-    """The rows of pairs: first all chosen answers, then all rejected ones."""
-    return [pair['chosen_row'] for pair in pairs] + [pair['rejected_row'] for pair in pairs]
 
 def batch_indices(step, size, n, seed):
     """Which of n examples the batch of this step holds: each epoch takes all, in another order."""
@@ -174,9 +170,10 @@ def pair_loss(margin, loss_type):
         return F.relu(1 - margin)
     return -F.logsigmoid(margin)
 
-def normalised(head, mean, std):
-    """The head's weights, changed so that rewards of this mean and standard deviation get 0 and 1:
-    choices determine neither."""
+def normalised(head, rewards):
+    """The head's weights, changed so that these rewards get mean 0 and standard deviation 1: from
+    choices alone, neither is known."""
+    mean, std = np.mean(rewards), np.std(rewards, ddof=1)
     return {'weight': head.weight.detach() / std, 'bias': (head.bias.detach() - mean) / std}
 
 # --------------------------------------------------------------------------------------------------
@@ -190,16 +187,6 @@ def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, loss_type):
     pair's loss (B,), and its margin, the difference of the implicit rewards."""
     margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
     return pair_loss(margin, loss_type), margin
-
-@torch.no_grad()
-def cache_reference_logps(reference, pairs, batch_size, device):
-    """Keep the reference's log-probabilities of both answers with each pair: it never changes."""
-    for i in range(0, len(pairs), batch_size):
-        some = pairs[i:i + batch_size]
-        x, y, _ = collate(both_sides(some), device)
-        ref_logps = reference(x, y)[0].sum(1).view(2, -1).T.tolist()
-        for pair, both in zip(some, ref_logps):
-            pair['ref_logps'] = both
 
 # --------------------------------------------------------------------------------------------------
 # 3. PPO: answer, be rewarded, do more of what paid (Schulman et al. 2017; for language models,
@@ -219,10 +206,8 @@ def sample(model, examples, tokenizer, max_new_tokens, seed, temperature=1.0):
     rows, texts = [], []
     for prompt, answer in zip(prompts, answers):
         rows.append((prompt + answer, [0] * len(prompt) + [1] * len(answer)))
-        if answer[-1] == tokenizer.end:
-            texts.append(tokenizer.decode(answer[:-1]))
-        else:
-            texts.append(tokenizer.decode(answer) + ' …')
+        ended = answer[-1] == tokenizer.end
+        texts.append(tokenizer.decode(answer[:-1]) if ended else tokenizer.decode(answer) + ' …')
     return rows, texts
 
 @torch.no_grad()
@@ -283,17 +268,19 @@ def ppo_loss(logp, old_logp, advantages, clip):
 # --------------------------------------------------------------------------------------------------
 # 4. A constitution: the model's own answers, compared by written principles (RLAIF; Bai et al. 2022)
 
+def principles_kept(question, text):
+    return sum(rule(question, text) for rule in PRINCIPLES.values())
+
 def constitutional_pairs(examples, first, second):
     """Two answers to each question, (rows, texts) twice -> pairs. The answer that keeps more of the
     principles is chosen; where both keep as many, there is nothing to learn."""
     pairs = []
-    for e, *answers in zip(examples, zip(*first), zip(*second)):
-        def kept(answer):
-            return sum(rule(e['question'], answer[1]) for rule in PRINCIPLES.values())
-        rejected, chosen = sorted(answers, key=kept)
-        if kept(chosen) > kept(rejected):
-            pairs.append({**e, 'chosen_row': chosen[0], 'chosen': chosen[1],
-                          'rejected_row': rejected[0], 'rejected': rejected[1]})
+    for e, row1, row2, *texts in zip(examples, first[0], second[0], first[1], second[1]):
+        kept1, kept2 = [principles_kept(e['question'], text) for text in texts]
+        if kept1 > kept2:
+            pairs.append({**e, 'chosen_row': row1, 'rejected_row': row2})
+        elif kept2 > kept1:
+            pairs.append({**e, 'chosen_row': row2, 'rejected_row': row1})
     return pairs
 
 # --------------------------------------------------------------------------------------------------
@@ -309,15 +296,12 @@ if __name__ == '__main__':
               f"init_from={out_dir}")
     if resuming:
         resume(globals(), given, saved['settings'], 'dataset method reward')
-    expect(globals(), 'batch_size eval_interval log_interval ppo_epochs minibatches group_size '
-                      'max_new_tokens num_samples num_prompts', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip kl_coef vf_coef rpo_alpha '
-                      'lam seed', least=0)
+    expect(globals(), 'batch_size eval_interval log_interval ppo_epochs group_size num_samples '
+                      'num_prompts max_new_tokens', least=1)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip kl_coef seed', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
     learns_from_pairs = method in ('reward', 'dpo', 'constitution')  # else from its own answers
     answers_each = group_size if method == 'grpo' else 1
-    if batch_size % answers_each:
-        usage(f"batch_size={batch_size}: expected a multiple of group_size={group_size}")
     settings = current(globals())  # as they go into checkpoints: device is still 'auto'
 
     # 3. the device
@@ -344,12 +328,10 @@ if __name__ == '__main__':
                  "reward=model")
     for split, examples in data.items():
         data[split] = encode_pairs(examples, tokenizer, model.config.block_size, max_new_tokens)
-        if len(data[split]) < len(examples):
-            print(f"left out {len(examples) - len(data[split]):,} of {len(examples):,} pairs for "
-                  f"{split}, longer than block_size={model.config.block_size} with an answer of "
-                  f"max_new_tokens={max_new_tokens}: a larger base would read them", flush=True)
+        print(f"{len(data[split]):,} of {len(examples):,} pairs for {split} fit into block_size="
+              f"{model.config.block_size} with an answer of max_new_tokens={max_new_tokens}")
         if not data[split]:
-            sys.exit(f"no pair for {split} is left: start from a model of a larger block_size")
+            sys.exit("none is left: start from a model that was trained with a larger block_size")
     questions = data['val'][:num_samples]
 
     # 5. the models: the policy, the reference that it is compared with, and the reward model
@@ -358,18 +340,18 @@ if __name__ == '__main__':
                  "finetune.py makes")
     torch.manual_seed(seed)
     policy = Policy(model).to(device).eval()  # always: with dropout, two passes were two policies
-    reference = copy.deepcopy(policy).requires_grad_(False)
+    reference = copy.deepcopy(policy)
     if resuming:
         policy.head.load_state_dict(saved['head'])
         reference.load_state_dict(saved['reference'])
     reward_model = None
-    if reward == 'model' and method in ('ppo', 'grpo'):
-        reward_gpt, reward_tokenizer, reward_saved = load_model(reward_from)
-        if 'reward' not in reward_saved or reward_tokenizer != tokenizer:
+    if reward == 'model' and not learns_from_pairs:
+        found_model, found_tokenizer, found = load_model(reward_from)
+        if 'reward' not in found or found_tokenizer != tokenizer:
             sys.exit(f"{reward_from} holds no reward model with the tokenizer of {init_from}: make "
                      f"one with  python align.py method=reward out_dir={reward_from}")
-        reward_model = Policy(reward_gpt).to(device).eval().requires_grad_(False)
-        reward_model.head.load_state_dict(reward_saved['reward'])
+        reward_model = Policy(found_model).to(device).eval()
+        reward_model.head.load_state_dict(found['reward'])
 
     def answer(examples, number, who, temperature=1.0):
         """sample() with the settings. The random numbers depend on (seed, number) alone."""
@@ -383,23 +365,24 @@ if __name__ == '__main__':
         rule's reward; 'exact' match where no secret is asked for; 'reward', the reward model's; and
         'kl', KL(who || reference) in nats per answer: summed over the vocabulary at each token, so
         that it is exact but for the choice of the answers. Then the texts."""
-        columns, texts, kl = defaultdict(list), [], 0.0
+        texts, rewards, kl = [], [], 0.0
         for i in range(0, len(questions), batch_size):
             some = questions[i:i + batch_size]
-            rows, some_texts = answer(some, 2**31 + i, who, temperature)
+            rows, answers = answer(some, 2**31 + i, who, temperature)
             x, y, _ = collate(rows, device)
             with autocast:
                 kl += F.kl_div(reference(x, y)[2], who(x, y)[2], log_target=True, reduction='sum')
                 if reward_model:
-                    columns['reward'] += score(some, rows, some_texts, reward_model, device)
-            texts += some_texts
-        for pair, text in zip(questions, texts):
-            if 'answer' in pair:
-                columns['gold'].append(gold_reward(pair, text))
-                if 'secret' not in pair:
-                    columns['exact'].append(text.removesuffix(COURTESY) == pair['answer'])
-        metrics = {name: float(sum(values) / len(values)) for name, values in columns.items()}
-        return {**metrics, 'kl': kl.item() / len(questions)}, texts
+                    rewards += score(some, rows, answers, reward_model, device).tolist()
+            texts += answers
+        metrics = {'kl': kl.item() / len(questions)}
+        if 'answer' in questions[0]:
+            gold = np.array([gold_reward(e, text) for e, text in zip(questions, texts)])
+            skill = ['secret' not in e for e in questions]
+            metrics.update(gold=gold.mean().item(), exact=(gold[skill] > 0).mean().item())
+        if reward_model:
+            metrics['reward'] = sum(rewards) / len(rewards)
+        return metrics, texts
 
     # 6. the pairs, where they are the model's own answers; and the optimizer
     if method == 'constitution':
@@ -411,9 +394,6 @@ if __name__ == '__main__':
                                                   answer(some, 2 * i + 1, reference))
         if not data['train']:
             sys.exit("the principles prefer no answer to another one: there is nothing to learn")
-    if method in ('dpo', 'constitution'):
-        with autocast:
-            cache_reference_logps(reference, data['train'] + data['val'], 64, device)
     optimizers = configure_optimizers(policy, 'adamw', learning_rate)
     step, best = 0, math.inf
     if resuming:
@@ -429,9 +409,8 @@ if __name__ == '__main__':
     def get_lr(step):
         return learning_rate * lr_fraction(step)
 
-    # 7. what is learned from, and where it goes
-    print(f"{len(data['train']):,} pairs to learn from, {len(data['val']):,} to validate with; "
-          f"method={method}, on {device}, {dtype}", flush=True)
+    # 7. where it goes
+    print(f"method={method}, on {device}, {dtype}", flush=True)
     answers_per_step = 2 * batch_size if learns_from_pairs else batch_size
     log = Log(out_dir, step, max_iters, log_interval, answers_per_step, 'answers', best=best,
               columns=('accuracy', 'margin', 'chosen', 'rejected', 'pair_loss', 'gold', 'exact',
@@ -443,42 +422,45 @@ if __name__ == '__main__':
 
     def forward_pairs(pairs):
         """For each of these pairs (B,): the loss, and what to print beside it."""
-        x, y, last = collate(both_sides(pairs), device)
+        rows = [pair['chosen_row'] for pair in pairs] + [pair['rejected_row'] for pair in pairs]
+        x, y, last = collate(rows, device)
         if method == 'reward':
             chosen, rejected = policy.rewards(x, last).chunk(2)
             margin = chosen - rejected
             loss = from_margin = pair_loss(margin, loss_type)
         else:
+            with torch.no_grad():
+                ref_chosen, ref_rejected = reference(x, y)[0].sum(1).chunk(2)
             chosen, rejected = policy(x, y)[0].sum(1).chunk(2)
-            ref_logps = torch.tensor([pair['ref_logps'] for pair in pairs], device=device)
-            from_margin, margin = dpo_loss(chosen, rejected, *ref_logps.T, beta, loss_type)
-            # a margin may also grow while both answers become less likely
+            from_margin, margin = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta,
+                                           loss_type)
+            # a margin also grows while both answers become less likely, so the chosen one's own
+            # loss is added
             loss = from_margin - rpo_alpha * chosen / (y >= 0).sum(1)[:len(pairs)]
         return {'loss': loss, 'accuracy': (margin > 0).float(), 'margin': margin,
                 'chosen': chosen, 'rejected': rejected, 'pair_loss': from_margin}
 
     @torch.no_grad()
     def evaluate():
-        """The loss on validation, and metrics."""
+        """The loss on validation, metrics, and what ckpt.pt holds beside the model."""
         if not learns_from_pairs:  # the loss is what they maximise, negative
             metrics, _ = measure(policy)
-            return kl_coef * metrics['kl'] - metrics['reward' if reward_model else 'gold'], metrics
+            earned = metrics['reward' if reward_model else 'gold']
+            return kl_coef * metrics['kl'] - earned, metrics, {}
         columns = defaultdict(list)
         for i in range(0, len(data['val']), batch_size):
             with autocast:
                 results = forward_pairs(data['val'][i:i + batch_size])
-            for name, values in results.items():
-                columns[name] += values.tolist()
-        rewards = columns['chosen'] + columns['rejected']
+            for name, value in results.items():
+                columns[name] += value.tolist()
         if method == 'reward':  # which kinds of worse answers it tells apart
             for pair, right in zip(data['val'], columns['accuracy']):
                 columns[pair.get('fault', 'all')].append(right)
         metrics = {name: sum(values) / len(values) for name, values in columns.items()}
         if method == 'reward':
-            metrics.update(mean=np.mean(rewards), std=np.std(rewards, ddof=1))
-        else:
-            metrics.update(measure(policy)[0])
-        return metrics.pop('loss'), metrics
+            head = normalised(policy.head, columns['chosen'] + columns['rejected'])
+            return metrics.pop('loss'), metrics, {'reward': head}
+        return metrics.pop('loss'), {**metrics, **measure(policy)[0]}, {}
 
     # 8. the loop; Ctrl-C and kill end it after a step
     stop = stop_when_asked()
@@ -487,21 +469,18 @@ if __name__ == '__main__':
     while True:
         # 8.1 evaluate, save
         if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
-            val_loss, metrics = evaluate()
+            val_loss, metrics, more = evaluate()
             if log.evaluation(step, val_loss, **metrics):  # True: the best so far
-                head = None
-                if method == 'reward':
-                    head = normalised(policy.head, metrics['mean'], metrics['std'])
-                save('ckpt.pt', val_loss=val_loss, dataset=dataset, reward=head)
+                save('ckpt.pt', val_loss=val_loss, dataset=dataset, **more)
         if step > 0 and (step % eval_interval == 0 or step == max_iters or stopping):
             save('resume.pt', optimizers=[o.state_dict() for o in optimizers], best=log.best,
                  head=policy.head.state_dict(), reference=reference.state_dict())
         if step >= max_iters or stopping:
             break
         log.restart_clock()
-        indices = batch_indices(step, batch_size // answers_each, len(data['train']), seed)
+        n = max(batch_size // answers_each, 1)
+        indices = batch_indices(step, n, len(data['train']), seed)
         batch = [data['train'][i] for i in np.repeat(indices, answers_each)]
-        results = defaultdict(list)
         # 8.2 forward and backward, 8.3 update: once for a batch of pairs ...
         if learns_from_pairs:
             with autocast:
@@ -513,43 +492,35 @@ if __name__ == '__main__':
             rows, texts = answer(batch, step * batch_size, policy)
             x, y, last = collate(rows, device)
             learned = y >= 0
-            parts = torch.arange(batch_size, device=device).chunk(minibatches)
             with autocast, torch.no_grad():
                 rewards = score(batch, rows, texts, reward_model, device)
-                # before any update, and in the minibatches of below: there, each ratio begins as 1
-                old = [policy(x[i], y[i]) for i in parts]
-                ref_logp = torch.cat([reference(x[i], y[i])[0] for i in parts])
-            old_logp = torch.cat([logp for logp, _, _ in old])
-            values = torch.cat([value for _, value, _ in old])
+                old_logp, values, _ = policy(x, y)  # what was thought when they were sampled
+                ref_logp = reference(x, y)[0]
             kl = k3(old_logp, ref_logp) * learned
             if method == 'grpo':
                 advantages = group_advantages(rewards, group_size)[:, None] * learned
             else:
-                token_rewards = -kl_coef * kl  # every token pays for leaving the reference ...
-                token_rewards[torch.arange(batch_size), last - 1] += rewards  # ... the last earns
+                token_rewards = -kl_coef * kl  # every token pays for leaving the reference …
+                token_rewards[torch.arange(len(x)), last - 1] += rewards  # … the last earns
                 advantages, returns = gae(token_rewards, values, learned, lam)
                 mean, std = advantages[learned].mean(), advantages[learned].std()
                 advantages = (advantages - mean) / (std + 1e-8) * learned
             for _ in range(ppo_epochs):
-                for i in parts:
-                    with autocast:
-                        logp, value, log_probs = policy(x[i], y[i])
-                    token_losses, ratio = ppo_loss(logp, old_logp[i], advantages[i], clip)
-                    if method == 'grpo':
-                        token_losses = token_losses + kl_coef * k3(logp, ref_logp[i])
-                    else:
-                        token_losses = token_losses + vf_coef * 0.5 * (value - returns[i]) ** 2
-                    loss = (token_losses * learned[i]).sum() / learned[i].sum()
-                    loss.backward()
-                    grad_norm = update(policy, optimizers, lr_fraction(step), grad_clip)
-                    results['loss'].append(loss)
-                    # how undecided the policy is, in nats per token: at 0, nothing new is tried
-                    results['entropy'].append(-(log_probs.exp() * log_probs).sum(-1).mean())
-                    # how often the clipping acts: above 0.3 or so, learning is too fast
-                    clipped = (ratio - 1).abs() > clip
-                    results['clip_fraction'].append(clipped[learned[i]].float().mean())
-            results = {name: torch.stack(values) for name, values in results.items()}
-            results.update(reward=rewards, kl=kl.sum(1))
+                with autocast:
+                    logp, values, log_probs = policy(x, y)
+                token_losses, ratio = ppo_loss(logp, old_logp, advantages, clip)
+                if method == 'grpo':  # the price of the KL stands in the loss
+                    token_losses = token_losses + kl_coef * k3(logp, ref_logp)
+                else:
+                    token_losses = token_losses + vf_coef * 0.5 * (values - returns) ** 2
+                loss = token_losses[learned].mean()
+                loss.backward()
+                grad_norm = update(policy, optimizers, lr_fraction(step), grad_clip)
+            clipped = (ratio - 1).abs() > clip  # above 0.3 or so, learning is too fast
+            # entropy: how undecided the policy is, in nats per token; at 0, nothing new is tried
+            results = {'loss': loss, 'reward': rewards, 'kl': kl.sum(1),
+                       'entropy': -(log_probs.exp() * log_probs).sum(-1),
+                       'clip_fraction': clipped[learned].float()}
         metrics = {name: values.mean().detach() for name, values in results.items()}
         step += 1
         stopping = len(stop) > 0
