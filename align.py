@@ -496,12 +496,13 @@ if __name__ == '__main__':
                 rewards = score(batch, rows, texts, reward_model, device)
                 old_logp, values, _ = policy(x, y)  # what was thought when they were sampled
                 ref_logp = reference(x, y)[0]
-            kl = k3(old_logp, ref_logp) * learned
             if method == 'grpo':
                 advantages = group_advantages(rewards, group_size)[:, None] * learned
             else:
-                token_rewards = -kl_coef * kl  # every token pays for leaving the reference …
-                token_rewards[torch.arange(len(x)), last - 1] += rewards  # … the last earns
+                # every token pays for leaving the reference, and the last one earns. note: as a
+                # reward, k3's gradient is not the KL's; log p - log p_ref (k1) has the right one
+                token_rewards = -kl_coef * (old_logp - ref_logp)
+                token_rewards[torch.arange(len(x)), last - 1] += rewards
                 advantages, returns = gae(token_rewards, values, learned, lam)
                 mean, std = advantages[learned].mean(), advantages[learned].std()
                 advantages = (advantages - mean) / (std + 1e-8) * learned
@@ -518,7 +519,7 @@ if __name__ == '__main__':
                 grad_norm = update(policy, optimizers, lr_fraction(step), grad_clip)
             clipped = (ratio - 1).abs() > clip  # above 0.3 or so, learning is too fast
             # entropy: how undecided the policy is, in nats per token; at 0, nothing new is tried
-            results = {'loss': loss, 'reward': rewards, 'kl': kl.sum(1),
+            results = {'loss': loss, 'reward': rewards, 'kl': k3(old_logp, ref_logp).sum(1),
                        'entropy': -(log_probs.exp() * log_probs).sum(-1),
                        'clip_fraction': clipped[learned].float()}
         metrics = {name: values.mean().detach() for name, values in results.items()}
