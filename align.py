@@ -252,10 +252,10 @@ def gae(rewards, values, learned, lam):
 def group_advantages(rewards, group_size):
     """GRPO's replacement for the critic (Shao et al. 2024): how much better than the other answers
     to the same question, in standard deviations. In one group of 4, [1, 0, 0.5, 0.5] ->
-    [1.41, -1.41, 0, 0]; all alike: 0, nothing to learn."""
+    [1.22, -1.22, 0, 0]; all alike: 0, nothing to learn."""
     groups = rewards.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
-    return (centred / (groups.std(1, correction=0, keepdim=True) + 1e-4)).flatten()
+    return (centred / (groups.std(1, keepdim=True) + 1e-4)).flatten()
 
 def ppo_loss(logp, old_logp, advantages, clip):
     """Per token: -advantage * ratio, where ratio = p now / p when it was sampled. Of the ratio and
@@ -296,8 +296,9 @@ if __name__ == '__main__':
               f"init_from={out_dir}")
     if resuming:
         resume(globals(), given, saved['settings'], 'dataset method reward')
-    expect(globals(), 'batch_size eval_interval log_interval ppo_epochs group_size num_samples '
-                      'num_prompts max_new_tokens', least=1)
+    expect(globals(), 'batch_size eval_interval log_interval ppo_epochs num_samples num_prompts '
+                      'max_new_tokens', least=1)
+    expect(globals(), 'group_size', least=2)
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip kl_coef seed', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
     learns_from_pairs = method in ('reward', 'dpo', 'constitution')  # else from its own answers
