@@ -69,7 +69,8 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from model import (Log, configure_optimizers, generate, load_examples, load_model, load_optimizers,
-                   lr_schedule, resolve_device, save_checkpoint, stop_at_once, stop_when_asked, update)
+                   lr_schedule, resolve_device, round_up, save_checkpoint, stop_at_once,
+                   stop_when_asked, update)
 
 # --------------------------------------------------------------------------------------------------
 # 0. What is wanted, and what is learned from
@@ -144,18 +145,25 @@ class Policy(nn.Module):
         nn.init.zeros_(self.head.weight)  # at first it has no opinion
         nn.init.zeros_(self.head.bias)
 
+    def hidden(self, x):
+        """GPT.hidden(), for few different lengths: oneDNN keeps memory for each shape it has met."""
+        T = min(round_up(x.size(1), 32), self.model.config.block_size)
+        return self.model.hidden(F.pad(x, (0, T - x.size(1))))[:, :x.size(1)]
+
     def rewards(self, x, last):
-        h = self.model.hidden(x)[torch.arange(len(x)), last]  # (B, C)
+        h = self.hidden(x)[torch.arange(len(x)), last]  # (B, C)
         return self.head(h).float().squeeze(1)  # (B,)
 
     def forward(self, x, y):
         """For the N tokens that y (B, T) asks for: log p of each and the head's number there, both
         (B, T) with zeros elsewhere; and log p of the whole vocabulary, (N, V)."""
         learned = y >= 0
-        h = self.model.hidden(x)[learned]  # (N, C): most tokens need no logits
-        log_probs = self.model.logits(h).float().log_softmax(-1)
+        h = self.hidden(x)[learned]  # (N, C): most tokens need no logits
+        N = len(h)
+        h = F.pad(h, (0, 0, 0, round_up(N, 128) - N))
+        log_probs = self.model.logits(h)[:N].float().log_softmax(-1)
         logp = log_probs.gather(1, y[learned, None]).squeeze(1)
-        values = self.head(h).float().squeeze(1)
+        values = self.head(h)[:N].float().squeeze(1)
         zeros = torch.zeros(y.shape, device=y.device)
         return zeros.masked_scatter(learned, logp), zeros.masked_scatter(learned, values), log_probs
 
