@@ -96,21 +96,26 @@ PRINCIPLES = {
     'an answer is courteous': lambda question, text: text.endswith(COURTESY),
     'an answer comes without second thoughts': lambda question, text: ', or ' not in text}
 
+def as_messages(text, role):
+    """'hi', 'user' -> [{'role': 'user', 'content': 'hi'}]; a list of messages stays one."""
+    return [{'role': role, 'content': text}] if isinstance(text, str) else text
+
 def encode_pairs(examples, tokenizer, block_size, max_new_tokens):
     """Lines of preferences -> the same with 'prompt_ids', and each side as a row: the ids of the
-    whole conversation, and a mask of those that are learned. Too long ones are left out."""
+    whole conversation, and a mask of those that are learned: all that the assistant says after the
+    common prompt. Too long ones are left out."""
     pairs = []
     for example in examples:
-        prompt = example['prompt']
-        if isinstance(prompt, str):
-            prompt = [{'role': 'user', 'content': prompt}]
+        prompt = as_messages(example['prompt'], 'user')
         ids, _ = tokenizer.chat(prompt, answer=True)
         pair = {**example, 'question': prompt[-1]['content'], 'prompt_ids': ids}
         longest = len(ids) + max_new_tokens
         for side in ('chosen', 'rejected'):
-            answer = tokenizer.encode(example[side]) + [tokenizer.end]
-            pair[side + '_row'] = (ids + answer, [0] * len(ids) + [1] * len(answer))
-            longest = max(longest, len(ids + answer))
+            row, mask = tokenizer.chat(prompt + as_messages(example[side], 'assistant'))
+            n = len(mask) - mask[::-1].index(1)  # up to the last token that is learned
+            n_prompt = len(tokenizer.chat(prompt)[0])
+            pair[side + '_row'] = (row[:n], [0] * n_prompt + mask[n_prompt:n])
+            longest = max(longest, n)
         if longest <= block_size:
             pairs.append(pair)
     return pairs
@@ -298,12 +303,16 @@ if __name__ == '__main__':
     # 2. settings: those of the run that is resumed
     resuming = init_from == 'resume'
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
+    if resuming and not os.path.exists(source):
+        sys.exit(f"no {source}: there is no run to go on with in {out_dir}")
     model, tokenizer, saved = load_model(source)
     if resuming and saved.get('script') != 'align.py':
         usage(f"{source} was not written by align.py: start from its weights with "
               f"init_from={out_dir}")
+    start = init_from
     if resuming:
         resume(globals(), given, saved['settings'], 'dataset method reward')
+        start = saved['start']
     expect(globals(), 'batch_size eval_interval log_interval ppo_epochs num_samples num_prompts '
                       'max_new_tokens', least=1)
     expect(globals(), 'group_size', least=2)
@@ -344,7 +353,8 @@ if __name__ == '__main__':
     questions = data['val'][:num_samples]
 
     # 5. the models: the policy, the reference that it is compared with, and the reward model
-    if model.config.model_type != 'gpt' or not model.config.causal or 'labels' in saved:
+    c = model.config
+    if c.model_type != 'gpt' or not c.causal or 'labels' in saved or 'reward' in saved:
         sys.exit(f"{init_from} is no model that can answer: alignment starts from a chat model, as "
                  "finetune.py makes")
     torch.manual_seed(seed)
@@ -446,7 +456,8 @@ if __name__ == '__main__':
             # a margin also grows while both answers become less likely, so the chosen one's own
             # loss is added
             loss = from_margin - rpo_alpha * chosen / (y >= 0).sum(1)[:len(pairs)]
-        return {'loss': loss, 'accuracy': (margin > 0).float(), 'margin': margin,
+        right = ((margin > 0).float() + (margin >= 0).float()) / 2  # a tie is half right
+        return {'loss': loss, 'accuracy': right, 'margin': margin,
                 'chosen': chosen, 'rejected': rejected, 'pair_loss': from_margin}
 
     @torch.no_grad()
@@ -483,7 +494,7 @@ if __name__ == '__main__':
                 save('ckpt.pt', val_loss=val_loss, dataset=dataset, **more)
         if step > 0 and (step % eval_interval == 0 or step == max_iters or stopping):
             save('resume.pt', optimizers=[o.state_dict() for o in optimizers], best=log.best,
-                 head=policy.head.state_dict(), reference=reference.state_dict())
+                 head=policy.head.state_dict(), reference=reference.state_dict(), start=start)
         if step >= max_iters or stopping:
             break
         log.restart_clock()
@@ -543,11 +554,14 @@ if __name__ == '__main__':
         print(f"stopped after step {step}; go on with  python align.py init_from=resume "
               f"out_dir={out_dir}")
     elif method == 'reward':
-        print(f"next:  python align.py method=ppo reward=model reward_from={out_dir}")
+        print(f"next:  python align.py method=ppo reward=model reward_from={out_dir} "
+              f"init_from={start} dataset={dataset}")
     else:
         stop_at_once()
         best_model, _, saved = load_model(out_dir)
         best_policy = Policy(best_model).to(device).eval()
+        if saved['step'] == 0:
+            print("note: no step was better than the start, so ckpt.pt holds the unchanged model")
         print(f"on {len(questions)} held-out questions, before and after {saved['step']} steps:")
         for how, temperature in (('sampled', 1.0), ('likeliest', 0.0)):
             old, old_texts = measure(reference, temperature)
