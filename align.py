@@ -1,10 +1,10 @@
 """
 Alignment: a model that can answer learns which answers are preferred.
 
-    python prepare.py dataset=preferences              # questions, each with a better and a worse answer
+    python prepare.py dataset=preferences              # questions, a better and a worse answer to each
     python align.py                                    # DPO: learn from the pairs directly
     python align.py method=reward out_dir=out-reward   # a reward model: which answer is better?
-    python align.py method=ppo reward=model            # PPO: answer, be rewarded by that model, repeat
+    python align.py method=ppo reward=model            # PPO: answer, be rewarded by it, repeat
     python align.py method=grpo                        # without a critic; reward=gold: by a rule
     python align.py method=constitution                # written principles in place of people
 
@@ -28,14 +28,14 @@ method = 'dpo'          # reward | dpo | ppo | grpo | constitution
 loss_type = 'sigmoid'   # sigmoid | hinge: the loss of a pair, in reward, dpo and constitution
 # dpo
 beta = 0.1              # strength of the KL penalty towards the reference model
-rpo_alpha = 1.0         # weight of the chosen answer's own loss, -log p per token (Pang et al. 2024)
+rpo_alpha = 1.0         # weight of -log p per token of the chosen answer (Pang et al. 2024)
 # ppo and grpo
 reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
 reward_from = 'out-reward'  # the folder of that model
 kl_coef = 0.02          # strength of the KL penalty towards the reference model, per nat
 group_size = 8          # grpo: answers to each question
 ppo_epochs = 4          # steps of the optimizer that are made from each batch of answers
-clip = 0.2              # a probability that has moved by more than this fraction is pushed no further
+clip = 0.2              # a probability that has moved by this fraction is pushed no further
 lam = 0.95              # GAE lambda: 1 = Monte-Carlo return, 0 = one-step TD error
 vf_coef = 0.1           # weight of the critic's loss
 # constitution
@@ -151,7 +151,7 @@ class Policy(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def hidden(self, x):
-        """GPT.hidden(), for few different lengths: oneDNN keeps memory for each shape it has met."""
+        """GPT.hidden(), in few different lengths: oneDNN keeps memory for each shape it meets."""
         T = min(round_up(x.size(1), 32), self.model.config.block_size)
         return self.model.hidden(F.pad(x, (0, T - x.size(1))))[:, :x.size(1)]
 
@@ -245,8 +245,8 @@ def k3(logp, ref):
     return (torch.expm1(log_r) - log_r).clamp(min=0)  # clamp: rounding could take it below
 
 def gae(rewards, values, learned, lam):
-    """How much better each token turned out than the critic expected (Schulman et al. 2016, eq. 16),
-    all (B, T), 0 outside the answers: advantages, and the returns that the critic should have
+    """How much better each token turned out than the critic expected (Schulman et al. 2016, eq.
+    16), all (B, T), 0 outside the answers: advantages, and the returns that the critic should have
     predicted. Nothing is discounted: the end of an answer is worth as much as its beginning.
 
         rewards 0 0 1, values 0.5 0.5 0.5
@@ -279,7 +279,7 @@ def ppo_loss(logp, old_logp, advantages, clip):
     return torch.max(-advantages * ratio, -advantages * clipped), ratio
 
 # --------------------------------------------------------------------------------------------------
-# 4. A constitution: the model's own answers, compared by written principles (RLAIF; Bai et al. 2022)
+# 4. A constitution: written principles compare the model's own answers (RLAIF; Bai et al. 2022)
 
 def principles_kept(question, text):
     return sum(rule(question, text) for rule in PRINCIPLES.values())
@@ -316,7 +316,7 @@ if __name__ == '__main__':
     expect(globals(), 'batch_size eval_interval log_interval ppo_epochs num_samples num_prompts '
                       'max_new_tokens', least=1)
     expect(globals(), 'group_size', least=2)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip kl_coef seed', least=0)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
     learns_from_pairs = method in ('reward', 'dpo', 'constitution')  # else from its own answers
     answers_each = group_size if method == 'grpo' else 1
@@ -446,19 +446,18 @@ if __name__ == '__main__':
         if method == 'reward':
             chosen, rejected = policy.rewards(x, last).chunk(2)
             margin = chosen - rejected
-            loss = from_margin = pair_loss(margin, loss_type)
+            loss = margin_loss = pair_loss(margin, loss_type)
         else:
             with torch.no_grad():
                 ref_chosen, ref_rejected = reference(x, y)[0].sum(1).chunk(2)
             chosen, rejected = policy(x, y)[0].sum(1).chunk(2)
-            from_margin, margin = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta,
+            margin_loss, margin = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta,
                                            loss_type)
-            # a margin also grows while both answers become less likely, so the chosen one's own
-            # loss is added
-            loss = from_margin - rpo_alpha * chosen / (y >= 0).sum(1)[:len(pairs)]
+            # a margin may grow while both answers become less likely: this holds the chosen one up
+            loss = margin_loss - rpo_alpha * chosen / (y >= 0).sum(1)[:len(pairs)]
         right = ((margin > 0).float() + (margin >= 0).float()) / 2  # a tie is half right
-        return {'loss': loss, 'accuracy': right, 'margin': margin,
-                'chosen': chosen, 'rejected': rejected, 'pair_loss': from_margin}
+        return {'loss': loss, 'accuracy': right, 'margin': margin, 'chosen': chosen,
+                'rejected': rejected, 'pair_loss': margin_loss}
 
     @torch.no_grad()
     def evaluate():
@@ -498,8 +497,8 @@ if __name__ == '__main__':
         if step >= max_iters or stopping:
             break
         log.restart_clock()
-        n = max(batch_size // answers_each, 1)
-        indices = batch_indices(step, n, len(data['train']), seed)
+        n_questions = max(batch_size // answers_each, 1)
+        indices = batch_indices(step, n_questions, len(data['train']), seed)
         batch = [data['train'][i] for i in np.repeat(indices, answers_each)]
         # 8.2 forward and backward, 8.3 update: once for a batch of pairs ...
         if learns_from_pairs:
