@@ -1,7 +1,7 @@
 """
 Alignment: a model that can answer learns which answers are preferred.
 
-    python prepare.py dataset=preferences              # questions, a better and a worse answer to each
+    python prepare.py dataset=preferences              # questions, each with two answers
     python align.py                                    # DPO: learn from the pairs directly
     python align.py method=reward out_dir=out-reward   # a reward model: which answer is better?
     python align.py method=ppo reward=model            # PPO: answer, be rewarded by it, repeat
@@ -279,7 +279,7 @@ def ppo_loss(logp, old_logp, advantages, clip):
     return torch.max(-advantages * ratio, -advantages * clipped), ratio
 
 # --------------------------------------------------------------------------------------------------
-# 4. A constitution: written principles compare the model's own answers (RLAIF; Bai et al. 2022)
+# 4. A constitution: written principles compare the model's own answers (Bai et al. 2022: RLAIF)
 
 def principles_kept(question, text):
     return sum(rule(question, text) for rule in PRINCIPLES.values())
