@@ -16,11 +16,11 @@ RESULTS = ROOT / 'tests' / 'results.json'
 
 BITS = {'bits per byte': r'this model ([\d.]+)'}
 TUNED = {'exact match': r' all .* ([\d.]+) %', 'moving': r'parameters move: ([\d.]+) %'}
-ALIGNED = {'gold before': r'rule, likeliest +([\d.]+)', 'gold': r'rule, likeliest .* ([\d.]+)',
-           'gold, sampled': r'rule, sampled .* ([\d.]+)', 'gold before, sampled': r'rule, sampled +([\d.]+)',
-           'exact before': r'match, likeliest +([\d.]+)', 'exact': r'match, likeliest .* ([\d.]+)',
-           'KL': r'reference, sampled .* ([\d.]+)'}
-JUDGED = {**ALIGNED, 'judge': r'model, sampled .* ([\d.-]+)', 'judge before': r'model, sampled +([\d.-]+)'}
+ALIGNED = {'gold before': r'gold, likeliest +([\d.]+)', 'gold': r'gold, likeliest .* ([\d.]+)',
+           'gold, sampled': r'gold, sampled .* ([\d.]+)', 'gold before, sampled': r'gold, sampled +([\d.]+)',
+           'exact before': r'exact, likeliest +([\d.]+)', 'exact': r'exact, likeliest .* ([\d.]+)',
+           'KL': r'kl, sampled .* ([\d.]+)'}
+JUDGED = {**ALIGNED, 'judge': r'reward, sampled .* ([\d.-]+)', 'judge before': r'reward, sampled +([\d.-]+)'}
 CLIP = {'recall@1': r'new scenes: picture to caption.*?([\d.]+)%',
         'recall@1, new combinations': r'new combinations: picture to caption.*?([\d.]+)%',
         'zero-shot': r'new scenes: 24 classes.* ([\d.]+)% +[\d.]+%',
