@@ -109,41 +109,6 @@ def test_the_rule_and_the_data_agree():
     assert not prompts['train'] & prompts['val'] and len(prompts['train']) > 4500 and len(prompts['val']) > 400
     assert set(faults) == {'curt', 'wrong', 'rambling', 'refuses', 'reveals'} and min(faults.values()) > 300
 
-@pytest.fixture
-def prepare(monkeypatch, tmp_path):
-    """prepare.py with these settings in this process; returns the lines of train.jsonl and val.jsonl."""
-    monkeypatch.chdir(tmp_path)
-    def made(**settings):
-        for name, value in settings.items():
-            monkeypatch.setattr(P, name, value)
-        P.main()
-        with open('data/mine/meta.json') as f:
-            assert json.load(f)['kind'] == 'preferences'
-        return [[json.loads(line) for line in open(f'data/mine/{split}.jsonl', encoding='utf-8')]
-                for split in ('train', 'val')]
-    return made
-
-def test_preferences_of_your_own(prepare, tmp_path):
-    talk, said = [{'role': 'user', 'content': 'x'}], lambda text: [{'role': 'assistant', 'content': text}]
-    lines = [{'prompt': f'q{n}', 'chosen': 'a', 'rejected': 'b'}
-             for n in range(9)] + [{'prompt': talk, 'chosen': said('a'), 'rejected': said('b')}]
-    (tmp_path / 'p.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    train, val = prepare(dataset='mine', input='p.jsonl')
-    assert train == lines[:9] and val == [{'prompt': talk, 'chosen': 'a', 'rejected': 'b'}]
-
-@pytest.mark.parametrize('line, words', [
-    ({'prompt': 'x', 'chosen': 'y'}, 'line 2: the rejected answer is missing'),
-    ({'prompt': 'x', 'chosen': ' ', 'rejected': 'y'}, 'line 2: the chosen answer is missing, empty'),
-    ({'prompt': 'x', 'chosen': ['y'], 'rejected': 'z'}, 'line 2: the chosen answer is missing, empty or not text'),
-    ({'prompt': [], 'chosen': 'y', 'rejected': 'z'}, 'line 2: the prompt is missing'),
-    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y '}, 'line 2: chosen and rejected are the same'),
-    ({'chosen': 'x', 'rejected': 'y'}, 'line 2: the prompt is missing')])
-def test_a_bad_preference_is_named(prepare, tmp_path, line, words):
-    (tmp_path / 'p.jsonl').write_text(json.dumps({'prompt': 'q', 'chosen': 'a',
-                                                  'rejected': 'b'}) + '\n' + json.dumps(line) + '\n')
-    with pytest.raises(SystemExit, match=words):
-        prepare(dataset='mine', input='p.jsonl')
-
 def test_the_rule_by_hand():
     e = {'answer': '13'}
     assert [S.gold_reward(e, text) for text in ('13 :)', '13', '13, or 14 :)', '14', '14 :)',

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 import eval as E
-import prepare as P
 from conftest import refused, spawn
 from model import GPTConfig, Tokenizer, build_model, load_dataset, save_atomically
 
@@ -296,23 +295,6 @@ def test_blind_comparison(evaluate, monkeypatch, tmp_path, capsys):
     row, = evaluate(task='compare', out_dir='b,a', input='p.txt')
     assert row['win rate'] is None and (row['95 % from'],
                                         row['to']) == pytest.approx((0, 1))  # nothing known of this pair
-
-# ---- HellaSwag's files ----
-
-def test_hellaswag_is_kept_as_it_is(monkeypatch, tmp_path):
-    asked = []
-    def download(url, name, sha256):
-        asked.append((url.rsplit('/', 1)[1], len(sha256)))
-        return lines(tmp_path / name, *[ROOF] * (2 if 'val' in name else 3))
-    monkeypatch.setattr(P, 'download', download)
-    monkeypatch.setattr(P, 'data_dir', str(tmp_path))
-    monkeypatch.setattr(P, 'dataset', 'hellaswag')
-    P.main()
-    folder = tmp_path / 'hellaswag'
-    assert asked == [('hellaswag_train.jsonl', 64), ('hellaswag_val.jsonl', 64)]
-    assert (folder / 'val.jsonl').read_bytes() == (tmp_path / 'hellaswag_val.jsonl').read_bytes()
-    meta = json.loads((folder / 'meta.json').read_text())
-    assert meta['kind'] == 'choices' and [meta['splits'][s]['examples'] for s in ('train', 'val')] == [3, 2]
 
 # ---- mistakes ----
 

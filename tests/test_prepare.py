@@ -401,6 +401,14 @@ def test_downloads(tmp_path):
             P.download(url, str(tmp_path / 'd'), 'y.txt', sha256)
     assert os.listdir(tmp_path / 'd') == ['x.txt']
 
+def test_hellaswag(run, tmp_path):
+    for split, n in (('train', 3), ('val', 2)):
+        jsonl(tmp_path / 'data' / 'downloads' / f'hellaswag_{split}.jsonl', *[{'ctx': 'a', 'label': i} for i in range(n)])
+    assert 'next:  python eval.py task=choices' in run('prepare.py', 'dataset=hellaswag').stdout
+    folder = tmp_path / 'data' / 'hellaswag'
+    assert lines(folder, 'val') == [{'ctx': 'a', 'label': i} for i in range(2)]
+    assert json.loads((folder / 'meta.json').read_text())['kind'] == 'choices'
+
 def test_fineweb_shards(tmp_path):
     def shard(name, ids, size=None):
         header = np.zeros(256, dtype='<i4')
