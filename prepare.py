@@ -10,7 +10,7 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=preferences                   # questions, a better and a worse answer
     python prepare.py dataset=mine input=pictures.npz       # for vlm.py, with pictures.jsonl
     python prepare.py dataset=hellaswag                     # for eval.py task=choices: 60 MB
-    python prepare.py weights=HuggingFaceTB/SmolLM2-135M out_dir=out-smol   # GPT-2, Llama, Qwen3
+    python prepare.py weights=openai-community/gpt2 out_dir=out-gpt2        # GPT-2, Llama, Qwen3
     python prepare.py export=for-others out_dir=out         # and ours, for transformers, vLLM
                                                             # (these two: pip install transformers)
 
@@ -258,7 +258,10 @@ def checked(paths, check, bad=None):
                     raise ValueError("more columns than the first line names")
                 made = check(record)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-                line = f"{place}: {type(e).__name__} {e} in {str(record).strip()[:60]!r}"
+                reason = getattr(e, 'msg', e)  # JSON's own line numbers would mislead
+                if type(e) is not ValueError:
+                    reason = f"{type(e).__name__}, {reason}"
+                line = f"{place}: {reason}, in {str(record).strip()[:60]!r}"
                 if bad is None:
                     sys.exit(f"{line}. skip_bad=True goes on without such lines")
                 bad[line] = True
@@ -284,7 +287,8 @@ def python_documents(downloads):
     """The standard library of the Python that runs this, without tests and what pip installed."""
     root = sysconfig.get_paths()['stdlib']
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__'}
-    paths = [path for path in glob.glob(os.path.join(glob.escape(root), '**', '*.py'), recursive=True)
+    pattern = os.path.join(glob.escape(root), '**', '*.py')
+    paths = [path for path in glob.glob(pattern, recursive=True)
              if not left_out & set(os.path.relpath(path, root).split(os.sep))]
     if not paths:
         sys.exit(f"no Python source in {root}: try  python prepare.py dataset=mine input=book.txt")
@@ -304,9 +308,9 @@ def download(url, folder, name, sha256=None):
 
 def shakespeare_documents(downloads):
     """Karpathy's tiny Shakespeare: 40,000 lines, 1,115,394 characters, 65 of them distinct."""
-    url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
+    base = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/'
     sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
-    return file_documents([download(url, downloads, 'shakespeare.txt', sha256)])
+    return file_documents([download(base + 'input.txt', downloads, 'shakespeare.txt', sha256)])
 
 # to add a dataset of text, write a function that yields its documents, and name it here
 DATASETS = {'python': python_documents, 'shakespeare': shakespeare_documents}
@@ -469,11 +473,12 @@ def preference(record):
         if not side or side[-1]['role'] != 'assistant':
             raise ValueError(f"the {name} side does not end with the assistant")
     chosen, rejected = sides
-    n = 0
-    while chosen[n:n + 1] == rejected[n:n + 1] != []:
+    shorter = min(len(chosen), len(rejected))
+    n = 0  # messages that both begin with
+    while n < shorter and chosen[n] == rejected[n]:
         n += 1
-    if n == 0 or n in (len(chosen), len(rejected)):
-        raise ValueError("no prompt, or one side is all that the other begins with")
+    if n in (0, shorter):
+        raise ValueError("chosen and rejected are the same, or they have no prompt")
     found = {'prompt': chosen[:n], 'chosen': chosen[n:], 'rejected': rejected[n:]}
     for name, side in found.items():
         if len(side) == 1 and side[0]['role'] == ('user' if name == 'prompt' else 'assistant'):
@@ -503,7 +508,7 @@ def read_pictures(path):
         with zipfile.ZipFile(path) as archive, archive.open('images.npy') as f:
             np.lib.format.read_magic(f)
             shape, _, dtype = np.lib.format.read_array_header_1_0(f)
-        # zip makes a byte of a thousand at most, so a header cannot ask for all memory
+        # zip shrinks to a thousandth at most: a header that claims more shall take no memory
         fits = math.prod(shape) < 1100 * os.path.getsize(path)
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not fits:
             raise ValueError(f"`images` is {dtype} {shape}, and uint8 (N, H, W, 3) is expected")
@@ -545,10 +550,10 @@ def check_labels(pairs):
 
 WORDS = (
     'apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow '
-    'cup desk dog door duck egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill '
-    'horse ice jar key king lake lamp leaf lion map milk moon nest nose owl park pen pig pond queen '
-    'rain ring road rock rose sand ship shoe snow sock song spoon star stone sun table tea tent '
-    'tree van wall wind wolf').split()
+    'cup desk dog door duck egg fan farm fire fish flag fox frog gate girl goat gold hand hat '
+    'hill horse ice jar key king lake lamp leaf lion map milk moon nest nose owl park pen pig '
+    'pond queen rain ring road rock rose sand ship shoe snow sock song spoon star stone sun table '
+    'tea tent tree van wall wind wolf').split()
 
 def invented(rng, letters=(3, 6)):
     """A word that nobody has seen: 'tirun'. Consonants and vowels in turn."""
@@ -725,8 +730,8 @@ def hellaswag_questions(downloads):
             yield split, question
 
 # to add a dataset of examples, write a function that makes (split, example), and name it here
-EXAMPLES = {'instruct': ('chat', conversations), 'preferences': ('preferences', preference_examples),
-            'hellaswag': ('choices', hellaswag_questions)}
+EXAMPLES = {'instruct': ('chat', conversations), 'hellaswag': ('choices', hellaswag_questions),
+            'preferences': ('preferences', preference_examples)}
 
 # --------------------------------------------------------------------------------------------------
 # 6. Other people's weights, in and out: the same tables, read from left to right and from right to
@@ -926,8 +931,8 @@ def export_weights(export, out_dir):
     fitting = [name for name, (_, own) in ARCHITECTURES.items()
                if {**common, **own}.items() <= shape.items()]
     if not fitting or tok.kind not in ('bpe', 'hf'):
-        sys.exit(f"{out_dir}/ckpt.pt is no gpt2, llama or qwen3 with a bpe tokenizer, and others load "
-                 f"only those: it has tokenizer={tok.kind} "
+        sys.exit(f"{out_dir}/ckpt.pt is no gpt2, llama or qwen3 with a bpe tokenizer, and others "
+                 f"load only those: it has tokenizer={tok.kind} "
                  + ' '.join(f'{name}={value}' for name, value in shape.items()))
     model_type = fitting[0]
     column = ARCHITECTURES[model_type][0]
@@ -940,9 +945,9 @@ def export_weights(export, out_dir):
         settings.update(rope_parameters=rope)
     if model_type == 'llama':
         settings.update(attention_bias=shape['bias'], mlp_bias=shape['bias'])
-    their_config = transformers.AutoConfig.for_model(
-        model_type, dtype=saved['model']['norm.weight'].dtype, bos_token_id=[*tok.start, tok.eot][0],
-        eos_token_id=tok.eot, pad_token_id=tok.pad, **settings)
+    settings.update(dtype=saved['model']['norm.weight'].dtype, eos_token_id=tok.eot,
+                    pad_token_id=tok.pad, bos_token_id=[*tok.start, tok.eot][0])
+    their_config = transformers.AutoConfig.for_model(model_type, **settings)
     with torch.device('meta'):  # shapes without numbers
         theirs = transformers.AutoModelForCausalLM.from_config(their_config)
     # 3. its numbers
@@ -983,10 +988,11 @@ def replace_folder(folder):
         shutil.rmtree(old, ignore_errors=True)
 
     mend()
-    for name in os.listdir(folder) if os.path.exists(folder) else []:
-        if not re.fullmatch(r'(train|val)\.(bin|jsonl|npz)|meta\.json|\.DS_Store', name):
-            sys.exit(f"{folder} holds {name}, which prepare.py did not write: move it away, or "
-                     "choose another dataset=")
+    if os.path.exists(folder):
+        for name in os.listdir(folder):
+            if not re.fullmatch(r'(train|val)\.(bin|jsonl|npz)|meta\.json|\.DS_Store', name):
+                sys.exit(f"{folder} holds {name}, which prepare.py did not write: move it away, or "
+                         "choose another dataset=")
     os.makedirs(new)
     try:
         yield new

@@ -181,7 +181,7 @@ def test_preferences():
 
 @pytest.mark.parametrize('record, words', [
     ({'prompt': 'x', 'chosen': 'y'}, 'assistant says is empty'), ({'prompt': 'x', 'chosen': 'y', 'rejected': ' '}, 'assistant says is empty'),
-    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, 'begins with'), ({'chosen': 'y', 'rejected': 'z'}, 'no prompt'),
+    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, 'are the same'), ({'chosen': 'y', 'rejected': 'z'}, 'no prompt'),
     ({'chosen': said('x', 'a', 'b'), 'rejected': said('x', 'b')}, 'chosen side does not end with the assistant'),
     ({'prompt': 'x', 'chosen': [], 'rejected': 'y'}, 'chosen side does not end'),
     ({'prompt': [SYSTEM], 'chosen': 'y', 'rejected': 'z'}, 'no user')])

@@ -318,11 +318,14 @@ def test_a_sliding_window_is_refused(prepare, tmp_path, transformers):
     with pytest.raises(SystemExit, match='sliding_window=16, and our model knows only .None'):
         prepare(weights=tmp_path / 'hf')
 
+def test_weights_that_are_nowhere(prepare, tmp_path, transformers):
+    with pytest.raises(SystemExit, match='weights=nowhere: OSError'):
+        prepare(weights='nowhere', out_dir=tmp_path / 'x')
+
 def test_mistakes_on_the_command_line(prepare, tmp_path, monkeypatch):
     ours(tmp_path / 'out')
     before = (tmp_path / 'out' / 'ckpt.pt').read_bytes()
     for settings, words in ((dict(weights=tmp_path), 'exists already: choose another out_dir'),
-                            (dict(weights='nowhere', out_dir='x'), 'weights=nowhere: OSError'),
                             (dict(export=tmp_path), 'exists already: choose another folder')):
         with pytest.raises(SystemExit, match=words):
             prepare(**settings)
