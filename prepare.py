@@ -30,7 +30,8 @@ train.jsonl and val.jsonl, one a line. They come as .jsonl, .json, .csv or .tsv,
     labels         {"text": …, "label": …}
     preferences    {"prompt": …, "chosen": …, "rejected": …}, each a text or a list of messages
 
-Every tenth document or example is for validation. All of it is checked here, and only here.
+Every tenth document or example is for validation; of fewer than ten documents, the last tenth of
+each. All of it is checked here, and only here.
 """
 from configurator import configure, expect, nearest, usage
 
