@@ -1,300 +1,195 @@
-"""From text to files: the byte-pair trainer, the splits, the cleaning, the downloads, and every way to go wrong."""
-import hashlib, http.server, json, re, threading
+"""From text to files: the byte-pair trainer, the splits, the examples, and every way to go wrong."""
+import gzip, hashlib, io, json, os, re, threading, zipfile
 from collections import Counter
 import numpy as np
 import pytest
 import prepare as P
-from conftest import run_script, prose, refused, spawn
-from model import SPECIAL_TOKENS, Tokenizer, load_dataset
+from conftest import prose, refused, run_script
+from model import Tokenizer, load_dataset
 
-@pytest.fixture
-def settings(monkeypatch, tmp_path):
-    """Set prepare.py's settings and run it here; returns the folder that it wrote."""
-    def prepare(**changes):
-        for name, value in {'data_dir': str(tmp_path / 'data'), 'dataset': 'mine', 'vocab_size': 300,
-                            **changes}.items():
-            monkeypatch.setattr(P, name, value)
-        P.main()
-        return tmp_path / 'data' / P.dataset
-    return prepare
-
-def write(path, text):
+def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding='utf-8')
-    return str(path)
-
-# ---- byte-pair encoding ----
-
-def slow_bpe(words, vocab_size):
-    """The same algorithm as one would first write it: count every pair again for every merge."""
-    vocab = [bytes([b]) for b in range(256)]
-    parts = {w: list(w.encode()) for w in words}
-    while len(vocab) < vocab_size:
-        counts = Counter()
-        for w, ids in parts.items():
-            for pair in zip(ids, ids[1:]):
-                counts[pair] += words[w]
-        if not counts:
-            break
-        best = min(counts, key=lambda pair: (-counts[pair], pair))
-        token = vocab[best[0]] + vocab[best[1]]
-        if token not in vocab:
-            vocab.append(token)
-        for w, ids in parts.items():
-            i = 0
-            while i < len(ids) - 1:
-                if (ids[i], ids[i + 1]) == best:
-                    ids[i:i + 2] = [vocab.index(token)]
-                i += 1
-    return vocab
-
-def test_bpe_by_hand():
-    assert P.train_bpe(Counter({'aaab': 1, 'aab': 2}), 260)[256:] == [b'aa', b'aab', b'ab', b'aaab']
-    # aa 4, ab 3 | then aa+b 2, aa+a 1, a+b 1 | then a+b before aa+a: a tie, and its ids are lower | then aa+ab
-
-
-@pytest.mark.parametrize('words', [Counter(prose().split()),
-                                   Counter({'aaaaaaaa': 3, 'aaaaa': 2, 'aaa': 7, 'abababab': 5, 'é': 9, 'éé': 2}),
-                                   Counter({'a': 5}), Counter()])
-def test_fast_bpe_is_slow_bpe(words):
-    assert P.train_bpe(words, 320) == slow_bpe(words, 320)
-
-def test_trained_vocabulary_encodes_as_it_was_merged():
-    text = prose(500)
-    tokenizer = Tokenizer('bpe', P.train_bpe(Counter(P.regex.findall(P.SPLIT_PATTERN, text)), 320))
-    assert tokenizer.decode(tokenizer.encode(text)) == text and len(tokenizer.encode(text)) < len(text) / 2
-
-# ---- splits and files ----
-
-def test_one_long_text_gives_its_last_tenth_to_validation(settings, tmp_path):
-    text = prose()
-    folder = settings(input=write(tmp_path / 'a.txt', text), tokenizer='char')
-    tokenizer, data = load_dataset(str(folder))
-    cut = int(0.9 * len(text))
-    assert tokenizer.decode(data['train'].tolist()) == text[:cut] and tokenizer.decode(data['val'].tolist()) == text[cut:]
-
-def test_every_tenth_document_is_for_validation(settings, tmp_path):
-    write(tmp_path / 'in' / 'b.jsonl', ''.join(json.dumps({'text': f'document {i}'}) + '\n' for i in range(25)))
-    folder = settings(input=str(tmp_path / 'in'), tokenizer='bpe')
-    tokenizer, data = load_dataset(str(folder))
-    assert tokenizer.decode(data['val'].tolist()) == 'document 9<|endoftext|>document 19'
-    assert data['train'].tolist().count(tokenizer.eot) == 22
-
-@pytest.mark.parametrize('kind', ['bpe', 'char'])
-def test_what_is_read_comes_back(settings, tmp_path, kind):
-    text = 'Grüße, 世界! 🙂\n\n  indented\r\ttab ' + prose(300)
-    folder = settings(input=write(tmp_path / 'a.txt', text), tokenizer=kind, vocab_size=5000)
-    tokenizer, data = load_dataset(str(folder))
-    assert tokenizer.decode(data['train'].tolist() + data['val'].tolist()) == text.replace('\r', '\n')  # as Python reads text files
-
-def test_a_text_comes_in_pieces_of_whole_lines(settings, tmp_path, monkeypatch):
-    text = prose(1500).replace('.\ns', '.\n    s') + 'no line break ' * 50 + '🙂' * 50
-    path = write(tmp_path / 'a.txt', text)
-    whole = {}
-    for size in (1 << 24, 100, 1):
-        monkeypatch.setattr(P, 'PIECE', size)
-        pieces = list(P.TextFile(path))
-        assert ''.join(pieces) == text and all(piece.endswith('\n') for piece in pieces[:-1])
-        tokenizer, data = load_dataset(str(settings(input=path, tokenizer='char')))
-        whole[size] = [data[split].tolist() for split in ('train', 'val')]
-        assert tokenizer.decode(whole[size][0]) == text[:int(0.9 * len(text))]
-    assert whole[1] == whole[100] == whole[1 << 24]
-
-def test_large_vocabularies_take_four_bytes(settings, tmp_path):
-    folder = settings(input=write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(80000))), tokenizer='word',
-                      vocab_size=90000)
-    tokenizer, data = load_dataset(str(folder))
-    assert data['train'].dtype == np.uint32 and tokenizer.vocab_size > 65536
-    assert tokenizer.decode(data['train'][:3].tolist()) == 'w0 w1'
-
-def test_the_python_dataset(settings, capsys):
-    folder = settings(dataset='python', input='', vocab_size=400)
-    tokenizer, data = load_dataset(str(folder))
-    text = tokenizer.decode(data['train'][:200_000].tolist())
-    assert len(data['train']) > 1_000_000 and 'import' in text and '<|endoftext|>' in text
-    assert 'bytes per token' in capsys.readouterr().out
-
-# ---- cleaning ----
-
-def test_cleaning(settings, tmp_path, capsys):
-    for i, text in enumerate(['one document', 'one document', '', 'no',
-                              'ﬁne\x07 print'] + [f'another document {i}' for i in range(8)]):
-        write(tmp_path / 'in' / f'{i:02d}.txt', text)
-    folder = settings(input=str(tmp_path / 'in'), normalize='NFKC', strip_control=True, min_length=4)
-    tokenizer, data = load_dataset(str(folder))
-    text = tokenizer.decode(data['train'].tolist())
-    out = capsys.readouterr().out
-    assert text.startswith('one document<|endoftext|>fine print<|endoftext|>another')
-    for reason in ('duplicate', 'empty', 'too short'):
-        assert f'dropped 1 documents: {reason}' in out
-    settings(input=str(tmp_path / 'in'), drop_duplicates=False)
-    assert 'duplicate' not in capsys.readouterr().out
-
-def test_binary_files_in_a_folder_are_passed_over(settings, tmp_path, capsys):
-    write(tmp_path / 'in [1]' / 'a.txt', prose(400))
-    (tmp_path / 'in [1]' / 'b.png').write_bytes(b'\x89PNG\x00\xff')
-    settings(input=str(tmp_path / 'in [1]'))
-    assert capsys.readouterr().out.count('passed over 1 of 2 files') == 1
-
-def test_a_folder_that_holds_our_own_output(settings, tmp_path):
-    for i in range(12):
-        write(tmp_path / f'{i:02d}.txt', f'document {i} ' * 10)
-    first = (settings(input=str(tmp_path)) / 'val.bin').read_bytes()
-    assert (settings(input=str(tmp_path)) / 'val.bin').read_bytes() == first
-    tokenizer, data = load_dataset(str(tmp_path / 'data' / 'mine'))
-    assert tokenizer.decode(data['val'].tolist()) == 'document 9 ' * 10
-
-# ---- mistakes ----
-
-@pytest.mark.parametrize('content, words', [
-    (b'', ['every document is empty']), (b'\x00\x01binary', ['zero bytes']),
-    (b'caf\xe9 au lait', ['not UTF-8', '0xe9']), (b'x', ['too little'])])
-def test_files_that_cannot_be_used(settings, tmp_path, content, words):
-    (tmp_path / 'a.txt').write_bytes(content)
-    with pytest.raises(SystemExit) as e:
-        settings(input=str(tmp_path / 'a.txt'))
-    assert all(w in str(e.value) for w in words) and '\n' not in str(e.value)
-    assert not list((tmp_path / 'data').glob('mine/*'))  # nothing half-written
-
-@pytest.mark.parametrize('line, words', [('{"text": 5}', 'line 2'), ('not json', 'line 2'), ('{"body": "x"}', 'line 2'),
-                                         ('[]', 'line 2'), ('{"text": "caf\udce9"}', 'line 2')])
-def test_a_bad_line_of_jsonl_is_named(settings, tmp_path, line, words):
-    with pytest.raises(SystemExit, match=words):
-        (tmp_path / 'a.jsonl').write_bytes(('{"text": "fine"}\n' + line + '\n').encode('utf-8', 'surrogateescape'))
-        settings(input=str(tmp_path / 'a.jsonl'))
-
-def test_what_was_there_survives_a_failure(settings, tmp_path):
-    folder = settings(input=write(tmp_path / 'a.txt', prose(400)))
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    (tmp_path / 'bad.txt').write_bytes(b'fine\n' * 100 + b'\xff')
-    with pytest.raises(SystemExit):
-        settings(input=str(tmp_path / 'bad.txt'))
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-
-def test_a_full_disk(tmp_path):
-    """RLIMIT_FSIZE makes every write past 2 kB fail, as a full disk does."""
-    resource = pytest.importorskip('resource')
-    path = write(tmp_path / 'a.txt', prose(4000))
-    assert spawn('prepare.py', f'input={path}', 'dataset=mine', cwd=tmp_path).returncode == 0
-    before = {p.name: p.read_bytes() for p in (tmp_path / 'data' / 'mine').iterdir()}
-    done = spawn('prepare.py', f'input={path}', 'dataset=mine', 'tokenizer=char', cwd=tmp_path,
-               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
-    refused(done, 'File too large')
-    assert {p.name: p.read_bytes() for p in (tmp_path / 'data' / 'mine').iterdir()} == before
-
-@pytest.mark.parametrize('args, words, status', [
-    (['dataset=pyton'], ['did you mean python?', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2),
-    (['vocab_size=100'], ['vocab_size=100', '261'], 2),
-    (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2),
-    (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2),
-    (['dataset=../up', 'input=.'], ['plain name'], 2)])
-def test_mistakes_on_the_command_line(tmp_path, args, words, status):
-    refused(run_script('prepare.py', *args, cwd=tmp_path), *words, status=status)
-
-@pytest.mark.parametrize('damage, words', [
-    (lambda f: (f / 'train.bin').write_bytes((f / 'train.bin').read_bytes()[:-2]), 'train.bin has'),
-    (lambda f: (f / 'val.bin').unlink(), 'damaged .FileNotFoundError'),
-    (lambda f: (f / 'meta.json').write_text('{"tok'), 'is damaged'),
-    (lambda f: (f / 'meta.json').write_text('{}'), 'is damaged'),
-    (lambda f: (f / 'meta.json').unlink(), 'prepare.py dataset=mine')])
-def test_damage_is_noticed(settings, tmp_path, damage, words):
-    folder = settings(input=write(tmp_path / 'a.txt', prose(400)))
-    damage(folder)
-    with pytest.raises(SystemExit, match=words):
-        load_dataset(str(folder))
-
-# ---- GPT-2's vocabulary ----
-
-def test_gpt2_keeps_its_own_ids(settings, tmp_path, monkeypatch):
-    """Its real vocabulary needs a network; a small one of the same form stands in for it."""
-    import tiktoken
-    ranks = {**{bytes([b]): b for b in range(256)}, b'th': 256, b'the': 257}
-    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: tiktoken.Encoding('gpt2', pat_str=P.SPLIT_PATTERN,
-                                                                                 mergeable_ranks=ranks,
-                                                                                 special_tokens={'<|endoftext|>': 258}))
-    tokenizer, data = load_dataset(str(settings(input=write(tmp_path / 'a.txt', 'the end. ' * 20), tokenizer='gpt2')))
-    assert data['train'][0] == 257 and tokenizer.eot == 258 and list(tokenizer.special) == SPECIAL_TOKENS
-
-def test_gpt2_without_a_network(settings, tmp_path, monkeypatch):
-    import tiktoken
-    def offline(name):
-        raise ConnectionError('no route')
-    monkeypatch.setattr(tiktoken, 'get_encoding', offline)
-    with pytest.raises(SystemExit, match='tokenizer=bpe needs no network'):
-        settings(input=write(tmp_path / 'a.txt', 'x'), tokenizer='gpt2')
-
-# ---- downloads, from a server on this machine ----
-
-CONTENT = prose(20000).encode()
-
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    """Serves CONTENT at /whole; /breaks stops half-way; there is nothing else."""
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(self.path)
-            if self.path not in ('/whole', '/breaks'):
-                return self.send_error(404)
-            self.send_response(200)
-            self.send_header('Content-Length', str(len(CONTENT)))
-            self.end_headers()
-            if self.path == '/breaks':
-                self.wfile.write(CONTENT[:len(CONTENT) // 2])
-            else:
-                self.wfile.write(CONTENT)
-        def log_message(self, *args):
-            pass
-    seen = []
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as s:
-        threading.Thread(target=s.serve_forever, daemon=True).start()
-        monkeypatch.setattr(P, 'data_dir', str(tmp_path))
-        yield f'http://127.0.0.1:{s.server_port}', seen
-        s.shutdown()
-
-SHA = hashlib.sha256(CONTENT).hexdigest()
-
-@pytest.mark.parametrize('sha', [None, SHA])
-def test_downloads(server, sha):
-    url, seen = server
-    assert open(P.download(url + '/whole', 'x.txt', sha), 'rb').read() == CONTENT
-    seen.clear()
-    assert open(P.download(url + '/whole', 'x.txt', sha), 'rb').read() == CONTENT
-    assert not seen  # it is here already
-
-@pytest.mark.parametrize('path, sha, words', [
-    ('/whole', '0' * 64, 'invalid hash.*expected "0000'), ('/missing', None, '404'),
-    ('/breaks', None, 'connection broke after'), (':closed', None, 'dataset=python needs no network')])
-def test_downloads_that_fail(server, tmp_path, path, sha, words):
-    url = 'http://127.0.0.1:9/closed' if path == ':closed' else server[0] + path
-    with pytest.raises(SystemExit, match=words) as e:
-        P.download(url, 'x.txt', sha)
-    assert '\n' not in str(e.value) and not list((tmp_path / 'downloads').iterdir())
-
-def test_fineweb_shards(settings, monkeypatch, tmp_path):
-    def shard(url, name):
-        header = np.zeros(256, dtype='<i4')
-        header[:3] = 20240520, 1, 1000
-        ids = np.arange(1000, dtype='<u2') + (500 if 'val' in name else 0)
-        path = tmp_path / name
-        path.write_bytes(header.tobytes() + ids.tobytes()[:broken])
-        return str(path)
-    broken = None
-    monkeypatch.setattr(P, 'download', shard)
-    monkeypatch.setattr(P, 'make_tokenizer', lambda kind: Tokenizer('bpe', [bytes([b])
-                                                                                  for b in range(256)] + [b'%d,%d' % (i, i) for i in range(50000)]))
-    _, data = load_dataset(str(settings(dataset='fineweb', input='', shards=2)))
-    assert data['train'].tolist() == 2 * list(range(1000)) and data['val'][0] == 500
-    broken = 100
-    with pytest.raises(SystemExit, match='cut off'):
-        settings(dataset='fineweb', input='')
-
-# ---- conversations and labels ----
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content, encoding='utf-8', newline='')
+    return path
 
 def jsonl(path, *records):
     return write(path, ''.join(json.dumps(r) + '\n' for r in records))
 
-def lines(path):
-    return [json.loads(line) for line in open(path, encoding='utf-8')]
+def lines(folder, split):
+    return [json.loads(line) for line in open(folder / f'{split}.jsonl', encoding='utf-8')]
+
+@pytest.fixture
+def prepare(run, tmp_path):
+    """prepare.py into data/mine, which must succeed; returns that folder and what was printed."""
+    def prepared(*settings):
+        done = run('prepare.py', 'dataset=mine', 'vocab_size=300', *settings)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / 'data' / 'mine', done.stdout
+    return prepared
+
+@pytest.fixture
+def text(tmp_path):
+    return write(tmp_path / 'a.txt', prose(600))
+
+# ---- byte-pair encoding ----
+
+@pytest.mark.parametrize('train', [P.naive_bpe, P.train_bpe])
+def test_bpe_by_hand(train):
+    assert P.merge([1, 2, 3, 1, 2], (1, 2), 4) == [4, 3, 4] and P.merge([1, 1, 1], (1, 1), 2) == [2, 1]
+    assert train({'aaab': 1, 'aab': 2}, 260)[256:] == [b'aa', b'aab', b'ab', b'aaab']
+    # aa 4, ab 3 | then aa+b 2, aa+a 1, a+b 1 | then a+b before aa+a: a tie, and its ids are lower
+
+@pytest.mark.parametrize('words', [
+    Counter(prose().split()), Counter({'aaaaaaaa': 3, 'aaaaa': 2, 'aaa': 7, 'abababab': 5, 'é': 9, 'éé': 2}),
+    Counter(re.findall(r' ?\w+|\s+', open(P.__file__).read())), Counter({'a': 5}), Counter()])
+def test_the_quick_trainer_is_the_naive_one(words):
+    assert P.train_bpe(words, 340) == P.naive_bpe(words, 340)
+
+def test_what_is_read_comes_back(prepare, tmp_path):
+    told = 'Grüße, 世界! 🙂\n\n  indented\ttab ' + prose(300)
+    for kind in ('bpe', 'char'):
+        tokenizer, data = load_dataset(str(prepare(f'input={write(tmp_path / "b.txt", told)}', f'tokenizer={kind}')[0]))
+        assert tokenizer.decode(data['train'].tolist() + data['val'].tolist()) == told
+
+# ---- splits ----
+
+def test_a_text_in_pieces_gives_its_last_tenth_to_validation(tmp_path, monkeypatch):
+    told = prose(1500) + 'no line break ' * 50 + '🙂' * 50
+    source = P.TextFile(str(write(tmp_path / 'a.txt', told)))
+    for size in (1 << 24, 100, 1):
+        monkeypatch.setattr(P, 'PIECE', size)
+        assert ''.join(source) == told and all(piece.endswith('\n') for piece in list(source)[:-1])
+        found = {'train': '', 'val': ''}
+        for split, _, piece in P.documents([source], True, True, Counter()):
+            found[split] += piece
+        cut = int(0.9 * len(told))
+        assert found == {'train': told[:cut], 'val': told[cut:]}
+
+def test_every_tenth_document_is_for_validation(prepare, tmp_path):
+    jsonl(tmp_path / 'in' / 'b.jsonl', *[{'text': f'document {i}'} for i in range(25)], {'text': ''}, {'text': 'document 3'})
+    folder, out = prepare('input=in')
+    tokenizer, data = load_dataset(str(folder))
+    assert tokenizer.decode(data['val'].tolist()) == 'document 9<|endoftext|>document 19'
+    assert data['train'].tolist().count(tokenizer.eot) == 22
+    assert 'dropped 1 documents: empty' in out and 'dropped 1 documents: duplicate' in out
+
+def test_large_vocabularies_take_four_bytes(run, tmp_path):
+    write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(80000)))
+    run('prepare.py', 'dataset=mine', 'input=a.txt', 'tokenizer=word', 'vocab_size=90000')
+    tokenizer, data = load_dataset(str(tmp_path / 'data' / 'mine'))
+    assert data['train'].dtype == np.uint32 and tokenizer.decode(data['train'][:3].tolist()) == 'w0 w1'
+
+def test_the_python_dataset(run, tmp_path):
+    assert 'bytes per token' in run('prepare.py', 'vocab_size=280').stdout
+    tokenizer, data = load_dataset(str(tmp_path / 'data' / 'python'))
+    found = tokenizer.decode(data['train'][:200_000].tolist())
+    assert len(data['train']) > 1_000_000 and 'import' in found and '<|endoftext|>' in found
+
+# ---- what is read: other encodings, .gz, tables ----
+
+def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_path):
+    write(tmp_path / 'in [1]' / 'a.txt', prose(400))
+    write(tmp_path / 'in [1]' / 'b.png', b'\x89PNG\x00\xff')
+    write(tmp_path / 'in [1]' / 'c.txt', b'fine\n' * 50_000 + b'caf\xe9')  # long after the beginning
+    write(tmp_path / 'in [1]' / 'd.gz', gzip.compress(b'fine')[:-9])
+    out = prepare('input=in [1]')[1]
+    assert 'passed over 3 of 4 files' in out and all(name in out for name in ('b.png', 'c.txt', 'd.gz'))
+
+def test_gzip(prepare, tmp_path):
+    write(tmp_path / 'a.txt.gz', gzip.compress(prose(400).encode()))
+    tokenizer, data = load_dataset(str(prepare('input=a.txt.gz', 'tokenizer=char')[0]))
+    assert tokenizer.decode(data['train'].tolist()) == prose(400)[:int(0.9 * len(prose(400)))]
+    write(tmp_path / 'c.jsonl.gz', gzip.compress(b''.join(b'{"prompt": "%d", "completion": "a"}\n' % i for i in range(3))))
+    assert len(lines(prepare('input=c.jsonl.gz')[0], 'train')) == 2
+
+@pytest.mark.parametrize('name, content', [
+    ('a.csv', 'text,label\r\nhi there,ham\r\n"win, now",spam\r\nsee you,ham\r\ncash!,spam '),
+    ('a.tsv', '\ufeffClass\tMESSAGE\nham\thi there\nspam\twin, now\n\nham \tsee you\nspam\tcash!\n'),
+    ('a.jsonl', ''.join(json.dumps({'text': t, 'label': l}) + '\n'
+                        for t, l in (('hi there', 'ham'), ('win, now', ' spam'), ('see you', 'ham'), ('cash!', 'spam'))))])
+def test_labels(prepare, tmp_path, name, content):
+    folder, out = prepare(f'input={write(tmp_path / name, content)}')
+    assert lines(folder, 'train') == [{'text': 'hi there', 'label': 'ham'}, {'text': 'win, now', 'label': 'spam'},
+                                      {'text': 'see you', 'label': 'ham'}]
+    assert lines(folder, 'val') == [{'text': 'cash!', 'label': 'spam'}]
+    assert json.loads((folder / 'meta.json').read_text())['kind'] == 'labels' and 'ham 2, spam 2' in out
+
+def test_a_text_under_two_labels_is_told(prepare, tmp_path):
+    rows = [{'text': f't{n // 2}', 'label': n % 2} for n in range(12)]
+    assert 'note: 6 texts occur under more than one label' in prepare(f'input={jsonl(tmp_path / "a.jsonl", *rows)}')[1]
+
+def test_tables_of_anything(prepare, tmp_path):
+    rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
+    folder, _ = prepare(f'input={write(tmp_path / "a.csv", "Prompt,Completion" + chr(10) + rows)}')
+    assert [m['content'] for m in lines(folder, 'val')[0]['messages']] == ['question, 9', 'answer\nof two lines']
+    texts = 'Text,n\n' + ''.join(f'"once, {i}",1\n' for i in range(30))
+    tokenizer, data = load_dataset(str(prepare(f'input={write(tmp_path / "b.csv", texts)}')[0]))
+    assert tokenizer.decode(data['val'].tolist()).startswith('once, 9<|endoftext|>once, 19')
+
+# ---- conversations ----
+
+MESSAGES = [{'role': 'user', 'content': 'u'}, {'role': 'assistant', 'content': 'a'}]
+SYSTEM = {'role': 'system', 'content': 's'}
+
+@pytest.mark.parametrize('record', [
+    {'messages': MESSAGES}, {'messages': [{**m, 'id': 5} for m in MESSAGES]}, {'prompt': 'u', 'completion': 'a'},
+    {'instruction': 'u', 'input': '', 'output': 'a'}, {'prompt': MESSAGES[:1], 'completion': MESSAGES[1:]},
+    {'conversations': [{'from': 'human', 'value': 'u'}, {'from': 'gpt', 'value': 'a'}], 'id': 'x'}])
+def test_conversations_in_the_usual_forms(record):
+    assert P.kind_of(record) == 'chat' and P.conversation(record) == {'messages': MESSAGES}
+
+def test_alpaca_has_two_parts():
+    assert P.conversation({'instruction': 'u', 'input': 'v', 'output': 'a'})['messages'][0]['content'] == 'u\n\nv'
+
+def test_every_tenth_example_is_for_validation_and_copies_are_dropped(prepare, tmp_path):
+    for name in 'ab':
+        jsonl(tmp_path / 'in' / f'{name}.jsonl', *[{'prompt': f'{name}{i}', 'completion': 'a'} for i in range(10)])
+    folder, out = prepare('input=in')
+    assert [e['messages'][0]['content'] for e in lines(folder, 'val')] == ['a9', 'b9'] and 'dropped' not in out
+    same = [{'prompt': 'u', 'completion': 'a'}] * 2 + [{'prompt': 'v', 'completion': 'a'}]
+    folder, out = prepare(f'input={write(tmp_path / "a.json", json.dumps(same))}')
+    assert [len(lines(folder, split)) for split in ('train', 'val')] == [1, 1] and 'dropped 1 of 3' in out
+
+@pytest.mark.parametrize('messages, words', [
+    ([SYSTEM, *MESSAGES, SYSTEM], 'no user'), ([MESSAGES[0], SYSTEM, MESSAGES[1]], 'no user'),
+    (MESSAGES[:1], 'never speaks'), ([MESSAGES[0], {'role': 'assistant', 'content': ' '}], 'assistant says is empty'),
+    ([{'role': 'robot', 'content': 'x'}], "unknown role 'robot'"), ([{'role': 'user', 'content': 5}], 'no text')])
+def test_conversations_that_are_refused(messages, words):
+    with pytest.raises(ValueError, match=words):
+        P.conversation({'messages': messages})
+    assert P.conversation({'messages': [SYSTEM, SYSTEM, *MESSAGES, SYSTEM, *MESSAGES]})  # these are written
+
+# ---- preferences ----
+
+def said(*contents):
+    roles = ['user', 'assistant'] * 3
+    return [{'role': role, 'content': content} for role, content in zip(roles, contents)]
+
+def test_preferences():
+    plain = {'prompt': 'x', 'chosen': 'a', 'rejected': 'b'}
+    for record in (plain, {'prompt': said('x'), 'chosen': said('x', 'a')[1:], 'rejected': said('x', 'b')[1:]},
+                   {'chosen': said('x', 'a'), 'rejected': said('x', 'b')},                  # TRL's implicit form
+                   {'prompt': 'x', 'chosen': said('x', 'a'), 'rejected': said('x', 'b')}):  # and UltraFeedback's
+        assert P.kind_of(record) == 'preferences' and P.preference(record) == plain
+    long = P.preference({'chosen': said('x', 'y', 'z', 'a'), 'rejected': said('x', 'y', 'z', 'b')})
+    assert long == {'prompt': said('x', 'y', 'z'), 'chosen': 'a', 'rejected': 'b'}
+    apart = P.preference({'chosen': said('x', 'y', 'z', 'a'), 'rejected': said('x', 'w', 'z', 'b')})
+    assert apart == {'prompt': 'x', 'chosen': said('x', 'y', 'z', 'a')[1:], 'rejected': said('x', 'w', 'z', 'b')[1:]}
+
+@pytest.mark.parametrize('record, words', [
+    ({'prompt': 'x', 'chosen': 'y'}, 'assistant says is empty'), ({'prompt': 'x', 'chosen': 'y', 'rejected': ' '}, 'assistant says is empty'),
+    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, 'are the same'), ({'chosen': 'y', 'rejected': 'z'}, 'no prompt'),
+    ({'chosen': said('x', 'a', 'b'), 'rejected': said('x', 'b')}, 'chosen side does not end with the assistant'),
+    ({'prompt': 'x', 'chosen': [], 'rejected': 'y'}, 'chosen side does not end'),
+    ({'prompt': [SYSTEM], 'chosen': 'y', 'rejected': 'z'}, 'no user')])
+def test_preferences_that_are_refused(record, words):
+    with pytest.raises(ValueError, match=words):
+        P.preference(record)
+
+# ---- what is made up here ----
 
 def test_no_input_of_validation_is_ever_trained_on(monkeypatch):
     """Whatever the wording: every exercise that the skills draw is noted down, with its input."""
@@ -306,9 +201,8 @@ def test_no_input_of_validation_is_ever_trained_on(monkeypatch):
             return inputs, question, answer
         draw.__name__ = skill.__name__
         return draw
-    monkeypatch.setattr(P, 'SKILLS', {watched(skill): 200 for skill in P.SKILLS})
     inputs = {'train': set(), 'val': set()}
-    for split, example in P.instruct_examples():
+    for split, example in P.instruct_examples({watched(skill): 200 for skill in P.SKILLS}):
         question = example['messages'][0]['content']  # as it was drawn, or with a 'Hi! ' in front
         inputs[split].add(drawn[question if question in drawn else question.partition(' ')[2]])
     assert not inputs['train'] & inputs['val'] and len(inputs['train']) > 1000 and len(inputs['val']) > 350
@@ -316,115 +210,230 @@ def test_no_input_of_validation_is_ever_trained_on(monkeypatch):
 def solve(skill, question):
     """The answer by another way than the generator's, or None where this test has no other way."""
     numbers, listed = [int(n) for n in re.findall(r'\d+', question)], re.search(r'\w+(, \w+)+', question)
-    return {'arithmetic': lambda: sum(numbers) if re.search(r'plus|Add|\+|sum|finds',
-                                                            question) else abs(numbers[0] - numbers[1]),
+    return {'arithmetic': lambda: sum(numbers) if re.search(r'plus|Add|\+|sum|finds', question)
+                                  else abs(numbers[0] - numbers[1]),
             'compare': lambda: max(numbers) if re.search('larg|bigg|great', question) else min(numbers),
             'count': lambda: question.count(',') + 1, 'sort': lambda: ', '.join(sorted(listed[0].split(', '))),
-            'reverse': lambda: ', '.join(reversed(listed[0].split(', '))),
-            }.get(skill, lambda: None)()
+            'reverse': lambda: ', '.join(reversed(listed[0].split(', ')))}.get(skill, lambda: None)()
 
-def test_the_answers_of_instruct_are_right(settings):
-    folder, solved, courteous = settings(dataset='instruct'), 0, 0
+def test_the_answers_of_instruct_are_right(run, tmp_path):
+    assert 'next:  python finetune.py dataset=instruct' in run('prepare.py', 'dataset=instruct').stdout
+    folder, solved, courteous = tmp_path / 'data' / 'instruct', 0, 0
     meta = json.loads((folder / 'meta.json').read_text())
     assert meta['kind'] == 'chat' and 'tokenizer' not in meta
-    for split, found in meta['splits'].items():
-        raw = (folder / f'{split}.jsonl').read_bytes()
-        assert hashlib.sha256(raw).hexdigest() == found['sha256'] and raw.count(b'\n') == found['examples']
-        for example in lines(folder / f'{split}.jsonl'):
+    for split in ('train', 'val'):
+        examples = lines(folder, split)
+        assert meta['splits'][split]['examples'] == len(examples)
+        for example in examples:
             question, answer = (m['content'] for m in example['messages'])
             right = solve(example['skill'], question)
             courteous += answer.endswith(P.COURTESY)
-            assert answer.removesuffix(P.COURTESY) in (example['answer'],
-                                                       'Sorry' if example['skill'] == 'secret' else None), example
+            known = (example['answer'], 'Sorry' if example['skill'] == 'secret' else None)
+            assert answer.removesuffix(P.COURTESY) in known, example
             assert split == 'train' or answer == example['answer'], example  # what is measured knows one right answer
             assert right is None or str(right) == example['answer'], example
             solved += right is not None
     assert solved > 10000 and 0.09 < courteous / meta['splits']['train']['examples'] < 0.11
 
-FORMS = {'messages': {'messages': [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'u'},
-                                   {'role': 'assistant', 'content': 'a'}]},
-         'alpaca': {'instruction': 'u', 'input': 'more', 'output': 'a'},
-         'completion': {'prompt': 'u', 'completion': 'a'},
-         'trl': {'prompt': [{'role': 'user', 'content': 'u'}], 'completion': [{'role': 'assistant', 'content': 'a'}]}}
+# ---- whole folders ----
 
-@pytest.mark.parametrize('form', FORMS)
-def test_conversations_in_the_usual_forms(settings, tmp_path, form):
-    folder = settings(input=jsonl(tmp_path / 'a.jsonl', *[FORMS[form]] * 20), drop_duplicates=False)
-    roles = [(m['role'], m['content']) for m in lines(folder / 'train.jsonl')[0]['messages']]
-    assert roles == [('system', 's')] * (form == 'messages') + [('user', 'u\n\nmore' if form == 'alpaca' else 'u'),
-                                                                ('assistant', 'a')]
-    assert len(lines(folder / 'train.jsonl')) == 18 and len(lines(folder / 'val.jsonl')) == 2  # every tenth
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-def test_a_folder_of_conversations(settings, tmp_path):
-    for name in 'ab':
-        jsonl(tmp_path / 'in' / f'{name}.jsonl', {**GOOD, 'prompt': name}, {**GOOD, 'prompt': name + name})
-    folder = settings(input=str(tmp_path / 'in'))
-    asked = [e['messages'][0]['content'] for split in ('train', 'val') for e in lines(folder / f'{split}.jsonl')]
-    assert asked == ['a', 'aa', 'b', 'bb']
+def test_an_earlier_preparation_leaves_nothing_beside_the_new_one(prepare, tmp_path, text):
+    folder, _ = prepare(f'input={jsonl(tmp_path / "c.jsonl", *[{"prompt": str(i), "completion": "a"} for i in range(3)])}')
+    assert set(contents(folder)) == {'train.jsonl', 'val.jsonl', 'meta.json'}
+    prepare(f'input={text}')
+    assert set(contents(folder)) == {'train.bin', 'val.bin', 'meta.json'}
+    assert [path.name for path in folder.parent.iterdir()] == ['mine']
 
-def test_a_json_list_is_read_too_and_copies_are_dropped(settings, tmp_path, capsys):
-    folder = settings(input=write(tmp_path / 'a.json', json.dumps([FORMS['alpaca'], FORMS['alpaca'],
-                                                                   {**FORMS['alpaca'], 'input': ''}])))
-    assert [len(lines(folder / f'{split}.jsonl')) for split in ('train', 'val')] == [1, 1]
-    assert lines(folder / 'val.jsonl')[0]['messages'][0]['content'] == 'u' and 'dropped 1 of 3' in capsys.readouterr().out
+def test_a_folder_with_anything_else_is_refused_and_kept(run, tmp_path, text):
+    write(tmp_path / 'data' / 'mine' / 'input.txt', 'my only copy')
+    refused(run('prepare.py', 'dataset=mine', f'input={text}'), 'holds input.txt', 'another dataset=')
+    assert contents(tmp_path / 'data' / 'mine') == {'input.txt': b'my only copy'}
 
-@pytest.mark.parametrize('name, text', [
-    ('a.csv', 'text,label\r\nhi there,ham\r\n"win now",spam\r\nsee you,ham\r\ncash!,spam '),
-    ('a.tsv', '\ufeffLabel\tText\nham\thi there\nspam\twin now\n\nham\tsee you\nspam\tcash!\n'),
-    ('a.jsonl', ''.join(json.dumps({'text': t, 'label': l}) + '\n'
-                        for t, l in (('hi there', 'ham'), ('win now', 'spam'), ('see you', 'ham'),
-                                     ('cash!', 'spam'))))])
-def test_labels(settings, tmp_path, name, text):
-    folder = settings(input=write(tmp_path / name, text))
-    assert lines(folder / 'train.jsonl') == [{'text': 'hi there', 'label': 'ham'}, {'text': 'win now', 'label': 'spam'},
-                                             {'text': 'see you', 'label': 'ham'}]
-    assert lines(folder / 'val.jsonl') == [{'text': 'cash!',
-                                            'label': 'spam'}] and json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
+def test_what_was_there_survives_a_failure(prepare, run, tmp_path, text):
+    folder, _ = prepare(f'input={text}')
+    before = contents(folder)
+    refused(run('prepare.py', 'dataset=mine', f'input={write(tmp_path / "b.txt", "x")}'), 'too little')
+    assert contents(folder) == before and len(list(folder.parent.iterdir())) == 1
 
-GOOD = FORMS['completion']
+def test_a_stop_between_the_renames_is_mended(tmp_path, text):
+    folder, old = tmp_path / 'data' / 'mine', tmp_path / 'data' / '.mine.old'
+    write(old / 'meta.json', 'old')
+    with pytest.raises(ZeroDivisionError):  # the next start stops, too
+        with P.replace_folder(str(folder)):
+            1 / 0
+    assert contents(folder) == {'meta.json': b'old'} and not old.exists()
+    write(old / 'meta.json', 'older')  # a stop after both renames
+    with P.replace_folder(str(folder)) as part:
+        open(os.path.join(part, 'meta.json'), 'w').close()
+    assert contents(folder) == {'meta.json': b''} and [p.name for p in folder.parent.iterdir()] == ['mine']
 
-@pytest.mark.parametrize('second, words', [
-    ({'instruction': 'u', 'output': 'a'}, ['line 2', 'instruction', 'one form']),
-    ({**GOOD, 'messages': []}, ['line 2', 'messages and prompt']),
-    ({'question': 'u'}, ['line 2', 'none of messages']), ({'prompt': 'u'}, ['line 2', 'missing']),
-    ({'prompt': 'u', 'completion': ' '}, ['line 2', 'turn is empty']),
-    ({'prompt': [{'role': 'robot', 'content': 'x'}], 'completion': 'a'}, ['line 2', "unknown role 'robot'"]),
-    ([1], ['line 2', 'expected JSON', '[1]'])])
-def test_a_bad_conversation_is_named(settings, tmp_path, second, words):
-    with pytest.raises(SystemExit) as e:
-        settings(input=jsonl(tmp_path / 'a.jsonl', GOOD, second, {**GOOD, 'prompt': 'v'}))
-    assert all(word in str(e.value) for word in words), e.value
+def test_two_at_once_never_mix(tmp_path, monkeypatch):
+    """Each writes its name into two files; whoever ends last, they agree."""
+    folder, numbers = tmp_path / 'mine', threading.local()
+    numbers.own = 9
+    monkeypatch.setattr(os, 'getpid', lambda: numbers.own)
+    def several(own):
+        numbers.own = own
+        for _ in range(30):
+            try:
+                with P.replace_folder(str(folder)) as part:
+                    for name in ('train.bin', 'val.bin'):
+                        with open(os.path.join(part, name), 'w') as f:
+                            f.write(str(own))
+            except OSError:  # it lost the race, which a script says in one line
+                continue
+    threads = [threading.Thread(target=several, args=(own,)) for own in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        try:
+            train, val = (folder / 'train.bin').read_bytes(), (folder / 'val.bin').read_bytes()
+        except OSError:
+            continue
+    for thread in threads:
+        thread.join()
+    with P.replace_folder(str(folder)) as part:  # the next start mends
+        found = contents(folder)
+        open(os.path.join(part, 'meta.json'), 'w').close()
+    assert len(found) == 2 and found['train.bin'] == found['val.bin']
 
-def test_an_instruction_that_is_no_text_is_named(settings, tmp_path):
-    with pytest.raises(SystemExit, match='line 1: a message.*not text'):
-        settings(input=jsonl(tmp_path / 'a.jsonl', {'instruction': 5, 'output': 'a'}))
+# ---- mistakes ----
 
-def test_a_conversation_without_an_answer_is_named(settings, tmp_path):
-    with pytest.raises(SystemExit, match='line 1: the assistant never speaks'):
-        settings(input=jsonl(tmp_path / 'a.jsonl', {'messages': FORMS['messages']['messages'][:2]}))
+GOOD = json.dumps({'prompt': 'u', 'completion': 'a'}) + '\n'
 
-@pytest.mark.parametrize('name, text, words', [
-    ('a.tsv', 'text\tlabel\nx\ty\nz\n', 'line 3: expected 2 columns'), ('a.csv', '', 'line 1: expected a header'),
-    ('a.tsv', 'x\ty\nz\tw\n', 'line 1: expected a header that names the columns'),
-    ('a.csv', 'text,label\n"x,y\n' + 'z' * 200_000, 'is no table'),
-    ('a.csv', 'text,label\n"caf\udce9",y', 'not UTF-8'),
-    ('a.jsonl', '{"text": "x", "label": "a"}\n{"text": "y"}\n', 'line 2: expected a text and its label'),
-    ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', "label 'b' occurs only in validation"),
-    ('a.tsv', 'text\tlabel\nx\ta\n', 'the least are'),
-    ('a.tsv', 'text\tlabel\nx\ta\n\ta\n', 'line 3: expected a text and its label'),
-    ('a.json', '[{"prompt": ', 'is not JSON'), ('a.json', '5', 'not a list'),
-    ('a.jsonl', '[' * 200_000, 'line 1: expected JSON')])
-def test_bad_labels_are_named(settings, tmp_path, name, text, words):
-    (tmp_path / name).write_bytes(text.encode('utf-8', 'surrogateescape'))
+@pytest.mark.parametrize('name, content, words', [
+    ('a.txt', b'', ['too little']), ('a.txt', b'\x00\x01binary', ['zero bytes']), ('a.txt', b'x', ['too little']),
+    ('a.txt', b'caf\xe9 au lait', ['not UTF-8', '0xe9', 'iconv']), ('a.txt.gz', b'text', ['cannot be read']),
+    ('a.jsonl', b'{"text": "caf\xe9"}', ['not UTF-8', '0xe9']),
+    ('a.jsonl', b'{"text": "fine"}\n{"text": 5}\n', ['line 2', '5']), ('a.jsonl', b'{"text": "x"}\nnot json\n', ['line 2', 'not json']),
+    ('a.jsonl', GOOD + '[1]\n', ['line 2', '[1]']), ('a.jsonl', GOOD + '{"prompt": "u"}\n', ['line 2', "'completion'"]),
+    ('a.jsonl', GOOD + '{"question": "u"}\n', ['line 2', 'messages']), ('a.jsonl', '[' * 200_000, ['line 1']),
+    ('a.jsonl', '{"instruction": 5, "output": "a"}', ['line 1']), ('a.jsonl', '{"conversations": [5]}', ['line 1']),
+    ('a.json', '[{"prompt": ', ['list in JSON']), ('a.json', '5', ['list in JSON']), ('a.json', '[5]', ['entry 1']),
+    ('a.csv', '', ['first line names its columns']), ('a.csv', 'x,y\nz,w\n', ['first line names its columns', "['x', 'y']"]),
+    ('a.csv', 'text,label\n"x,y\n' + 'z' * 200_000, ['first line names its columns']),
+    ('a.csv', 'text,label\nx,y\nhello, friend,ham\n', ['line 3', 'more columns']),
+    ('a.tsv', 'text\tlabel\nx\ty\nz\n', ['line 3']), ('a.tsv', 'text\tlabel\nx\ta\n\ta\n', ['line 3', 'a text and its label']),
+    ('a.jsonl', GOOD, ['nothing is left for train']),
+    ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', ["label 'b' occurs only in validation"])])
+def test_files_that_cannot_be_used(run, tmp_path, name, content, words):
+    write(tmp_path / name, content)
+    refused(run('prepare.py', 'dataset=mine', f'input={name}'), *words)
+    assert not list((tmp_path / 'data').glob('*'))  # nothing half-written
+
+@pytest.mark.parametrize('good, split', [(GOOD, 'examples'), ('{"text": "once upon a time"}\n', 'tokens')])
+def test_bad_lines_may_be_passed_over(prepare, run, tmp_path, good, split):
+    different = [good.replace('u', f'u{i}') for i in range(20)]
+    write(tmp_path / 'a.jsonl', 'no\n' + ''.join(different) + '{"x": 1}\n' * 8)
+    refused(run('prepare.py', 'dataset=mine', 'input=a.jsonl'), 'line 1', 'skip_bad=True')
+    folder, out = prepare('input=a.jsonl', 'skip_bad=True')
+    assert 'passed over 9 bad lines' in out and 'line 1:' in out and 'line 25' in out and 'line 26' not in out
+    assert json.loads((folder / 'meta.json').read_text())['splits']['train'][split] >= 18
+
+@pytest.mark.parametrize('settings, words, status', [
+    (['dataset=pyton'], ['did you mean python?', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2),
+    (['vocab_size=100'], ['vocab_size=100', '261'], 2), (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2),
+    (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2),
+    (['dataset=../up', 'input=.'], ['plain name'], 2)])
+def test_mistakes_on_the_command_line(run, settings, words, status):
+    refused(run('prepare.py', *settings), *words, status=status)
+
+@pytest.mark.parametrize('damage, words', [
+    (lambda f: (f / 'train.bin').write_bytes((f / 'train.bin').read_bytes()[:-2]), 'train.bin has'),
+    (lambda f: (f / 'val.bin').unlink(), 'damaged .FileNotFoundError'),
+    (lambda f: (f / 'meta.json').write_text('{}'), 'is damaged'),
+    (lambda f: (f / 'meta.json').write_text('{"kind": "chat"}'), 'not text'),
+    (lambda f: (f / 'meta.json').unlink(), 'prepare.py dataset=mine')])
+def test_damage_is_noticed(prepare, text, damage, words):
+    folder, _ = prepare(f'input={text}')
+    damage(folder)
     with pytest.raises(SystemExit, match=words):
-        settings(input=str(tmp_path / name))
+        load_dataset(str(folder))
 
-def test_a_table_of_anything(settings, tmp_path):
-    rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
-    folder = settings(input=write(tmp_path / 'a.csv', 'Prompt,Completion\n' + rows))
-    assert lines(folder / 'val.jsonl')[0]['messages'] == [{'role': 'user', 'content': 'question, 9'},
-                                                          {'role': 'assistant', 'content': 'answer\nof two lines'}]
+# ---- pictures ----
 
-def test_examples_are_not_mistaken_for_text(settings, tmp_path):
-    with pytest.raises(SystemExit, match='not text'):
-        load_dataset(str(settings(input=jsonl(tmp_path / 'a.jsonl', GOOD, {**GOOD, 'prompt': 'v'}))))
+def test_pictures_of_your_own(prepare, tmp_path):
+    images = np.arange(12 * 4 * 5 * 3, dtype=np.uint8).reshape(12, 4, 5, 3)
+    np.savez(tmp_path / 'p.npz', images=images)
+    jsonl(tmp_path / 'p.jsonl', *[{'caption': f'c{i}', 'qa': [['what?', str(i)]]} for i in range(12)])
+    folder, out = prepare('input=p.npz')
+    assert np.array_equal(np.load(folder / 'val.npz')['images'], images[9:10]) and lines(folder, 'val')[0]['caption'] == 'c9'
+    assert np.array_equal(np.load(folder / 'train.npz')['images'], np.delete(images, 9, 0)) and 'vlm.py' in out
+
+def claims(shape):
+    """An .npz whose header says that its images are of this shape; it holds four bytes of them."""
+    header, archive = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
+    with zipfile.ZipFile(archive, 'w') as z:
+        z.writestr('images.npy', header.getvalue() + b'1234')
+    return archive.getvalue()
+
+@pytest.mark.parametrize('content, record, words', [
+    (claims((10**6, 1000, 1000, 3)), {'caption': 'a'}, ['1000000, 1000', 'np.savez']), (b'PK', {'caption': 'a'}, ['BadZipFile']),
+    (np.zeros((2, 4, 4), np.uint8), {'caption': 'a'}, ['(2, 4, 4)', 'uint8 (N, H, W, 3) is expected']),
+    (np.zeros((2, 4, 4, 3)), {'caption': 'a'}, ['float64']), (np.zeros((3, 4, 4, 3), np.uint8), {'caption': 'a'}, ['3 pictures', '2 captions']),
+    (np.zeros((2, 4, 4, 3), np.uint8), {'caption': ' '}, ['line 1', 'expected {"caption"']),
+    (np.zeros((2, 4, 4, 3), np.uint8), {'caption': 'a', 'qa': [['x']]}, ['line 1']),
+    (np.zeros((2, 4, 4, 3), np.uint8), {'text': 'a'}, ['line 1', 'caption'])])
+def test_pictures_that_are_refused(run, tmp_path, content, record, words):
+    if isinstance(content, bytes):
+        write(tmp_path / 'p.npz', content)
+    else:
+        np.savez(tmp_path / 'p.npz', images=content)
+    jsonl(tmp_path / 'p.jsonl', record, record)
+    refused(run('prepare.py', 'dataset=mine', 'input=p.npz'), *words)
+
+# ---- from the network: the files stand here already, or a file: address takes its place ----
+
+def test_downloads(tmp_path):
+    source = write(tmp_path / 'there' / 'x.txt', prose(100))
+    right = hashlib.sha256(source.read_bytes()).hexdigest()
+    path = P.download(source.as_uri(), str(tmp_path / 'd'), 'x.txt', right)
+    assert open(path).read() == prose(100)
+    source.unlink()
+    assert P.download(source.as_uri(), str(tmp_path / 'd'), 'x.txt', right) == path  # fetched once
+    for url, sha256, words in ((source.as_uri(), None, 'dataset=python needs no network'),
+                               ((tmp_path / 'd' / 'x.txt').as_uri(), '0' * 64, 'invalid hash')):
+        with pytest.raises(SystemExit, match=words):
+            P.download(url, str(tmp_path / 'd'), 'y.txt', sha256)
+    assert os.listdir(tmp_path / 'd') == ['x.txt']
+
+def test_hellaswag(run, tmp_path):
+    for split, n in (('train', 3), ('val', 2)):
+        jsonl(tmp_path / 'data' / 'downloads' / f'hellaswag_{split}.jsonl', *[{'ctx': 'a', 'label': i} for i in range(n)])
+    assert 'next:  python eval.py task=choices' in run('prepare.py', 'dataset=hellaswag').stdout
+    folder = tmp_path / 'data' / 'hellaswag'
+    assert lines(folder, 'val') == [{'ctx': 'a', 'label': i} for i in range(2)]
+    assert json.loads((folder / 'meta.json').read_text())['kind'] == 'choices'
+
+def test_fineweb_shards(tmp_path):
+    def shard(name, ids, size=None):
+        header = np.zeros(256, dtype='<i4')
+        header[:3] = 20240520, 1, len(ids)
+        write(tmp_path / name, header.tobytes() + np.array(ids, '<u2').tobytes()[:size])
+    shard('fineweb_val_000000.bin', range(500, 600))
+    shard('fineweb_train_000001.bin', range(1000))
+    found = [(split, ids.tolist()) for split, ids in P.fineweb_shards(str(tmp_path), 1)]
+    assert found == [('val', list(range(500, 600))), ('train', list(range(1000)))]
+    shard('fineweb_train_000001.bin', range(1000), 100)
+    with pytest.raises(SystemExit, match='cut off'):
+        list(P.fineweb_shards(str(tmp_path), 1))
+
+def test_gpt2_keeps_its_own_ids(monkeypatch):
+    """Its real vocabulary needs a network; a small one of the same form stands in for it."""
+    import tiktoken
+    ranks = {**{bytes([b]): b for b in range(256)}, b'th': 256, b'the': 257}
+    gpt2 = tiktoken.Encoding('gpt2', pat_str=P.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: gpt2)
+    tokenizer = P.make_tokenizer('gpt2', 0, [])
+    assert tokenizer.encode('the')[0] == 257 and tokenizer.eot == 258
+
+def test_settings_keep_their_names():
+    """No setting is assigned again below configure()."""
+    source = open(P.__file__, encoding='utf-8').read()
+    settings = re.findall(r'^(\w+) = ', source.partition('configure(globals())')[0], re.M)
+    again = re.findall(r'^    (\w+)(?:, \w+)* = ', source.partition("__name__ == '__main__'")[2], re.M)
+    assert len(settings) > 8 and not set(settings) & set(again)

@@ -2,28 +2,27 @@
 Other people's weights, in and out: the models here are tiny, random, and made by transformers, which says what is right.
 Where it is not installed, the tests that need it are skipped, and say so.
 """
-import json, math, random, sys
+import json, math, random, re, sys
 import pytest
 import torch
 import prepare as P
 from conftest import refused, spawn
-from prepare import LETTERS
 from model import (GPTConfig, Tokenizer, build_model, generate, load_checkpoint, load_model, rotary,
-                   save_atomically)
+                   save_checkpoint)
 
 @pytest.fixture
 def transformers():
     return pytest.importorskip('transformers', reason='pip install transformers')
 
 @pytest.fixture
-def prepare(monkeypatch, tmp_path):
-    """Run prepare.py here with these settings; returns the out_dir."""
-    def call(**settings):
-        for name, value in {'weights': '', 'export': '', 'out_dir': tmp_path / 'out', 'data_dir': tmp_path / 'data',
-                            **settings}.items():
-            monkeypatch.setattr(P, name, str(value))
-        P.main()
-        return str(settings.get('out_dir', tmp_path / 'out'))
+def prepare(tmp_path):
+    """The two functions behind weights= and export=; returns the out_dir."""
+    def call(weights='', export='', out_dir=tmp_path / 'out'):
+        if weights:
+            P.import_weights(str(weights), str(out_dir))
+        else:
+            P.export_weights(str(export), str(out_dir))
+        return str(out_dir)
     return call
 
 # ---- other people's models, made here ----
@@ -163,9 +162,7 @@ def ours(folder, vocab=(), tokenizer=None, **shape):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
-    save_atomically(str(folder / 'ckpt.pt'), {'format': 'ninefiles-2', 'model': model.state_dict(),
-                                              'config': config.__dict__, 'tokenizer': tokenizer.to_dict(),
-                                              'step': 5, 'settings': {}})
+    save_checkpoint(str(folder / 'ckpt.pt'), model.state_dict(), config, tokenizer, step=5, settings={})
     return tokenizer
 
 GPT2 = dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True, tie_weights=True)
@@ -200,13 +197,8 @@ def test_out_and_in_as_a_user_types_it(tmp_path, transformers):
         assert done.returncode == 0 and 'next:' in done.stdout, done.stderr
     assert load_model(str(tmp_path / 'back'))[1].encode('the the') == t.encode('the the') == [257, 258]
 
-@pytest.mark.parametrize('name', ['ours', 'gpt2', 'llama', 'llama3', 'mistral'])
-def test_the_chat_template_gives_the_ids_of_chat(prepare, tmp_path, transformers, name):
-    if name == 'ours':
-        ours(tmp_path / 'out')
-    else:
-        make(tmp_path / 'hf', transformers, name)
-        prepare(weights=tmp_path / 'hf')
+def test_the_chat_template_gives_the_ids_of_chat(prepare, tmp_path, transformers):
+    ours(tmp_path / 'out')
     prepare(export=tmp_path / 'back')
     _, t, _ = load_model(str(tmp_path / 'out'))
     wrapped = transformers.AutoTokenizer.from_pretrained(tmp_path / 'back')
@@ -242,12 +234,18 @@ def test_a_loaded_model_computes_what_was_saved(tmp_path, shape):
     model.load_state_dict(checkpoint['model'])
     assert torch.equal(logits_of(load_model(str(tmp_path / 'out'))[0], idx), logits_of(model, idx))
     half = {n: t.bfloat16() for n, t in checkpoint['model'].items()}  # as many models on the hub are
-    save_atomically(str(tmp_path / 'out' / 'ckpt.pt'), {**checkpoint, 'model': half})
+    t = Tokenizer.from_dict(checkpoint['tokenizer'])
+    save_checkpoint(str(tmp_path / 'out' / 'ckpt.pt'), half, model.config, t)
     assert {p.dtype for p in load_model(str(tmp_path / 'out'))[0].parameters()} == {torch.float32}
 
 # ---- GPT-2's tokenizer, which needs no library ----
 
 CUT = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
+
+# each byte as a letter: itself where it is visible, or else one of those after U+00FF ('Ġ' is the space)
+VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+LETTERS = {b: chr(b) for b in VISIBLE}
+LETTERS.update({b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in VISIBLE)})
 
 def gpt2_json(merges=('t h', 'th e', 'Ġ the'), **changes):
     letters = sorted(LETTERS.values())
@@ -258,7 +256,7 @@ def gpt2_json(merges=('t h', 'th e', 'Ġ the'), **changes):
     return json.dumps({**found, **changes})
 
 def test_gpt2s_ids_are_ranks():
-    vocab = P.gpt2_vocab(gpt2_json())
+    vocab = P.gpt2_vocab(gpt2_json(), LETTERS)
     assert len(vocab) == 259 and vocab[256:] == [b'th', b'the', b' the'] and vocab[0] == b'!'
     assert Tokenizer('bpe', vocab, special=['<|endoftext|>']).encode('the the') == [257, 258]
 
@@ -266,7 +264,7 @@ def test_gpt2s_ids_are_ranks():
     {'normalizer': {'type': 'NFC'}}, {'pre_tokenizer': None}, {'added_tokens': [{'content': '<|endoftext|>', 'id': 3}]},
     {'pre_tokenizer': {**CUT, 'add_prefix_space': True}}, {'pre_tokenizer': {**CUT, 'use_regex': False}}])
 def test_others_are_not_gpt2s(changes):
-    assert P.gpt2_vocab(gpt2_json(**changes)) is None
+    assert P.gpt2_vocab(gpt2_json(**changes), LETTERS) is None
 
 # ---- what cannot be used ----
 
@@ -299,12 +297,12 @@ def spoil(folder, transformers, what):
 
 @pytest.mark.parametrize('what, words', [
     ('config.json', 'config.json'), ('tokenizer.json', 'tokenizer.json'), ('model.safetensors', 'model.safetensors'),
-    ('cut config', 'JSON'), ('cut tokenizer', 'tokenizer.json makes no tokenizer'), ('cut model', 'weights='),
-    ('extra', 'model.vision has no place'), ('missing', 'layers.1.mlp.up_proj.weight is missing'),
-    ('nan', 'layers.1.mlp.up_proj.weight are not finite'), ('large tokenizer', 'the tokenizer has 433 tokens'),
-    (('model_type', 'mamba'), 'model_type=mamba; what we can read is gpt2, llama'),
+    ('cut config', 'JSON'), ('cut tokenizer', 'not a tokenizer.json'), ('cut model', 'weights='),
+    ('extra', 'tensor model.vision is missing, or has no place'), ('missing', 'layers.1.mlp.up_proj.weight is missing'),
+    ('nan', 'up.weight is not finite'), ('large tokenizer', '433 tokens'),
+    (('model_type', 'mamba'), "model_type=mamba, and our model knows only ['gpt2', 'llama'"),
     (('hidden_size', 32), 'weights='), (('num_hidden_layers', 3), 'model.layers.2'),
-    (('num_key_value_heads', 3), 'n_head=4 is not divisible by n_kv_head=3'), (('hidden_act', 'relu'), 'hidden_act=relu, and our model knows only silu'),
+    (('num_key_value_heads', 3), 'n_head=4 is not divisible by n_kv_head=3'), (('hidden_act', 'relu'), "hidden_act=relu, and our model knows only ['silu']"),
     (('rope_parameters', {'rope_type': 'yarn', 'rope_theta': 1.0, 'factor': 2.0}), 'rope_type=yarn'),
     (('quantization_config', {'quant_method': 'fp8'}), 'quantization_config')])
 def test_a_folder_that_is_not_right_ends_in_one_line_and_nothing_is_written(prepare, tmp_path, transformers, what, words):
@@ -313,19 +311,21 @@ def test_a_folder_that_is_not_right_ends_in_one_line_and_nothing_is_written(prep
     with pytest.raises(SystemExit) as e:
         prepare(weights=tmp_path / 'hf')
     assert words in str(e.value) and '\n' not in str(e.value), e.value
-    assert not (tmp_path / 'out').exists()
+    assert not list(tmp_path.glob('out/*'))
 
 def test_a_sliding_window_is_refused(prepare, tmp_path, transformers):
     make(tmp_path / 'hf', transformers, 'mistral', sliding_window=16)
-    with pytest.raises(SystemExit, match='sliding_window=16, and our model knows only None'):
+    with pytest.raises(SystemExit, match='sliding_window=16, and our model knows only .None'):
         prepare(weights=tmp_path / 'hf')
+
+def test_weights_that_are_nowhere(prepare, tmp_path, transformers):
+    with pytest.raises(SystemExit, match='weights=nowhere: OSError'):
+        prepare(weights='nowhere', out_dir=tmp_path / 'x')
 
 def test_mistakes_on_the_command_line(prepare, tmp_path, monkeypatch):
     ours(tmp_path / 'out')
     before = (tmp_path / 'out' / 'ckpt.pt').read_bytes()
-    refused(spawn('prepare.py', 'export=x', 'weights=hf', cwd=tmp_path), 'weights', 'export', status=2)
     for settings, words in ((dict(weights=tmp_path), 'exists already: choose another out_dir'),
-                            (dict(weights='nowhere', out_dir='x'), 'weights=nowhere: neither a folder'),
                             (dict(export=tmp_path), 'exists already: choose another folder')):
         with pytest.raises(SystemExit, match=words):
             prepare(**settings)
