@@ -1,14 +1,14 @@
 """
 Using a model: generate, chat, label, look inside, serve.
 
-    python sample.py                                           # from nothing, with the model in out/
-    python sample.py prompt='def main():' num_samples=3        # three continuations of a prompt
-    python sample.py prompt=FILE:story.txt temperature=0       # of a file; - is standard input
-    python sample.py chat=True out_dir=out-sft                 # with a model tuned for conversations
-    python sample.py out_dir=out-spam prompt='You have won!'   # its label, from a classifier
-    python sample.py show=probs prompt='import '               # or attention, embeddings
-    python sample.py quantize=int8                             # quicker; or dtype=bfloat16
-    python sample.py serve=8000                                # a page, and the OpenAI API
+    python sample.py                                      # from nothing, with the model in out/
+    python sample.py prompt='def main():' num_samples=3   # three continuations of a prompt
+    python sample.py prompt=- < story.txt                 # a prompt from standard input
+    python sample.py chat=True out_dir=out-sft            # with a model tuned for conversations
+    python sample.py out_dir=out-spam prompt='You won!'   # its label, from a classifier
+    python sample.py show=probs prompt='import '          # or attention, embeddings
+    python sample.py quantize=int8                        # quicker; or dtype=bfloat16
+    python sample.py serve=8000                           # a page, and the OpenAI API
 
 A model gives every token of the vocabulary a score; the settings decide how one of them is drawn.
 """
@@ -16,7 +16,7 @@ from configurator import configure, expect, usage
 
 # what to write
 out_dir = 'out'          # the folder of a ckpt.pt, which holds the model and its tokenizer
-prompt = ''              # what to go on from; in a chat: the system message
+prompt = ''              # FILE:path reads a file, - standard input; in a chat: the system message
 num_samples = 1          # several are written side by side, and shown at the end
 max_new_tokens = 300
 temperature = 0.8        # 0: always the likeliest; 1: as often as the model thinks; above: wilder
@@ -45,10 +45,10 @@ from model import check_sampling, complete, generate, has_bfloat16, load_model, 
 # 1. Generate
 
 def stream_text(model, tokenizer, ids, max_new_tokens, stop=(), **sampling):
-    """The text that follows a prompt, as it grows. Strings in `stop` and special tokens end it and
-    are not shown. Yields for each new token: the piece of text that is certain now ('' while a
-    character of several tokens is not whole, and while a stop string may have begun); the id; the
-    logits (V,) that it was drawn from; and None, or with the last token the reason: stop, length."""
+    """The text that follows a prompt, as it grows, up to a special token or a string in `stop`.
+    Yields for each new token: the piece of text that is certain now ('' while a character of some
+    tokens is not whole, and while a stop string may have begun); its id; the logits (V,) that it
+    was drawn from; and None, or with the last token the reason: 'stop' or 'length'."""
     specials = set(tokenizer.special.values())
     hold = max(map(len, stop), default=1) - 1  # so many characters may begin a stop string
     written = []
@@ -90,10 +90,8 @@ def chat_loop(model, tokenizer, system, **sampling):
             continue
         messages.append({'role': 'user', 'content': line})
         ids = tokenizer.chat(messages, answer=True)[0]
-        while len(ids) > model.config.block_size // 2 and len(messages) > len(start) + 1:
-            print("(half of the context is full: the oldest question is forgotten)")
-            del messages[len(start):len(start) + 2]
-            ids = tokenizer.chat(messages, answer=True)[0]
+        if len(ids) > model.config.block_size:
+            print("(the context is full: only its last tokens are read; /reset begins again)")
         answer = ''
         try:
             for piece, *_ in stream_text(model, tokenizer, ids, **sampling):
@@ -208,12 +206,9 @@ class PackedLinear(nn.Module):
 
 def prepare_decoding(model, quantize='none'):
     """Lay out a model's weights, in place, for being read; not for training. A row times GPT-2's
-    (3072, 768), on one core:
-
-        float32    by rows 11 GB/s, in oneDNN's order 19
-        bfloat16   half the bytes: by rows 9 GB/s, in oneDNN's order 14
-        int8       a quarter of the bytes: 7 GB/s; inputs and the rest of the model are bfloat16
-    """
+    (3072, 768), on one core: float32 by rows 11 GB/s, in oneDNN's order 19; bfloat16, half the
+    bytes, by rows 9, in oneDNN's order 14; int8, a quarter of the bytes, 7 (its inputs, and the
+    rest of the model, are bfloat16)."""
     p = next(model.parameters())
     packs = p.dtype == torch.float32 or (p.dtype == torch.bfloat16 and has_bfloat16('cpu'))
     packs = packs and p.device.type == 'cpu' and torch.backends.mkldnn.is_available()
@@ -240,11 +235,11 @@ TIMEOUT = 20          # seconds, for one read from a socket or one write to it
 LOCK = threading.Lock()
 # what a request may hold: its type, and of a number the least and the most
 FIELDS = {'model': (str,), 'prompt': (str,), 'messages': (list,), 'stop': (list,),
-          'max_tokens': (int, 1, 4096), 'max_completion_tokens': (int, 1, 4096), 'n': (int, 1, 1),
+          'max_tokens': (int, 1, 4096), 'max_completion_tokens': (int, 1, 4096),
           'temperature': ((int, float), 0, 100), 'top_p': ((int, float), 0, 1),
           'min_p': ((int, float), 0, 1), 'top_k': (int, 0, 2**31), 'seed': (int, 0, 2**63 - 1),
           'logprobs': (int, 0, 20), 'top_logprobs': (int, 0, 20), 'user': (str,),
-          'stream': (bool,), 'stream_options': (dict,)}
+          'stream': (bool,), 'stream_options': (dict,), 'n': (int, 1, 1)}
 
 def parse_request(body, tokenizer, defaults):
     """A request -> the prompt's ids, how to sample, and how many likely tokens to name beside each
@@ -253,9 +248,9 @@ def parse_request(body, tokenizer, defaults):
         kind, *limits = FIELDS.get(name, ((), ))
         if not isinstance(value, kind) or (limits and not limits[0] <= value <= limits[1]):
             raise ValueError(f"{name}: expected {FIELDS.get(name, 'another name')}")
+    longest = body.get('max_completion_tokens', defaults['max_new_tokens'])  # the newer name
     sampling = {name: body.get(name, value) for name, value in defaults.items()}
-    for name in ('max_tokens', 'max_completion_tokens'):  # the newer name
-        sampling['max_new_tokens'] = body.get(name, sampling['max_new_tokens'])
+    sampling['max_new_tokens'] = body.get('max_tokens', longest)
     sampling['seed'] = body.get('seed', secrets.randbelow(2**31))
     check_sampling(*[sampling[name] for name in ('temperature', 'top_k', 'top_p', 'min_p')])
     if not all(isinstance(end, str) and end for end in sampling['stop']):
@@ -263,6 +258,8 @@ def parse_request(body, tokenizer, defaults):
     ids = tokenizer.start + tokenizer.encode(body.get('prompt', '')) or [tokenizer.eot]
     if 'messages' in body:
         ids = tokenizer.chat(body['messages'], answer=True)[0]
+    if 'messages' in body and 'prompt' in body:
+        raise ValueError("expected a prompt or messages, not both")
     return ids, sampling, body.get('top_logprobs', body.get('logprobs', False))
 
 class Handler(BaseHTTPRequestHandler):
@@ -413,9 +410,10 @@ async function write() {
   stopper?.abort()
   stopper = new AbortController()
   const text = $('prompt').value
-  const body = {prompt: text, logprobs: 5, stream: true,
+  const body = {stream: true, logprobs: 5,
                 temperature: +$('temperature').value, max_tokens: +$('max_tokens').value}
   if ($('chat').checked) body.messages = [{role: 'user', content: text}]
+  else body.prompt = text
   $('out').textContent = text
   const answer = await fetch('v1/completions', {
     method: 'POST', headers: {'Content-Type': 'application/json'},
