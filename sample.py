@@ -17,7 +17,7 @@ from configurator import configure, expect, usage
 # what to write
 out_dir = 'out'          # the folder of a ckpt.pt, which holds the model and its tokenizer
 prompt = ''              # FILE:path reads a file, - standard input; in a chat: the system message
-num_samples = 1          # several are written side by side, and shown at the end
+num_samples = 1          # sample i is the same whatever their number
 max_new_tokens = 300
 temperature = 0.8        # 0: always the likeliest; 1: as often as the model thinks; above: wilder
 top_k = 0                # only the k likeliest tokens; 0: all
@@ -40,7 +40,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 from torch import nn
 from torch.nn import functional as F
-from model import check_sampling, complete, generate, has_bfloat16, load_model, resolve_device
+from model import check_sampling, generate, has_bfloat16, load_model, resolve_device
 
 # 1. Generate
 
@@ -234,27 +234,30 @@ MAX_CONNECTIONS = 64  # more get a 503
 TIMEOUT = 20          # seconds, for one read from a socket or one write to it
 LOCK = threading.Lock()
 # what a request may hold: its type, and of a number the least and the most
-FIELDS = {'model': (str,), 'prompt': (str,), 'messages': (list,), 'stop': (list,),
+FIELDS = {'model': (str,), 'prompt': (str,), 'messages': (list,), 'stop': ((str, list),),
           'max_tokens': (int, 1, 4096), 'max_completion_tokens': (int, 1, 4096),
           'temperature': ((int, float), 0, 100), 'top_p': ((int, float), 0, 1),
           'min_p': ((int, float), 0, 1), 'top_k': (int, 0, 2**31), 'seed': (int, 0, 2**63 - 1),
           'logprobs': (int, 0, 20), 'top_logprobs': (int, 0, 20), 'user': (str,),
           'stream': (bool,), 'stream_options': (dict,), 'n': (int, 1, 1)}
 
-def parse_request(body, tokenizer, defaults):
-    """A request -> the prompt's ids, how to sample, and how many likely tokens to name beside each
-    (False: no probabilities). Raises an error for what makes no sense, and what is not offered."""
+def parse_request(body, tokenizer, sampling):
+    """A request -> the prompt's ids, how to sample (where it does not say, as `sampling` does), and
+    how many likely tokens to name beside each (False: no probabilities). Raises an error for what
+    makes no sense, and for what is not offered."""
     for name, value in body.items():
         kind, *limits = FIELDS.get(name, ((), ))
         if not isinstance(value, kind) or (limits and not limits[0] <= value <= limits[1]):
             raise ValueError(f"{name}: expected {FIELDS.get(name, 'another name')}")
-    longest = body.get('max_completion_tokens', defaults['max_new_tokens'])  # the newer name
-    sampling = {name: body.get(name, value) for name, value in defaults.items()}
-    sampling['max_new_tokens'] = body.get('max_tokens', longest)
+    sampling = {name: body.get(name, value) for name, value in sampling.items()}
     sampling['seed'] = body.get('seed', secrets.randbelow(2**31))
-    check_sampling(*[sampling[name] for name in ('temperature', 'top_k', 'top_p', 'min_p')])
+    for name in ('max_tokens', 'max_completion_tokens'):  # the newer name
+        sampling['max_new_tokens'] = body.get(name, sampling['max_new_tokens'])
+    if isinstance(sampling['stop'], str):
+        sampling['stop'] = [sampling['stop']]
     if not all(isinstance(end, str) and end for end in sampling['stop']):
         raise ValueError("stop: expected a text, or a list of them")
+    check_sampling(*[sampling[name] for name in ('temperature', 'top_k', 'top_p', 'min_p')])
     ids = tokenizer.start + tokenizer.encode(body.get('prompt', '')) or [tokenizer.eot]
     if 'messages' in body:
         ids = tokenizer.chat(body['messages'], answer=True)[0]
@@ -286,11 +289,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header('Content-Type', kind)
             self.end_headers()
         self.streaming = self.streaming or kind == 'text/event-stream'
-        if self.streaming:
-            content = f'data: {json.dumps(content)}\n\n'
-        elif kind == 'application/json':
-            content = json.dumps(content)
-        self.wfile.write(content.encode())
+        text = content if kind == 'text/html' else json.dumps(content)
+        self.wfile.write((f'data: {text}\n\n' if self.streaming else text).encode())
 
     def send_error(self, status, message=None, explain=None):
         """In OpenAI's form. The standard library calls it, too, for what it cannot parse."""
@@ -298,7 +298,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send({'error': {'message': message, 'type': 'invalid_request_error'}}, status)
 
     def do_GET(self):
-        model, tokenizer, name, defaults = self.server.uses
+        model, tokenizer, name, sampling = self.server.uses
         models = [{'id': name, 'object': 'model', 'created': 0, 'owned_by': 'you'}]
         pages = {'/health': {'status': 'ok'}, '/v1/models': {'object': 'list', 'data': models}}
         # Another site's page names its origin; or, if its name was made to point to this machine
@@ -322,9 +322,7 @@ class Handler(BaseHTTPRequestHandler):
             length = abs(int(self.headers['Content-Length']))
             body = json.loads(self.rfile.read(min(length, 2**20)))  # a longer one ends too early
             body = {name: value for name, value in body.items() if value is not None}
-            if isinstance(body.get('stop'), str):
-                body['stop'] = [body['stop']]
-            ids, sampling, top = parse_request(body, tokenizer, defaults)
+            ids, sampling, top = parse_request(body, tokenizer, sampling)
             if len(ids) > model.config.block_size:
                 raise ValueError(f"a prompt of {len(ids)} tokens is more than the context holds")
             if body.get('model', name) != name:
@@ -448,9 +446,10 @@ if __name__ == '__main__':
         check_sampling(temperature, top_k, top_p, min_p)
     except ValueError as e:
         usage(str(e))
-    ends = [stop] if stop else []
     sampling = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'min_p': min_p,
-                'max_new_tokens': max_new_tokens, 'seed': seed}
+                'max_new_tokens': max_new_tokens, 'stop': [stop] if stop else []}
+    if sys.stdin is None and (chat or prompt == '-'):
+        usage("standard input is closed: try  python sample.py prompt='Once upon'")
 
     # 2. the model
     device, dtype = resolve_device(device, dtype)
@@ -465,8 +464,6 @@ if __name__ == '__main__':
     prepare_decoding(model, quantize)
 
     # 3. the prompt
-    if sys.stdin is None and (chat or prompt == '-'):
-        usage("standard input is closed: try  python sample.py prompt='Once upon'")
     text = prompt
     if prompt == '-':
         text = sys.stdin.buffer.read().decode('utf-8', errors='replace')
@@ -480,7 +477,7 @@ if __name__ == '__main__':
         ThreadingHTTPServer.request_queue_size = 128
         server = ThreadingHTTPServer(('127.0.0.1', serve), Handler)  # there is no password
         name = os.path.basename(os.path.abspath(out_dir))  # what requests call the model
-        server.uses = model, tokenizer, name, {**sampling, 'stop': ends}
+        server.uses = model, tokenizer, name, sampling
         print(f"a page at http://127.0.0.1:{serve}/, the API at /v1; Ctrl-C ends", flush=True)
         try:
             server.serve_forever()
@@ -488,9 +485,9 @@ if __name__ == '__main__':
             LOCK.acquire()  # no thread may compute while Python ends
     elif chat:
         sys.stdin.reconfigure(errors='replace')  # a stray byte in what is typed ends nothing
-        chat_loop(model, tokenizer, text, stop=ends, **sampling)
+        chat_loop(model, tokenizer, text, seed=seed, **sampling)
     elif show == 'probs':
-        show_probs(model, tokenizer, ids, **sampling)
+        show_probs(model, tokenizer, ids, seed=seed, **sampling)
     elif show == 'attention':
         if model.config.model_type != 'gpt':
             usage(f"show=attention: a {model.config.model_type} has no attention")
@@ -504,17 +501,14 @@ if __name__ == '__main__':
             probs = label_probs(model, tokenizer, classifier, line)
             pairs = [f"{label} {p:.3f}" for label, p in zip(labels, probs)]
             print('  '.join(pairs), '', line)
-    elif num_samples > 1:
-        for i, more in enumerate(complete(model, tokenizer, [ids] * num_samples, **sampling), 1):
-            more = more.partition(stop)[0] if stop else more
-            print('-' * 15 + f" sample {i}\n{text}{more}")
     else:
         start = time.perf_counter()
         count = 0
-        print(text, end='', flush=True)
-        for piece, *_ in stream_text(model, tokenizer, ids, stop=ends, **sampling):
-            count += 1
-            print(piece, end='', flush=True)
-        print()
+        for i in range(num_samples):
+            print(text, end='', flush=True)
+            for piece, *_ in stream_text(model, tokenizer, ids, seed=seed + i, **sampling):
+                count += 1
+                print(piece, end='', flush=True)
+            print('\n' + '-' * 15)
         speed = count / (time.perf_counter() - start)
         print(f"({speed:,.0f} tokens/s on {device})", file=sys.stderr)

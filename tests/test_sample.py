@@ -63,7 +63,7 @@ def test_samples_go_on_from_the_prompt(go, folder):
     assert go('prompt=the cat', 'max_new_tokens=20', 'seed=5').stdout == one.stdout
     assert go('prompt=the cat', 'max_new_tokens=20', 'seed=6').stdout != one.stdout
     three = go('prompt=the cat', 'max_new_tokens=20', 'num_samples=3')
-    assert three.stdout.count('the cat') == 3 and 'sample 3' in three.stdout
+    assert three.stdout.count('the cat') == 3 and len(set(three.stdout.split('-' * 15)[:3])) == 3
 
 @pytest.mark.parametrize('setting', ['prompt=-', 'chat=True'])
 def test_a_closed_standard_input(folder, setting):
@@ -184,11 +184,12 @@ def test_int8_is_off_by_half_a_step_at_most(inputs, outputs, rows):
 
 # ---- serve ----
 
-DEFAULTS = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=20, seed=1, stop=[])
+DEFAULTS = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=20, stop=[])
 
 class Served:
     """A server in a thread of this process."""
     def __init__(self, model, tokenizer):
+        ThreadingHTTPServer.request_queue_size = 128
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), S.Handler)
         self.server.uses = model, tokenizer, 'out', DEFAULTS
         self.port = self.server.server_address[1]
