@@ -231,15 +231,14 @@ def prepare_decoding(model, quantize='none'):
 # one step of generate(), and never while writing to a socket
 
 MAX_CONNECTIONS = 64  # more get a 503
-TIMEOUT = 20          # seconds, for one read from a socket or one write to it
 LOCK = threading.Lock()
 # what a request may hold: its type, and of a number the least and the most
 FIELDS = {'model': (str,), 'prompt': (str,), 'messages': (list,), 'stop': ((str, list),),
-          'max_tokens': (int, 1, 4096), 'max_completion_tokens': (int, 1, 4096),
+          'max_tokens': (int, 1, 4096), 'n': (int, 1, 1), 'user': (str,),
           'temperature': ((int, float), 0, 100), 'top_p': ((int, float), 0, 1),
           'min_p': ((int, float), 0, 1), 'top_k': (int, 0, 2**31), 'seed': (int, 0, 2**63 - 1),
-          'logprobs': (int, 0, 20), 'top_logprobs': (int, 0, 20), 'user': (str,),
-          'stream': (bool,), 'stream_options': (dict,), 'n': (int, 1, 1)}
+          'logprobs': (int, 0, 20), 'top_logprobs': (int, 0, 20),
+          'stream': (bool,), 'stream_options': (dict,)}
 
 def parse_request(body, tokenizer, sampling):
     """A request -> the prompt's ids, how to sample (where it does not say, as `sampling` does), and
@@ -251,8 +250,7 @@ def parse_request(body, tokenizer, sampling):
             raise ValueError(f"{name}: expected {FIELDS.get(name, 'another name')}")
     sampling = {name: body.get(name, value) for name, value in sampling.items()}
     sampling['seed'] = body.get('seed', secrets.randbelow(2**31))
-    for name in ('max_tokens', 'max_completion_tokens'):  # the newer name
-        sampling['max_new_tokens'] = body.get(name, sampling['max_new_tokens'])
+    sampling['max_new_tokens'] = body.get('max_tokens', sampling['max_new_tokens'])
     if isinstance(sampling['stop'], str):
         sampling['stop'] = [sampling['stop']]
     if not all(isinstance(end, str) and end for end in sampling['stop']):
@@ -267,7 +265,7 @@ def parse_request(body, tokenizer, sampling):
 
 class Handler(BaseHTTPRequestHandler):
     """One connection. In HTTP/1.0, the class's default, its end is the end of the answer."""
-    timeout = TIMEOUT
+    timeout = 20        # seconds, for one read from a socket or one write to it
     streaming = False   # whether the head of a streamed answer was sent
     error_status = 400  # whose fault an error is: the client's, until its request is understood
 
@@ -337,7 +335,9 @@ class Handler(BaseHTTPRequestHandler):
         model, tokenizer, name, _ = self.server.uses
         steps = enumerate(stream_text(model, tokenizer, ids, **sampling), 1)
         answer = {'id': secrets.token_hex(12), 'created': int(time.time()), 'model': name,
-                  'object': 'chat.completion.chunk' if stream else 'chat.completion'}
+                  'object': 'text_completion'}
+        if 'chat' in self.path:
+            answer['object'] = 'chat.completion.chunk' if stream else 'chat.completion'
         message = {'role': 'assistant', 'content': ''}
         logprobs = {'content': [], 'tokens': [], 'token_logprobs': [], 'top_logprobs': []}
         reason = None
