@@ -16,6 +16,7 @@ tests/test_model.py shows what must hold.
 """
 import csv, ctypes, json, math, os, re, signal, sys, time
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 import numpy as np
 import tiktoken
@@ -57,7 +58,7 @@ class GPTConfig:
     rope_scaling: tuple = ()    # how Llama 3 stretches rotary positions: see rotary()
 
     def __post_init__(self):
-        self.n_kv_head = self.n_kv_head or self.n_head
+        self.n_kv_head = self.n_kv_head or self.n_head  # no groups: each query head has its own
         if self.model_type != 'gpt':
             return  # no heads
         if self.n_head % self.n_kv_head:
@@ -65,8 +66,9 @@ class GPTConfig:
         if not self.head_dim:
             pairs = 2 * self.n_head  # rotary positions turn channels in pairs
             if self.n_embd % pairs:
+                fits = round_up(self.n_embd, pairs)
                 raise ValueError(f"n_embd={self.n_embd} does not divide into n_head={self.n_head} "
-                                 f"heads of an even width: try n_embd={round_up(self.n_embd, pairs)}")
+                                 f"heads of an even width: try n_embd={fits}")
             self.head_dim = self.n_embd // self.n_head
         if not self.n_hidden:
             self.n_hidden = 4 * self.n_embd
@@ -82,7 +84,7 @@ class RMSNorm(nn.Module):
     and bias. Unlike nn.RMSNorm it gives the weight the type of x, which is quicker."""
     def __init__(self, width, eps):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(width))  # (width,), learned
         self.eps = eps
 
     def forward(self, x):
@@ -150,28 +152,28 @@ class Attention(nn.Module):
     def forward(self, x, cos_sin=None, mask=None, cache=None):
         c = self.config
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, -1, c.head_dim)
+        qkv = self.qkv(x).view(B, T, -1, c.head_dim)  # (B, T, C) -> (B, T, all heads, D)
         q, k, v = qkv.split((c.n_head, c.n_kv_head, c.n_kv_head), dim=2)  # each (B, T, heads, D)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.q_norm(q), self.k_norm(k)  # scores stay small
         if cos_sin is not None:
-            q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
+            q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)  # positions
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D): these T tokens and all before
         causal = c.causal and mask is None and T > 1  # one new token may look at all before it
-        dropout_p = c.dropout if self.training else 0.0
+        dropout = c.dropout if self.training else 0.0
         # One formula, two ways to compute it. torch's never holds the (T, S) weights, and is the
         # quicker one but for short rows in bfloat16 on a CPU (14 ms against 7 for 4 rows of 512).
         by_hand = x.device.type == 'cpu' and v.dtype == torch.bfloat16 and 1 < T <= 512
         group = c.n_head // c.n_kv_head  # so many queries share a key
         if by_hand or self.keep_weights:
             if causal:
-                mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
+                mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()  # s <= t
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-            y, weights = attention_by_hand(q, k, v, mask, dropout_p)
+            y, weights = attention_by_hand(q, k, v, mask, dropout)
             self.weights = weights if self.keep_weights else None
         else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, causal, enable_gqa=group > 1)
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=group > 1)
         return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, H D): heads side by side
 
 class MLP(nn.Module):
@@ -203,7 +205,7 @@ class Block(nn.Module):
     pass straight through."""
     def __init__(self, config, layer):
         super().__init__()
-        self.norm1 = make_norm(config)
+        self.norm1 = make_norm(config)  # before attention, not after it as in 2017
         self.attention = Attention(config, layer)
         self.norm2 = make_norm(config)
         self.mlp = MLP(config)
@@ -272,9 +274,9 @@ class GPT(nn.Module):
             if T > c.block_size:
                 raise ValueError(f"{T} tokens are more than block_size={c.block_size}")
             positions = torch.arange(T, device=idx.device)
-        x = self.wte(idx)
+        x = self.wte(idx)  # (B, T) -> (B, T, C)
         if c.position == 'learned':
-            x = x + self.wpe(positions)
+            x = x + self.wpe(positions)  # (T, C): the same for each row
         if c.position == 'sinusoidal':  # scaled as in Vaswani et al. 2017, 3.4
             x = x * math.sqrt(c.n_embd) + sinusoids(positions, c.n_embd).to(x.dtype)
         x = self.dropout(x)
@@ -284,7 +286,7 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, cos_sin, mask, use_reentrant=False)
             else:
                 x = block(x, cos_sin, mask, cache)
-        return self.norm(x)
+        return self.norm(x)  # (B, T, C)
 
     def logits(self, x):
         """Hidden states (…, C) -> a score for every token of the vocabulary (…, V)."""
@@ -312,7 +314,7 @@ class GPT(nn.Module):
             else:
                 probs = filter_logits(logits, temperature, top_k).softmax(dim=-1)
                 token = torch.multinomial(probs, num_samples=1)
-            idx = torch.cat((idx, token), dim=1)
+            idx = torch.cat((idx, token), dim=1)  # (B, T) -> (B, T + 1)
         return idx
 
 # --------------------------------------------------------------------------------------------------
@@ -348,13 +350,13 @@ class Bigram(LadderModel):
         self.table.weight.copy_((pairs + smoothing).log())
 
 class NeuralMLP(LadderModel):
-    """The embeddings of the last 8 tokens side by side, and one hidden layer (Bengio et al. 2003)."""
+    """The embeddings of the last 8 tokens in a row, and one hidden layer (Bengio et al. 2003)."""
     n_context = 8
 
     def __init__(self, config):
         super().__init__(config)
         self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
-        self.mix = nn.Linear(self.n_context * config.n_embd, config.n_embd)
+        self.mix = nn.Linear(self.n_context * config.n_embd, config.n_embd)  # 8C -> C
         self.head = nn.Linear(config.n_embd, self.padded_vocab_size, bias=False)
 
     def hidden(self, idx):
@@ -387,7 +389,7 @@ SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pa
 # How byte-pair encoding cuts text first, so that no token spans two words (GPT-2's rule): an
 # English contraction; letters, digits or signs with at most one space in front; white space
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LONG_BLANK = re.compile(r"(\s{50000})")  # a million spaces would overflow tiktoken's stack: cut them
+LONG_BLANK = re.compile(r"(\s{50000})")  # a million spaces overflow tiktoken's stack: cut them
 WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
 
 # How conversations are written: special tokens that open a turn, the text between them and the
@@ -411,7 +413,7 @@ class Tokenizer:
             self.core = open_hf_tokenizer(vocab)
             self.special = {name: self.core.token_to_id(name) for name in special}
             self.vocab_size = max(self.core.get_vocab().values()) + 1
-            self.start = self.core.encode('').ids
+            self.start = self.core.encode('').ids  # such as Llama's <|begin_of_text|>
         else:
             self.ids = {token: i for i, token in enumerate(vocab)}
             self.special = {name: len(vocab) + i for i, name in enumerate(special)}
@@ -421,7 +423,7 @@ class Tokenizer:
                                           special_tokens={})
         self.names = {i: name for name, i in self.special.items()}
         self.eot = self.special[special[0]]
-        self.pad = self.special.get('<|pad|>', self.eot)
+        self.pad = self.special.get('<|pad|>', self.eot)  # GPT-2 has no padding
         for self.template, (opening, lead, closing) in TEMPLATES.items():
             tokens = re.findall(r'<\|\w+\|>', opening.format(role='user') + closing)
             if all(token in self.special for token in tokens):
@@ -437,7 +439,7 @@ class Tokenizer:
         if self.kind == 'bpe':
             return sum(map(self.core.encode_ordinary, LONG_BLANK.split(text)), [])
         tokens = text if self.kind == 'char' else WORD_PATTERN.findall(text)
-        return [self.ids.get(token, 0) for token in tokens]
+        return [self.ids.get(token, 0) for token in tokens]  # 0: unknown
 
     def decode(self, ids):
         """[104, 101, 108, 108, 111] -> 'hello'. Half a character becomes U+FFFD."""
@@ -479,11 +481,11 @@ class Tokenizer:
             if role == 'user':
                 content, system = system + content, ''
             lead = self.lead.format(role=role)
-            turn = self.spell(self.opening.format(role=role))
+            turn = self.spell(self.opening.format(role=role))  # <|user|>
             first = len(turn) + len(self.encode(lead))  # where the words begin
             turn += self.encode(lead + content)  # as one text: white space may merge across
             last = len(turn)  # the special token that closes; a newline may follow, unlearned
-            turn += self.spell(self.closing)
+            turn += self.spell(self.closing)  # <|end|>
             ids += turn
             mask += [int(role == 'assistant' and first <= i <= last) for i in range(len(turn))]
         if answer:
@@ -519,8 +521,8 @@ def open_hf_tokenizer(text):
         sys.exit("this model's tokenizer needs one more package:  pip install transformers")
     except Exception as e:  # the library raises just that
         raise ValueError(f"not a tokenizer.json: {str(e)[:200]}") from None
-    core.no_truncation()
-    core.no_padding()
+    core.no_truncation()  # some files ask for at most 512 tokens
+    core.no_padding()  # or for a fixed length
     core.encode_special_tokens = True  # text that spells a special token stays ordinary text
     return core
 
@@ -567,12 +569,12 @@ def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     divides (below 1 sharpens, above 1 flattens); top_k keeps the k best (0: all; ties stay); top_p
     the fewest whose probability reaches p (nucleus sampling, Holtzman et al. 2020); min_p those at
     least min_p times as likely as the best (Nguyen et al. 2024)."""
-    logits = logits / temperature
+    logits = logits / temperature  # 1: as the model says
     if 0 < top_k < logits.size(-1):
-        kth_best = logits.topk(top_k).values[..., -1:]
+        kth_best = logits.topk(top_k).values[..., -1:]  # (…, 1)
         logits = logits.masked_fill(logits < kth_best, float('-inf'))
     if top_p < 1:
-        ordered, order = logits.sort(descending=True, stable=True)
+        ordered, order = logits.sort(descending=True, stable=True)  # order: where each came from
         p = ordered.softmax(-1)
         out = p.cumsum(-1) - p >= top_p  # the mass before a token already reaches top_p …
         out[..., 0] = False              # … and the best one always stays
@@ -603,8 +605,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
     if not all(prompts):
         raise ValueError("a prompt needs at least one token to go on from")
     block_size, device = model.config.block_size, next(model.parameters()).device
-    rng = torch.Generator(device).manual_seed(seed)
-    contexts = [list(prompt[-block_size:]) for prompt in prompts]
+    rng = torch.Generator(device).manual_seed(seed)  # its own: the caller's random state stays
+    contexts = [list(prompt[-block_size:]) for prompt in prompts]  # what each row looks at
     ended = [False] * len(prompts)
     cache = None
     for step in range(max_new_tokens):
@@ -619,9 +621,9 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
             idx = torch.tensor([context[-1:] for context in contexts])
             if cache is None:
                 cache, idx = read_contexts(contexts, model.config, max_new_tokens - step)
-            x = model.hidden(idx.to(device), cache=cache)[:, -1]
+            x = model.hidden(idx.to(device), cache=cache)[:, -1]  # (B, T, C) -> (B, C)
         # 2. a score for each token that may come next, (B, V), and a choice
-        logits = model.logits(x).float()
+        logits = model.logits(x).float()  # (B, V)
         if not logits.isfinite().all():
             sys.exit("the model's logits are not finite: its weights are damaged (or try float32)")
         if temperature == 0:
@@ -697,7 +699,7 @@ class Muon(torch.optim.Optimizer):
                 mean = self.state[p]['momentum_buffer']
                 mean.lerp_(p.grad, 1 - group['momentum'])
                 p.grad.lerp_(mean, group['momentum'])  # Nesterov: look ahead
-                same_shape[p.shape].append(p)
+                same_shape[p.shape].append(p)  # to be orthogonalised together
             for (rows, columns), matrices in same_shape.items():
                 n = max(1, 2**24 // (rows * columns))  # large matrices do not profit from batching
                 for i in range(0, len(matrices), n):
@@ -738,7 +740,7 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
         if not p.requires_grad:
             continue
         if p.ndim < 2 or is_embedding:
-            no_decay.append(p)
+            no_decay.append(p)  # norms, biases, embeddings
         elif 'blocks.' in name and optimizer == 'muon':
             muon.append(p)
         else:
@@ -762,7 +764,7 @@ def update(model, optimizers, lr_fraction, grad_clip, scaler=NO_SCALER):
     scaler: float16's GradScaler; a step whose gradients have overflowed is left out. Returns the
     norm of the gradient before clipping, a tensor."""
     for optimizer in optimizers:
-        scaler.unscale_(optimizer)
+        scaler.unscale_(optimizer)  # float16: as if the loss had not been multiplied
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     if hasattr(grad_norm, 'full_tensor'):
         grad_norm = grad_norm.full_tensor()  # of sharded parameters
@@ -781,7 +783,7 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
     floor at step decay_iters, as a cosine, a line, in two steps to a tenth each, only in the last
     fifth ('wsd': warmup, stable, decay; Hu et al. 2024), or not at all ('constant')."""
     if step < warmup_iters:
-        return (step + 1) / (warmup_iters + 1)
+        return (step + 1) / (warmup_iters + 1)  # never 0
     done = min((step - warmup_iters) / max(decay_iters - warmup_iters, 1), 1.0)  # from 0 to 1
     fraction = 1.0
     if schedule == 'linear':
@@ -789,7 +791,7 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
     elif schedule == 'cosine':
         fraction = 0.5 * (1 + math.cos(math.pi * done))
     elif schedule == 'wsd':
-        fraction = min(1.0, (1 - done) / 0.2)
+        fraction = min(1.0, (1 - done) / 0.2)  # 1 until 80 %
     elif schedule == 'step' and done >= 0.6:
         fraction = 0.1 if done < 0.85 else 0.01
     return floor + (1 - floor) * fraction
@@ -799,18 +801,22 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
 
 FORMAT = 'ninefiles-2'  # of our checkpoints
 
-def refuse(path, error, command):
-    """End with one line: what is wrong with this file or folder, and the next command to type."""
-    reason = ' '.join(f"{type(error).__name__} {error}".split())[:200]
-    wrong = f"{path} is damaged or not one of ours ({reason})"
-    if isinstance(error, FileNotFoundError):
-        wrong = f"no {error.filename}"
-    sys.exit(f"{wrong}: make it with  python {command}")
+@contextmanager
+def refuse_damage(path, command):
+    """What goes wrong within ends in one line: the file, the reason, the next command to type."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        sys.exit(f"no {e.filename}: make it with  python {command}")
+    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+        reason = ' '.join(f"{type(e).__name__} {e}".split())[:200]
+        sys.exit(f"{path} is damaged or not ours ({reason}): make it with  python {command}")
 
 def load_dataset(folder):
     """What prepare.py made of a text: the tokenizer, and {'train': ids, 'val': ids}, which stay on
     disk until they are read. Exits with one line where that is missing, damaged, or no text."""
-    try:
+    command = f"prepare.py dataset={os.path.basename(folder)}  (and input= for your own text)"
+    with refuse_damage(folder, command):
         with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
             meta = json.load(f)
         if 'kind' in meta:
@@ -822,21 +828,16 @@ def load_dataset(folder):
             if len(data[split]) != meta['splits'][split]['tokens']:
                 raise ValueError(f"{split}.bin has {len(data[split]):,} tokens")
         return Tokenizer.from_dict(meta['tokenizer']), data
-    except Exception as e:
-        refuse(folder, e, f"prepare.py dataset={os.path.basename(folder)}  (input= for your own text)")
 
 def load_examples(folder):
     """What prepare.py made of conversations, preferences or labels: {'train': [a dictionary per
     line, …], 'val': …}. Exits with one line where there is none."""
+    command = f"prepare.py dataset={os.path.basename(folder)}  (and input=FILE.jsonl for your own)"
     splits = {}
     for split in ('train', 'val'):
         path = os.path.join(folder, f'{split}.jsonl')
-        try:
-            with open(path, encoding='utf-8') as f:
-                splits[split] = [dict(json.loads(line)) for line in f]
-        except Exception as e:
-            dataset = os.path.basename(folder)
-            refuse(path, e, f"prepare.py dataset={dataset}  (input=FILE.jsonl for your own)")
+        with refuse_damage(path, command), open(path, encoding='utf-8') as f:
+            splits[split] = [dict(json.loads(line)) for line in f]
     return splits
 
 def save_atomically(path, what):
@@ -847,8 +848,8 @@ def save_atomically(path, what):
         with open(temporary, 'wb') as f:
             torch.save(what, f)
             f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
+            os.fsync(f.fileno())  # on the disk, not only in the kernel's memory
+        os.replace(temporary, path)  # atomic
     except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -877,28 +878,24 @@ def load_checkpoint(path, device='cpu', mmap=False):
     command = MAKERS.get(folder, f'train.py out_dir={folder}')
     if not os.path.exists(path):
         sys.exit(f"no checkpoint {path}: make one with  python {command}")
-    try:
+    with refuse_damage(path, command):
         # weights_only: a stranger's file can bring numbers, but no code
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if saved['format'] != FORMAT:
             raise ValueError(f"its format is {saved['format']}, not {FORMAT}")
         return saved
-    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
-        refuse(path, e, command)
 
 def load_model(path, device='cpu'):
     """-> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The
     weights are held once: the model is built without any and takes the checkpoint's. Exits with
     one line where weights, shape and tokenizer do not fit together."""
     saved = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows locks a mapped file
-    try:
-        model = build_on_meta(GPTConfig(**saved['config']))
+    with refuse_damage(path, 'train.py'):
+        model = build_on_meta(GPTConfig(**saved['config']))  # no numbers yet
         model.load_state_dict(saved['model'], assign=True)
         if model.config.tie_weights:
-            model.head.weight = model.wte.weight
+            model.head.weight = model.wte.weight  # assign=True has untied them
         return model.float().to(device), Tokenizer.from_dict(saved['tokenizer']), saved
-    except Exception as e:
-        refuse(path, e, 'train.py')
 
 def load_optimizers(optimizers, states, path):
     """Load saved states; the rates and the like stay as this run was given them. Where train.py
@@ -954,12 +951,12 @@ def stop_when_asked(ddp=False):
         if asked and number == signal.SIGINT and not ddp:
             raise KeyboardInterrupt
         asked.append(number)
-    signal.signal(signal.SIGINT, receive)
-    signal.signal(signal.SIGTERM, receive)
+    signal.signal(signal.SIGINT, receive)  # Ctrl-C
+    signal.signal(signal.SIGTERM, receive)  # kill, and the end of a batch job
     return asked
 
 def stop_at_once():
-    """Give the signals back to Python, as they were before stop_when_asked()."""
+    """Give the signals back to Python, as they were."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -1013,7 +1010,6 @@ class Log:
 
     def __post_init__(self):
         self.pending = defaultdict(list)  # numbers of the steps since the last line
-        self.busy = 0.0                   # seconds that these steps took
         self.start = self.clock = time.perf_counter()
         if not self.master_process:
             return
@@ -1030,14 +1026,15 @@ class Log:
         self.file = open(path, 'w', newline='', buffering=1)  # 1: a line is written at once
         self.csv = csv.DictWriter(self.file, columns, extrasaction='ignore')
         self.csv.writeheader()
-        self.csv.writerows(rows)
+        self.csv.writerows(rows)  # of the steps that this run goes on from
 
     def evaluation(self, step, val_loss, **metrics):
         """Report a validation loss and other numbers. -> whether it is the best so far."""
         self.check('validation loss', val_loss, step)
         is_best = val_loss < self.best
         self.best = min(self.best, val_loss)
-        line = f"step {step}: validation loss {val_loss:.4f}{', the best so far' if is_best else ''}"
+        suffix = ', the best so far' if is_best else ''
+        line = f"step {step}: validation loss {val_loss:.4f}{suffix}"
         self.write(line, metrics, step=step, val_loss=val_loss)
         return is_best
 
@@ -1048,25 +1045,24 @@ class Log:
     def training(self, step, loss, grad_norm, lr, last=False, **metrics):
         """Report a finished step: its loss and gradient norm (tensors, which stay on their device
         until there is a line to print), its learning rate, and other numbers."""
-        self.busy += time.perf_counter() - self.clock
-        self.clock = time.perf_counter()
-        for name, value in {'loss': loss, **metrics}.items():
+        now = time.perf_counter()
+        for name, value in {'loss': loss, 'seconds': now - self.clock, **metrics}.items():
             self.pending[name].append(value)
+        self.clock = now
         if step % self.log_interval and step < self.max_iters and not last:
             return
-        speed = self.per_step * len(self.pending['loss']) / self.busy
         means = {name: float(sum(values) / len(values)) for name, values in self.pending.items()}
+        self.pending.clear()
         loss = means.pop('loss')
         self.check('loss', loss, step)
-        left = (self.max_iters - step) * (self.clock - self.start) / (step - self.step)
+        speed = self.per_step / means.pop('seconds')
+        left = (self.max_iters - step) * (now - self.start) / (step - self.step)  # seconds
         of_peak = f" ({100 * speed / self.peak:.0f} % of peak)" if self.peak else ""
         line = (f"step {step}/{self.max_iters} | loss {loss:.4f} | lr {lr:.2e} | "
                 f"norm {grad_norm:.2f} | {speed:,.0f} {self.unit}/s{of_peak} | "
                 f"{left // 60:.0f}:{left % 60:02.0f} left")
         self.write(line, means, step=step, train_loss=loss, lr=lr, grad_norm=float(grad_norm),
                    **{f'{self.unit}_per_second': speed})
-        self.pending.clear()
-        self.busy = 0.0
 
     def write(self, line, metrics, **row):
         """Print a line, and append a row to log.csv."""
@@ -1078,8 +1074,8 @@ class Log:
     def check(self, what, value, step):
         """End the run if a number is nan or inf."""
         if not math.isfinite(value):
-            sys.exit(f"the {what} is {value} at step {step}: try a lower learning rate. The best so "
-                     f"far, of validation loss {self.best:.4f}, is in {self.out_dir}")
+            sys.exit(f"the {what} is {value} at step {step}: try a lower learning rate (the best "
+                     f"model, of validation loss {self.best:.4f}, is in {self.out_dir})")
 
     def close(self):
         """Give back log.csv and the lock."""
@@ -1099,7 +1095,7 @@ def chunked_cross_entropy(x, targets, head, vocab_size):
     computes the logits of some rows at a time. For GPT-2, 2,048 rows of 50,257 logits would take
     400 MB, several times over. (torch's own F.linear_cross_entropy took 1.6 times as long in
     float32 on a CPU.)"""
-    rows = max(1, MAX_CHUNK_ELEMENTS[x.device.type] // vocab_size)
+    rows = max(1, MAX_CHUNK_ELEMENTS[x.device.type] // vocab_size)  # at a time
     if len(x) > rows and isinstance(head, nn.Linear) and torch.is_grad_enabled():
         return ChunkedCrossEntropy.apply(x, head.weight, targets, vocab_size, rows)
     total = 0.0
@@ -1117,7 +1113,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-        w = weight.to(dtype)  # with its padding: 50,304 columns multiply 1.4 times as fast as 50,257
+        w = weight.to(dtype)  # with its padding: 50,304 columns are 1.4 times as fast as 50,257
         dx = torch.empty_like(x)
         dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         total = 0.0
@@ -1133,9 +1129,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             gradient = logits.sub_(log_sum).exp_()  # softmax(logits), in the memory of the logits
             gradient.scatter_add_(1, target, torch.full_like(log_sum, -1.0))
             gradient = gradient.mul_(counts).to(dtype)
-            dx[i:i + rows] = gradient @ w
+            dx[i:i + rows] = gradient @ w  # (rows, V) @ (V, C)
             if dw is not None:
-                dw += gradient.T @ h
+                dw += gradient.T @ h  # (V, rows) @ (rows, C)
         ctx.gradients = dx, dw
         return total
 

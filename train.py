@@ -153,7 +153,7 @@ if __name__ == '__main__':
     if ddp:
         backend = 'gloo'
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))  # from now on, 'cuda' is this one
             backend = 'cpu:gloo,cuda:nccl'
         store, rank, world_size = next(rendezvous('env://'))
         if world_size == int(os.environ['LOCAL_WORLD_SIZE']):
@@ -203,11 +203,7 @@ if __name__ == '__main__':
         device = 'cpu'  # processes cannot exchange gradients through Apple's mps
     device, dtype = resolve_device(device, dtype, save_memory=activation_checkpointing)
     device_type = device.split(':')[0]
-    if ddp and device_type == 'cuda':
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    autocast = nullcontext()
-    if dtype != 'float32':
-        autocast = torch.autocast(device_type, dtype=getattr(torch, dtype))
+    autocast = torch.autocast(device_type, dtype=getattr(torch, dtype), enabled=dtype != 'float32')
 
     # 4. the data
     tokenizer, data = load_dataset(os.path.join(data_dir, dataset))
