@@ -37,8 +37,8 @@ bias = False            # biases in linear layers and layer norms
 tie_weights = False     # one matrix for reading tokens in and for predicting them
 dropout = 0.0           # 0 for pretraining; 0.1 and more where the same text is read many times
 # how much
-batch_size = 8                   # sequences computed at once: halve it when memory runs out, …
-gradient_accumulation_steps = 1  # … and double this: a step has batch_size * this many sequences
+batch_size = 8                   # sequences computed at once: halve it when memory runs out, and …
+gradient_accumulation_steps = 1  # … double this: a step has batch_size * this many sequences
 max_iters = 1400                 # 1400 steps * 8 sequences * 256 tokens = 2.9M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon for matrices and AdamW for the rest, or AdamW only

@@ -394,7 +394,7 @@ def test_mistakes(run, data, changes, words, status):
     (dict(init_from='resume', block_size=64), ['block_size=64', 'has block_size=32']),
     (dict(init_from='resume', n_head=5), ['n_head=5', 'has n_head=2']),
     (dict(init_from='out', dataset='bpe', out_dir='other'), ['a different tokenizer than dataset=bpe', 'tokenizer=out']),
-    (dict(init_from='out', objective='mlm', out_dir='other'), ['another objective: add  objective=clm'])])
+    (dict(init_from='out', objective='mlm', out_dir='other'), ['objective=mlm', 'has objective=clm'])])
 def test_a_clash_with_the_checkpoint_is_refused(train, run, data, changes, words):
     train(max_iters=2)
     refused(run('train.py', *arguments(data, **changes)), *words)
