@@ -16,6 +16,7 @@ tests/test_model.py shows what must hold.
 """
 import csv, ctypes, json, math, os, re, signal, sys, time
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 import numpy as np
 import tiktoken
@@ -57,10 +58,7 @@ class GPTConfig:
     rope_scaling: tuple = ()    # how Llama 3 stretches rotary positions: see rotary()
 
     def __post_init__(self):
-        self.n_kv_head = self.n_kv_head or self.n_head
-        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_kv_head', 'n_embd'):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        self.n_kv_head = self.n_kv_head or self.n_head  # no groups: each query head has its own
         if self.model_type != 'gpt':
             return  # no heads
         if self.n_head % self.n_kv_head:
@@ -68,13 +66,14 @@ class GPTConfig:
         if not self.head_dim:
             pairs = 2 * self.n_head  # rotary positions turn channels in pairs
             if self.n_embd % pairs:
-                raise ValueError(f"n_embd={self.n_embd} does not divide into n_head={self.n_head} heads "
-                                 f"of an even width: try n_embd={round_up(self.n_embd, pairs)}")
+                fits = round_up(self.n_embd, pairs)
+                raise ValueError(f"n_embd={self.n_embd} does not divide into n_head={self.n_head} "
+                                 f"heads of an even width: try n_embd={fits}")
             self.head_dim = self.n_embd // self.n_head
         if not self.n_hidden:
             self.n_hidden = 4 * self.n_embd
             if self.mlp == 'swiglu':  # three matrices instead of two, so of 2/3 of the width
-                self.n_hidden = round_up(math.ceil(8 * self.n_embd / 3), 64)
+                self.n_hidden = round_up(8 * self.n_embd / 3, 64)
 
 def round_up(n, multiple):
     """(50257, 64) -> 50304"""
@@ -82,11 +81,10 @@ def round_up(n, multiple):
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019): LayerNorm without mean
-    and bias. Unlike nn.RMSNorm it gives the weight the type of x: torch is quick where both agree.
-    """
+    and bias. Unlike nn.RMSNorm it gives the weight the type of x, which is quicker."""
     def __init__(self, width, eps):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(width))  # (width,), learned
         self.eps = eps
 
     def forward(self, x):
@@ -107,14 +105,11 @@ def sinusoids(positions, C):
 def rotary(positions, config):
     """cos and sin of the angles by which rotate() turns the channel pairs of a token at each of
     these positions (…, T): two tensors (…, T, 1, D). Pair i turns by position / theta^(2i/D) (Su et
-    al. 2021, eq. 15): the first pairs like a second hand, the last ones like an hour hand.
-
-    Channel i is paired with channel i + D/2, as in Llama and Qwen (the paper pairs neighbours), and
-    sin carries the sign that rotate() needs.
-
-    rope_scaling = (factor, low, high, context) is Llama 3.1's way to a context that is `factor`
-    times longer: pairs that turn more than `high` times within the original context stay as they
-    are, those that turn less than `low` times are slowed down by the factor, those between fade."""
+    al. 2021, eq. 15): the first pairs like a second hand, the last ones like an hour hand. Channel
+    i is paired with channel i + D/2, as in Llama (the paper pairs neighbours).
+    rope_scaling = (factor, low, high, context) is Llama 3.1's way to a `factor` times longer
+    context: pairs that turn more than `high` times within the original one stay as they are, those
+    that turn less than `low` times are slowed down by the factor, those between fade."""
     channel = torch.arange(0, config.head_dim, 2, device=positions.device).float()
     frequency = 1.0 / config.rope_theta ** (channel / config.head_dim)  # (D/2,)
     if config.rope_scaling:
@@ -122,81 +117,73 @@ def rotary(positions, config):
         turns = context * frequency / (2 * math.pi)
         keep = ((turns - low) / (high - low)).clamp(0, 1)
         frequency = frequency * (keep + (1 - keep) / factor)
-    angle = positions[..., None].float() * frequency  # (…, T, D/2)
+    angle = positions[..., None, None].float() * frequency  # (…, T, 1, D/2): 1, as for all heads
     cos, sin = angle.cos(), angle.sin()
-    cos = torch.cat((cos, cos), dim=-1).unsqueeze(-2)  # (…, T, 1, D): the same for every head
-    sin = torch.cat((-sin, sin), dim=-1).unsqueeze(-2)
-    return cos, sin
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 def rotate(x, cos, sin):
-    """Turn each channel pair (a, b) of x (B, T, H, D) by the angle of its token's position: (a cos
-    - b sin, b cos + a sin). A query turned by t and a key turned by s have a dot product that
-    depends on t - s alone: a relative position."""
+    """Turn each channel pair (a, b) of x (B, T, H, D) to (a cos - b sin, b cos + a sin). A query
+    turned by t and a key turned by s have a dot product that depends on t - s alone."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin  # roll: (a, b) -> (b, a)
 
 def attention_by_hand(q, k, v, mask=None, dropout_p=0.0):
-    """softmax(Q Kᵀ / sqrt(D)) V (Vaswani et al. 2017, eq. 1), written out. q (B, H, T, D), k and v
-    (B, H, S, D), mask True where a query may look. Returns the result (B, H, T, D), and the weights
-    (B, H, T, S), whose rows sum to 1."""
+    """softmax(Q Kᵀ / sqrt(D)) V (Vaswani et al. 2017, eq. 1). q (B, H, T, D), k and v (B, H, S, D),
+    mask True where a query may look -> the result (B, H, T, D), and the weights (B, H, T, S)."""
     scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S): how well they match
     if mask is not None:
         scores = scores.masked_fill(~mask, float('-inf'))  # exp(-inf) = 0: no weight at all
-    weights = scores.softmax(dim=-1)
+    weights = scores.softmax(dim=-1)  # each row sums to 1
     return F.dropout(weights, dropout_p) @ v, weights
 
 class Attention(nn.Module):
     """Multi-head self-attention; with n_kv_head < n_head, in groups (Ainslie et al. 2023)."""
     def __init__(self, config, layer):
         super().__init__()
-        self.config = config
+        c = self.config = config
         self.layer = layer  # its number, for the cache
-        heads = config.n_head + 2 * config.n_kv_head  # queries, keys and values in one product
-        self.qkv = nn.Linear(config.n_embd, heads * config.head_dim, bias=config.bias)
-        self.proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.bias)
-        D, eps = config.head_dim, config.norm_eps
-        self.q_norm = RMSNorm(D, eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(D, eps) if config.qk_norm else nn.Identity()
+        heads = c.n_head + 2 * c.n_kv_head  # queries, keys and values in one product
+        self.qkv = nn.Linear(c.n_embd, heads * c.head_dim, bias=c.bias)
+        self.proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=c.bias)
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
         self.keep_weights = False  # True: store what sample.py show=attention draws
 
     def forward(self, x, cos_sin=None, mask=None, cache=None):
         c = self.config
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, -1, c.head_dim)
+        qkv = self.qkv(x).view(B, T, -1, c.head_dim)  # (B, T, C) -> (B, T, all heads, D)
         q, k, v = qkv.split((c.n_head, c.n_kv_head, c.n_kv_head), dim=2)  # each (B, T, heads, D)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.q_norm(q), self.k_norm(k)  # scores stay small
         if cos_sin is not None:
-            q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
+            q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)  # positions
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D): these T tokens and all before
         causal = c.causal and mask is None and T > 1  # one new token may look at all before it
-        dropout_p = c.dropout if self.training else 0.0
+        dropout = c.dropout if self.training else 0.0
         # One formula, two ways to compute it. torch's never holds the (T, S) weights, and is the
         # quicker one but for short rows in bfloat16 on a CPU (14 ms against 7 for 4 rows of 512).
         by_hand = x.device.type == 'cpu' and v.dtype == torch.bfloat16 and 1 < T <= 512
+        group = c.n_head // c.n_kv_head  # so many queries share a key
         if by_hand or self.keep_weights:
             if causal:
-                mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
-            group = c.n_head // c.n_kv_head  # so many queries share a key
+                mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()  # s <= t
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-            y, weights = attention_by_hand(q, k, v, mask, dropout_p)
-            if self.keep_weights:
-                self.weights = weights
+            y, weights = attention_by_hand(q, k, v, mask, dropout)
+            self.weights = weights if self.keep_weights else None
         else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, causal,
-                                               enable_gqa=c.n_kv_head < c.n_head)
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=group > 1)
         return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, H D): heads side by side
 
 class MLP(nn.Module):
     """What each token computes by itself. SwiGLU (Shazeer 2020) multiplies by a learned gate."""
     def __init__(self, config):
         super().__init__()
-        self.gate = None
-        if config.mlp == 'swiglu':
-            self.gate = nn.Linear(config.n_embd, config.n_hidden, bias=config.bias)
-        self.up = nn.Linear(config.n_embd, config.n_hidden, bias=config.bias)
-        self.down = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
+        c = config
+        self.gate = nn.Linear(c.n_embd, c.n_hidden, bias=c.bias) if c.mlp == 'swiglu' else None
+        self.up = nn.Linear(c.n_embd, c.n_hidden, bias=c.bias)
+        self.down = nn.Linear(c.n_hidden, c.n_embd, bias=c.bias)
 
     def forward(self, x):
         if self.gate is None:
@@ -218,7 +205,7 @@ class Block(nn.Module):
     pass straight through."""
     def __init__(self, config, layer):
         super().__init__()
-        self.norm1 = make_norm(config)
+        self.norm1 = make_norm(config)  # before attention, not after it as in 2017
         self.attention = Attention(config, layer)
         self.norm2 = make_norm(config)
         self.mlp = MLP(config)
@@ -238,13 +225,13 @@ class GPT(nn.Module):
         super().__init__()
         c = self.config = config
         # hardware likes multiples of 64; the extra tokens never occur, and logits() cuts them off
-        self.padded_vocab_size = round_up(c.vocab_size, 64)
-        self.wte = nn.Embedding(self.padded_vocab_size, c.n_embd)  # a vector for each token
+        padded_vocab_size = round_up(c.vocab_size, 64)
+        self.wte = nn.Embedding(padded_vocab_size, c.n_embd)  # a vector for each token
         self.wpe = nn.Embedding(c.block_size, c.n_embd) if c.position == 'learned' else None
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList([Block(c, layer) for layer in range(c.n_layer)])
         self.norm = make_norm(c)
-        self.head = nn.Linear(c.n_embd, self.padded_vocab_size, bias=False)
+        self.head = nn.Linear(c.n_embd, padded_vocab_size, bias=False)
         if c.tie_weights:
             self.head.weight = self.wte.weight
         self.activation_checkpointing = False  # True: store a block's input only, compute it twice
@@ -256,7 +243,6 @@ class GPT(nn.Module):
         c = self.config
         for name, p in self.named_parameters():
             writes_residual = name.endswith(('proj.weight', 'down.weight'))
-            is_embedding = name.startswith(('wte', 'wpe'))
             if name.endswith('bias'):
                 nn.init.zeros_(p)
             if p.ndim < 2:
@@ -269,7 +255,7 @@ class GPT(nn.Module):
                 std = 0.02   # GPT-2: one matrix for both ends must be small, for the logits
             elif name.startswith('head'):
                 std = 0.002  # the first guess is nearly even: a loss of ln(V)
-            elif is_embedding and c.position != 'sinusoidal':
+            elif name.startswith(('wte', 'wpe')) and c.position != 'sinusoidal':
                 std = 0.5    # AdamW's steps of 0.02 would overwrite a small vector at once
             else:
                 std = 1 / math.sqrt(p.size(1))  # outputs as large as the inputs
@@ -281,15 +267,16 @@ class GPT(nn.Module):
         by default causal. With a KVCache, idx holds only the new tokens, and the cache knows both.
         Raises ValueError for more than block_size tokens."""
         c = self.config
+        T = idx.size(1)
         if cache is not None:
-            positions, mask = cache.extend(idx.size(1), idx.device)
+            positions, mask = cache.extend(T, idx.device)
         elif positions is None:
-            if idx.size(1) > c.block_size:
-                raise ValueError(f"{idx.size(1)} tokens are more than block_size={c.block_size}")
-            positions = torch.arange(idx.size(1), device=idx.device)
-        x = self.wte(idx)
+            if T > c.block_size:
+                raise ValueError(f"{T} tokens are more than block_size={c.block_size}")
+            positions = torch.arange(T, device=idx.device)
+        x = self.wte(idx)  # (B, T) -> (B, T, C)
         if c.position == 'learned':
-            x = x + self.wpe(positions)
+            x = x + self.wpe(positions)  # (T, C): the same for each row
         if c.position == 'sinusoidal':  # scaled as in Vaswani et al. 2017, 3.4
             x = x * math.sqrt(c.n_embd) + sinusoids(positions, c.n_embd).to(x.dtype)
         x = self.dropout(x)
@@ -299,7 +286,7 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, cos_sin, mask, use_reentrant=False)
             else:
                 x = block(x, cos_sin, mask, cache)
-        return self.norm(x)
+        return self.norm(x)  # (B, T, C)
 
     def logits(self, x):
         """Hidden states (…, C) -> a score for every token of the vocabulary (…, V)."""
@@ -321,14 +308,13 @@ class GPT(nn.Module):
         """ids (B, T) -> (B, T + max_new_tokens): predict, draw a token, append it, again and again.
         temperature 0 takes the likeliest token. Section 4 has the same with a cache, quicker."""
         for _ in range(max_new_tokens):
-            context = idx[:, -self.config.block_size:]
-            logits = self(context)[:, -1]  # (B, V): only what follows the last token is of use
+            logits = self(idx[:, -self.config.block_size:])[:, -1]  # (B, V): what follows the last
             if temperature == 0:
                 token = logits.argmax(dim=-1, keepdim=True)
             else:
                 probs = filter_logits(logits, temperature, top_k).softmax(dim=-1)
                 token = torch.multinomial(probs, num_samples=1)
-            idx = torch.cat((idx, token), dim=1)
+            idx = torch.cat((idx, token), dim=1)  # (B, T) -> (B, T + 1)
         return idx
 
 # --------------------------------------------------------------------------------------------------
@@ -337,16 +323,15 @@ class GPT(nn.Module):
 class LadderModel(nn.Module):
     """What the steps of the ladder share with GPT. Each has its own hidden(idx) and head."""
     logits, forward, generate = GPT.logits, GPT.forward, GPT.generate
+    activation_checkpointing = chunked_loss = False
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.padded_vocab_size = round_up(config.vocab_size, 64)
-        self.activation_checkpointing = self.chunked_loss = False
 
 class Bigram(LadderModel):
-    """The next token depends on this one alone: a table of V x V scores. Counting fills it in one
-    pass; so does gradient descent."""
+    """The next token depends on this one alone: a table of V x V scores."""
     def __init__(self, config):
         super().__init__(config)
         V = config.vocab_size
@@ -358,21 +343,20 @@ class Bigram(LadderModel):
 
     @torch.no_grad()
     def count(self, ids, smoothing=1.0):
-        """Set the table from the pairs in ids (N,): log(count + smoothing), which softmax turns
-        into frequencies."""
+        """Fill the table in one pass, without gradients: log(count + smoothing) of the pairs in ids
+        (N,), which softmax turns into frequencies."""
         V = self.config.vocab_size
         pairs = torch.bincount(ids[:-1] * V + ids[1:], minlength=V * V).view(V, V)
         self.table.weight.copy_((pairs + smoothing).log())
 
 class NeuralMLP(LadderModel):
-    """The embeddings of the last 8 tokens side by side, and one hidden layer (Bengio et al. 2003):
-    words become vectors."""
+    """The embeddings of the last 8 tokens in a row, and one hidden layer (Bengio et al. 2003)."""
     n_context = 8
 
     def __init__(self, config):
         super().__init__(config)
         self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
-        self.mix = nn.Linear(self.n_context * config.n_embd, config.n_embd)
+        self.mix = nn.Linear(self.n_context * config.n_embd, config.n_embd)  # 8C -> C
         self.head = nn.Linear(config.n_embd, self.padded_vocab_size, bias=False)
 
     def hidden(self, idx):
@@ -381,9 +365,8 @@ class NeuralMLP(LadderModel):
         return self.mix(x).tanh()
 
 class LSTM(LadderModel):
-    """One state, carried along the whole text (Hochreiter & Schmidhuber 1997; for language, Mikolov
-    et al. 2010). One layer: four of them, stacked, learned nothing in 400 steps; residual
-    connections, which the transformer has, are what deep ones lack."""
+    """One state, carried along the text (Hochreiter & Schmidhuber 1997; Mikolov et al. 2010). One
+    layer: four, without residual connections, learned nothing in 400 steps."""
     def __init__(self, config):
         super().__init__(config)
         self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
@@ -395,8 +378,7 @@ class LSTM(LadderModel):
 
 def build_model(config):
     """GPTConfig -> the model that its model_type names."""
-    classes = {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}
-    return classes[config.model_type](config)
+    return {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}[config.model_type](config)
 
 # --------------------------------------------------------------------------------------------------
 # 3. Tokenizer
@@ -404,16 +386,14 @@ def build_model(config):
 # the last ids of every vocabulary of ours, in this order
 SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pad|>']
 
-# How byte-pair encoding cuts text before it merges anything, so that no token spans two words
-# (GPT-2's rule): an English contraction; letters, digits or signs with at most one space in front;
-# white space
-SPLIT_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-LONG_BLANK = re.compile(r"(\s{50000})")  # a million spaces would overflow tiktoken's stack: cut them
+# How byte-pair encoding cuts text first, so that no token spans two words (GPT-2's rule): an
+# English contraction; letters, digits or signs with at most one space in front; white space
+SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LONG_BLANK = re.compile(r"(\s{50000})")  # a million spaces overflow tiktoken's stack: cut them
 WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
 
-# How conversations are written, ours first and then other people's: special tokens that open a
-# turn, the text between them and the words, what closes the turn. Models that know no such tokens
-# get plain words
+# How conversations are written: special tokens that open a turn, the text between them and the
+# words, what closes the turn. Models without such tokens get plain words
 TEMPLATES = {'ninefiles': ('<|{role}|>', '', '<|end|>'),
              'chatml': ('<|im_start|>', '{role}\n', '<|im_end|>\n'),
              'llama3': ('<|start_header_id|>{role}<|end_header_id|>', '\n\n', '<|eot_id|>'),
@@ -423,34 +403,27 @@ class Tokenizer:
     """Text <-> token ids; every checkpoint carries its own. kind 'char': a token per character;
     'word': per word, space or sign; 'bpe': byte-pair encoding over bytes (Sennrich et al. 2016;
     GPT-2), whose vocab is in merge order; 'hf': other people's, run by the `tokenizers` library,
-    whose vocab is the text of their tokenizer.json.
-
-    Ids 0 … len(vocab)-1 are the vocab, and the special tokens follow; the first of them ends a
-    document. Text that merely spells a special token is ordinary text: encode() never returns one.
-    """
+    whose vocab is the text of their tokenizer.json. Ids 0 … len(vocab)-1 are the vocab; the special
+    tokens follow, and the first of them ends a document. encode() never returns one: text that
+    spells a special token is ordinary text."""
     def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, special=SPECIAL_TOKENS):
         self.kind, self.vocab, self.pattern = kind, vocab, pattern
-        self.special = {name: len(vocab) + i for i, name in enumerate(special)}
-        self.vocab_size = len(vocab) + len(special)
         self.start = []  # ids in front of every text
-        if kind == 'bpe':
-            ranks = {token: rank for rank, token in enumerate(vocab)}
-            if len(ranks) < len(vocab) or not all(bytes([b]) in ranks for b in range(256)):
-                raise ValueError("a bpe vocabulary holds every single byte, and nothing twice")
-            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=ranks,
-                                          special_tokens={})
-        elif kind == 'hf':
+        if kind == 'hf':
             self.core = open_hf_tokenizer(vocab)
             self.special = {name: self.core.token_to_id(name) for name in special}
             self.vocab_size = max(self.core.get_vocab().values()) + 1
-            self.start = self.core.encode('').ids
-        elif kind in ('char', 'word'):
-            self.ids = {token: i for i, token in enumerate(vocab)}  # vocab[0]: all that is missing
+            self.start = self.core.encode('').ids  # such as Llama's <|begin_of_text|>
         else:
-            raise ValueError(f"unknown tokenizer kind {kind!r}: expected char, word, bpe or hf")
+            self.ids = {token: i for i, token in enumerate(vocab)}
+            self.special = {name: len(vocab) + i for i, name in enumerate(special)}
+            self.vocab_size = len(vocab) + len(special)
+        if kind == 'bpe':
+            self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=self.ids,
+                                          special_tokens={})
         self.names = {i: name for name, i in self.special.items()}
         self.eot = self.special[special[0]]
-        self.pad = self.special.get('<|pad|>', self.eot)
+        self.pad = self.special.get('<|pad|>', self.eot)  # GPT-2 has no padding
         for self.template, (opening, lead, closing) in TEMPLATES.items():
             tokens = re.findall(r'<\|\w+\|>', opening.format(role='user') + closing)
             if all(token in self.special for token in tokens):
@@ -464,10 +437,9 @@ class Tokenizer:
         if self.kind == 'hf':
             return self.core.encode(text, add_special_tokens=False).ids
         if self.kind == 'bpe':
-            parts = [self.core.encode_ordinary(part) for part in LONG_BLANK.split(text)]
-            return sum(parts, [])
+            return sum(map(self.core.encode_ordinary, LONG_BLANK.split(text)), [])
         tokens = text if self.kind == 'char' else WORD_PATTERN.findall(text)
-        return [self.ids.get(token, 0) for token in tokens]
+        return [self.ids.get(token, 0) for token in tokens]  # 0: unknown
 
     def decode(self, ids):
         """[104, 101, 108, 108, 111] -> 'hello'. Half a character becomes U+FFFD."""
@@ -479,11 +451,9 @@ class Tokenizer:
         """The bytes of token i: maybe part of a character, since '€' is three bytes in UTF-8."""
         if i in self.names:
             return self.names[i].encode()
-        if self.kind == 'bpe':
-            return self.vocab[i]
         if self.kind == 'hf':
             return self.decode([i]).encode()
-        return self.vocab[i].encode('utf-8', 'replace')
+        return self.vocab[i] if self.kind == 'bpe' else self.vocab[i].encode('utf-8', 'replace')
 
     def spell(self, text):
         """The ids of a template, whose special tokens are meant: '<|user|>hi' -> that token, hi."""
@@ -494,11 +464,9 @@ class Tokenizer:
 
     def chat(self, messages, answer=False):
         """A conversation as ids, and for each whether the assistant says it, so that it is learned:
-
             [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]
             -> <|user|> hi <|end|> <|assistant|> hello <|end|>
                  0      0    0        0            1     1
-
         A system message goes in front of the user's words (in other people's templates it is a turn
         of its own). answer=True ends with <|assistant|>, for the model to go on. Raises ValueError
         for an unknown role."""
@@ -513,17 +481,16 @@ class Tokenizer:
             if role == 'user':
                 content, system = system + content, ''
             lead = self.lead.format(role=role)
-            turn = self.spell(self.opening.format(role=role))
+            turn = self.spell(self.opening.format(role=role))  # <|user|>
             first = len(turn) + len(self.encode(lead))  # where the words begin
             turn += self.encode(lead + content)  # as one text: white space may merge across
             last = len(turn)  # the special token that closes; a newline may follow, unlearned
-            turn += self.spell(self.closing)
+            turn += self.spell(self.closing)  # <|end|>
             ids += turn
             mask += [int(role == 'assistant' and first <= i <= last) for i in range(len(turn))]
         if answer:
-            opening = self.spell((self.opening + self.lead).format(role='assistant'))
-            ids += opening
-            mask += [0] * len(opening)
+            ids += self.spell((self.opening + self.lead).format(role='assistant'))
+            mask += [0] * (len(ids) - len(mask))
         return ids, mask
 
     def to_dict(self):
@@ -531,20 +498,15 @@ class Tokenizer:
         vocab = self.vocab
         if self.kind == 'bpe':
             vocab = [token.decode('latin-1') for token in vocab]
-        return {'kind': self.kind, 'vocab': vocab, 'pattern': self.pattern,
-                'special': list(self.special)}
+        return dict(kind=self.kind, vocab=vocab, pattern=self.pattern, special=list(self.special))
 
     @classmethod
     def from_dict(cls, d):
-        """The inverse of to_dict(); raises ValueError where it makes no sense."""
-        try:
-            vocab = d['vocab']
-            if d['kind'] == 'bpe':
-                vocab = [token.encode('latin-1') for token in vocab]
-            return cls(d['kind'], vocab, d['pattern'],
-                       d.get('special', SPECIAL_TOKENS))
-        except (KeyError, TypeError, AttributeError, IndexError, UnicodeError, RecursionError) as e:
-            raise ValueError(f"not a tokenizer: {type(e).__name__} {e}") from None
+        """The inverse of to_dict()."""
+        vocab = d['vocab']
+        if d['kind'] == 'bpe':
+            vocab = [token.encode('latin-1') for token in vocab]
+        return cls(d['kind'], vocab, d['pattern'], d.get('special', SPECIAL_TOKENS))
 
     def __eq__(self, other):
         return self.to_dict() == other.to_dict()
@@ -554,14 +516,13 @@ def open_hf_tokenizer(text):
     where it is damaged; exits with one line where the library is missing."""
     try:
         import tokenizers
+        core = tokenizers.Tokenizer.from_str(text)
     except ImportError:
         sys.exit("this model's tokenizer needs one more package:  pip install transformers")
-    try:
-        core = tokenizers.Tokenizer.from_str(text)
     except Exception as e:  # the library raises just that
         raise ValueError(f"not a tokenizer.json: {str(e)[:200]}") from None
-    core.no_truncation()
-    core.no_padding()
+    core.no_truncation()  # some files ask for at most 512 tokens
+    core.no_padding()  # or for a fixed length
     core.encode_special_tokens = True  # text that spells a special token stays ordinary text
     return core
 
@@ -569,9 +530,8 @@ def open_hf_tokenizer(text):
 # 4. Sampling
 
 class KVCache:
-    """The keys and values of all tokens so far, so that the next token costs a forward pass of one
-    token, not of all. Texts of different lengths end in the same column: the shorter ones have
-    padding in front, which is masked."""
+    """The keys and values of all tokens so far: the next token costs a forward pass of one token.
+    Texts of different lengths end in the same column: shorter ones have masked padding in front."""
     def __init__(self, config, columns, padding=None):
         self.columns = columns  # room for so many tokens, padding included
         self.padding = padding  # (B,): how many columns of each row hold no text; None: none do
@@ -584,8 +544,8 @@ class KVCache:
         (T, S) or (B, 1, T, S), or None where attention needs no other than the causal one."""
         start = self.length
         self.length += T
-        new = torch.arange(start, self.length, device=device)  # the columns of the new tokens
         columns = torch.arange(self.length, device=device)
+        new = columns[start:]
         mask = columns <= new[:, None]  # (T, S): not the future
         if self.padding is None:
             return new, mask if T > 1 and start > 0 else None
@@ -596,27 +556,25 @@ class KVCache:
 
     def update(self, layer, k, v):
         """Keep a layer's new keys and values (B, H, T, D). -> all there are, (B, H, S, D)."""
+        B, H, T, D = k.shape
         if self.k[layer] is None:
-            B, H, T, D = k.shape
             self.k[layer] = k.new_zeros(B, H, self.columns, D)
             self.v[layer] = v.new_zeros(B, H, self.columns, D)
-        new = slice(self.length - k.size(2), self.length)
-        self.k[layer][:, :, new] = k
-        self.v[layer][:, :, new] = v
+        self.k[layer][:, :, self.length - T:self.length] = k
+        self.v[layer][:, :, self.length - T:self.length] = v
         return self.k[layer][:, :, :self.length], self.v[layer][:, :, :self.length]
 
 def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """Reshape what will be sampled from: logits (…, V) -> the same, with -inf for tokens that are
-    out. In this order: temperature divides (below 1 sharpens, above 1 flattens); top_k keeps the k
-    best (0: all; ties stay); top_p the fewest whose probability reaches p (nucleus sampling,
-    Holtzman et al. 2020); min_p those at least min_p times as likely as the best (Nguyen et al.
-    2024)."""
-    logits = logits / temperature
+    """logits (…, V) -> the same, with -inf for tokens that are out. In this order: temperature
+    divides (below 1 sharpens, above 1 flattens); top_k keeps the k best (0: all; ties stay); top_p
+    the fewest whose probability reaches p (nucleus sampling, Holtzman et al. 2020); min_p those at
+    least min_p times as likely as the best (Nguyen et al. 2024)."""
+    logits = logits / temperature  # 1: as the model says
     if 0 < top_k < logits.size(-1):
-        kth_best = logits.topk(top_k).values[..., -1:]
+        kth_best = logits.topk(top_k).values[..., -1:]  # (…, 1)
         logits = logits.masked_fill(logits < kth_best, float('-inf'))
     if top_p < 1:
-        ordered, order = logits.sort(descending=True, stable=True)
+        ordered, order = logits.sort(descending=True, stable=True)  # order: where each came from
         p = ordered.softmax(-1)
         out = p.cumsum(-1) - p >= top_p  # the mass before a token already reaches top_p …
         out[..., 0] = False              # … and the best one always stays
@@ -631,49 +589,43 @@ def check_sampling(temperature, top_k, top_p, min_p):
     if not (temperature == 0 or temperature >= 0.001):
         raise ValueError(f"temperature={temperature}: expected 0, or at least 0.001")
     if top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
-        raise ValueError(f"top_k={top_k} top_p={top_p} min_p={min_p}: expected at least 0, more "
-                         "than 0 and at most 1, between 0 and 1")
+        raise ValueError(f"{top_k=} {top_p=} {min_p=}: expected at least 0; above 0, to 1; 0 to 1")
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
              stop_tokens=(), seed=1337):
     """GPT.generate(), quickly: with a cache, and for prompts (lists of ids) of different lengths.
     Yields, for each new token of all rows:
-
         tokens    a list with an id per prompt, None where a row has ended (after a stop token)
         logits    (B, V), what they were drawn from, before temperature and the like
-
-    A context holds block_size tokens. When one is full, all rows keep its last half and are read
-    afresh. The model must be in eval mode. Exits with one line if logits are not finite; raises
-    ValueError for an empty prompt or an impossible setting."""
+    When a context of block_size tokens is full, all rows keep their last half and are read afresh.
+    The model must be in eval mode. Exits with one line if logits are not finite; raises ValueError
+    for an empty prompt or an impossible setting."""
     check_sampling(temperature, top_k, top_p, min_p)
     if not all(prompts):
         raise ValueError("a prompt needs at least one token to go on from")
     block_size, device = model.config.block_size, next(model.parameters()).device
-    rng = torch.Generator(device).manual_seed(seed)
-    contexts = [list(prompt[-block_size:]) for prompt in prompts]
+    rng = torch.Generator(device).manual_seed(seed)  # its own: the caller's random state stays
+    contexts = [list(prompt[-block_size:]) for prompt in prompts]  # what each row looks at
     ended = [False] * len(prompts)
     cache = None
     for step in range(max_new_tokens):
-        longest = max(len(context) for context in contexts)
-        if longest > block_size:
+        if max(map(len, contexts)) > block_size:
             contexts = [context[-(block_size // 2):] for context in contexts]
             cache = None
         # 1. the hidden state of the last token of each row, (B, C)
         if not isinstance(model, GPT):  # the ladder has no cache
             rows = [torch.tensor([context], device=device) for context in contexts]
             x = torch.cat([model.hidden(row)[:, -1] for row in rows])
-        elif cache is None:
-            cache, idx = read_contexts(contexts, model.config, max_new_tokens - step)
-            x = model.hidden(idx.to(device), cache=cache)[:, -1]
         else:
-            last = torch.tensor([context[-1:] for context in contexts], device=device)
-            x = model.hidden(last, cache=cache)[:, -1]
+            idx = torch.tensor([context[-1:] for context in contexts])
+            if cache is None:
+                cache, idx = read_contexts(contexts, model.config, max_new_tokens - step)
+            x = model.hidden(idx.to(device), cache=cache)[:, -1]  # (B, T, C) -> (B, C)
         # 2. a score for each token that may come next, (B, V), and a choice
-        logits = model.logits(x).float()
+        logits = model.logits(x).float()  # (B, V)
         if not logits.isfinite().all():
-            sys.exit("the model's logits are not finite: its weights are damaged, or too large for "
-                     "dtype=float16")
+            sys.exit("the model's logits are not finite: its weights are damaged (or try float32)")
         if temperature == 0:
             tokens = logits.argmax(-1).tolist()
         else:
@@ -688,12 +640,12 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
             return
 
 def read_contexts(contexts, config, more):
-    """Texts of different lengths -> an empty cache with room for `more` tokens, and the ids (B, T)
-    with padding in front of the shorter ones."""
-    longest = max(len(context) for context in contexts)
-    padding = torch.tensor([longest - len(context) for context in contexts])
-    cache = KVCache(config, min(longest + more, config.block_size), padding if padding.any() else None)
-    return cache, torch.tensor([[0] * (longest - len(context)) + context for context in contexts])
+    """Texts -> an empty cache with room for `more` tokens, and the ids (B, T), padded in front."""
+    T = max(map(len, contexts))
+    idx = torch.tensor([[0] * (T - len(context)) + context for context in contexts])
+    padding = torch.tensor([T - len(context) for context in contexts])
+    columns = min(T + more, config.block_size)
+    return KVCache(config, columns, padding if padding.any() else None), idx
 
 def complete(model, tokenizer, prompts, max_new_tokens, **sampling):
     """The texts that follow these prompts (lists of ids), each up to its first special token."""
@@ -711,8 +663,8 @@ def complete(model, tokenizer, prompts, max_new_tokens, **sampling):
 def orthogonalize(G, steps=5):
     """The nearest matrix to each G (N, n, m) whose singular values are all (about) 1: the
     Newton–Schulz iteration of Muon (https://kellerjordan.github.io/posts/muon/), which repeats X <-
-    aX + (bA + cA²)X with A = XXᵀ. Its constants make small singular values grow quickest; they end
-    between 0.7 and 1.2. That is near enough, and so is bfloat16 where it is quick."""
+    aX + (bA + cA²)X with A = XXᵀ. Small singular values grow quickest; all end between 0.7 and 1.2.
+    That is near enough, and so is bfloat16 where it is quick."""
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.bfloat16() if has_bfloat16(G.device.type) else G
     del G  # a caller that keeps no reference gets its memory back here
@@ -729,28 +681,25 @@ def orthogonalize(G, steps=5):
 
 class Muon(torch.optim.Optimizer):
     """Momentum, then orthogonalise: every direction of a weight matrix learns at the same pace
-    (Jordan et al. 2024). For the matrices inside the layers only. torch.optim.Muon computes the
-    same, one matrix at a time; here all matrices of one shape go through Newton–Schulz together,
-    which is 1.6 to 2 times quicker for small models (measured on 2 CPU cores)."""
+    (Jordan et al. 2024). For the matrices inside the layers only. torch.optim.Muon takes one matrix
+    at a time; here all of one shape go through Newton–Schulz together, which is 1.6 to 2 times
+    quicker for small models (measured on 2 CPU cores)."""
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            params = [p for p in group['params'] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if 'momentum_buffer' not in self.state[p]:
-                    self.state[p]['momentum_buffer'] = torch.zeros_like(p)
-            buffers = [self.state[p]['momentum_buffer'] for p in params]
-            grads = [p.grad for p in params]
-            torch._foreach_lerp_(buffers, grads, 1 - group['momentum'])  # a running mean
-            torch._foreach_lerp_(grads, buffers, group['momentum'])      # Nesterov: look ahead
             same_shape = defaultdict(list)
-            for p in params:
-                same_shape[p.shape].append(p)
+            for p in group['params']:
+                if p.grad is None:
+                    continue
+                if not self.state[p]:
+                    self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+                mean = self.state[p]['momentum_buffer']
+                mean.lerp_(p.grad, 1 - group['momentum'])
+                p.grad.lerp_(mean, group['momentum'])  # Nesterov: look ahead
+                same_shape[p.shape].append(p)  # to be orthogonalised together
             for (rows, columns), matrices in same_shape.items():
                 n = max(1, 2**24 // (rows * columns))  # large matrices do not profit from batching
                 for i in range(0, len(matrices), n):
@@ -791,7 +740,7 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
         if not p.requires_grad:
             continue
         if p.ndim < 2 or is_embedding:
-            no_decay.append(p)
+            no_decay.append(p)  # norms, biases, embeddings
         elif 'blocks.' in name and optimizer == 'muon':
             muon.append(p)
         else:
@@ -815,7 +764,7 @@ def update(model, optimizers, lr_fraction, grad_clip, scaler=NO_SCALER):
     scaler: float16's GradScaler; a step whose gradients have overflowed is left out. Returns the
     norm of the gradient before clipping, a tensor."""
     for optimizer in optimizers:
-        scaler.unscale_(optimizer)
+        scaler.unscale_(optimizer)  # float16: as if the loss had not been multiplied
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     if hasattr(grad_norm, 'full_tensor'):
         grad_norm = grad_norm.full_tensor()  # of sharded parameters
@@ -825,7 +774,7 @@ def update(model, optimizers, lr_fraction, grad_clip, scaler=NO_SCALER):
             group['lr'] = group['initial_lr'] * lr_fraction
         if not overflow:
             optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
     scaler.update()
     return grad_norm
 
@@ -834,7 +783,7 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
     floor at step decay_iters, as a cosine, a line, in two steps to a tenth each, only in the last
     fifth ('wsd': warmup, stable, decay; Hu et al. 2024), or not at all ('constant')."""
     if step < warmup_iters:
-        return (step + 1) / (warmup_iters + 1)
+        return (step + 1) / (warmup_iters + 1)  # never 0
     done = min((step - warmup_iters) / max(decay_iters - warmup_iters, 1), 1.0)  # from 0 to 1
     fraction = 1.0
     if schedule == 'linear':
@@ -842,7 +791,7 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
     elif schedule == 'cosine':
         fraction = 0.5 * (1 + math.cos(math.pi * done))
     elif schedule == 'wsd':
-        fraction = min(1.0, (1 - done) / 0.2)
+        fraction = min(1.0, (1 - done) / 0.2)  # 1 until 80 %
     elif schedule == 'step' and done >= 0.6:
         fraction = 0.1 if done < 0.85 else 0.01
     return floor + (1 - floor) * fraction
@@ -852,44 +801,43 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
 
 FORMAT = 'ninefiles-2'  # of our checkpoints
 
-def load_dataset(folder):
-    """What prepare.py made of a text: the tokenizer, and {'train': ids, 'val': ids} as
-    memory-mapped arrays, which stay on disk until they are read. Exits with one line where that is
-    missing, damaged, or no text."""
-    again = f"make it with  python prepare.py dataset={os.path.basename(folder)}"
-    path = os.path.join(folder, 'meta.json')
-    if not os.path.exists(path):
-        sys.exit(f"no {path}: {again}  (and input= for your own text)")
+@contextmanager
+def refuse_damage(path, command):
+    """What goes wrong within ends in one line: the file, the reason, the next command to type."""
     try:
-        with open(path, encoding='utf-8') as f:
+        yield
+    except FileNotFoundError as e:
+        sys.exit(f"no {e.filename}: make it with  python {command}")
+    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+        reason = ' '.join(f"{type(e).__name__} {e}".split())[:200]
+        sys.exit(f"{path} is damaged or not ours ({reason}): make it with  python {command}")
+
+def load_dataset(folder):
+    """What prepare.py made of a text: the tokenizer, and {'train': ids, 'val': ids}, which stay on
+    disk until they are read. Exits with one line where that is missing, damaged, or no text."""
+    command = f"prepare.py dataset={os.path.basename(folder)}  (and input= for your own text)"
+    with refuse_damage(folder, command):
+        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
             meta = json.load(f)
         if 'kind' in meta:
             sys.exit(f"{folder} holds {meta['kind']}, not text: give another dataset=")
-        tokenizer = Tokenizer.from_dict(meta['tokenizer'])
         data = {}
         for split in ('train', 'val'):
-            dtype = {'<u2': '<u2', '<u4': '<u4'}[meta['dtype']]
-            data[split] = np.memmap(os.path.join(folder, f'{split}.bin'), dtype=dtype, mode='r')
+            path = os.path.join(folder, f'{split}.bin')
+            data[split] = np.memmap(path, dtype=meta['dtype'], mode='r')
             if len(data[split]) != meta['splits'][split]['tokens']:
                 raise ValueError(f"{split}.bin has {len(data[split]):,} tokens")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        sys.exit(f"{folder} is damaged ({type(e).__name__} {str(e)[:100]}): {again}")
-    return tokenizer, data
+        return Tokenizer.from_dict(meta['tokenizer']), data
 
 def load_examples(folder):
-    """What prepare.py made of conversations, preferences or labels: {'train': [each line's
-    dictionary, …], 'val': …}. Exits with one line where there is none."""
+    """What prepare.py made of conversations, preferences or labels: {'train': [a dictionary per
+    line, …], 'val': …}. Exits with one line where there is none."""
+    command = f"prepare.py dataset={os.path.basename(folder)}  (and input=FILE.jsonl for your own)"
     splits = {}
     for split in ('train', 'val'):
         path = os.path.join(folder, f'{split}.jsonl')
-        again = f"make it with  python prepare.py dataset={os.path.basename(folder)} input=FILE.jsonl"
-        if not os.path.exists(path):
-            sys.exit(f"no {path}: {again}, or take dataset=instruct (align.py: preferences)")
-        try:
-            with open(path, encoding='utf-8') as f:
-                splits[split] = [dict(json.loads(line)) for line in f]
-        except (ValueError, TypeError, RecursionError) as e:
-            sys.exit(f"{path} is damaged ({type(e).__name__} {str(e)[:100]}): {again}")
+        with refuse_damage(path, command), open(path, encoding='utf-8') as f:
+            splits[split] = [dict(json.loads(line)) for line in f]
     return splits
 
 def save_atomically(path, what):
@@ -900,8 +848,8 @@ def save_atomically(path, what):
         with open(temporary, 'wb') as f:
             torch.save(what, f)
             f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
+            os.fsync(f.fileno())  # on the disk, not only in the kernel's memory
+        os.replace(temporary, path)  # atomic
     except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -917,41 +865,37 @@ def save_checkpoint(path, state_dict, config, tokenizer, **more):
     save_atomically(path, {'format': FORMAT, 'model': state_dict, 'config': asdict(config),
                            'tokenizer': tokenizer.to_dict(), **more})
 
+# which script writes a folder, where that is not train.py
+MAKERS = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py',
+          'out-reward': 'align.py method=reward out_dir=out-reward'}
+
 def load_checkpoint(path, device='cpu', mmap=False):
     """A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt. Exits with one
-    line where there is none or it is damaged. weights_only: a stranger's file can bring numbers,
-    but no code."""
+    line where there is none or it is damaged."""
     if not path.endswith('.pt'):
         path = os.path.join(path, 'ckpt.pt')
+    folder = os.path.dirname(path) or '.'
+    command = MAKERS.get(folder, f'train.py out_dir={folder}')
     if not os.path.exists(path):
-        folder = os.path.dirname(path) or '.'
-        command = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py',
-                   'out-reward': 'align.py method=reward out_dir=out-reward'}  # their defaults
-        sys.exit(f"no checkpoint {path}: make one with  python "
-                 + command.get(folder, f'train.py out_dir={folder}'))
-    try:
+        sys.exit(f"no checkpoint {path}: make one with  python {command}")
+    with refuse_damage(path, command):
+        # weights_only: a stranger's file can bring numbers, but no code
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if saved['format'] != FORMAT:
             raise ValueError(f"its format is {saved['format']}, not {FORMAT}")
         return saved
-    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
-        reason = f"{type(e).__name__} {str(e)[:100]}".partition('\n')[0]
-        sys.exit(f"{path} is damaged or not a checkpoint of ours ({reason}): train again")
 
 def load_model(path, device='cpu'):
     """-> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The
     weights are held once: the model is built without any and takes the checkpoint's. Exits with
     one line where weights, shape and tokenizer do not fit together."""
     saved = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows locks a mapped file
-    try:
-        model = build_on_meta(GPTConfig(**saved['config']))
+    with refuse_damage(path, 'train.py'):
+        model = build_on_meta(GPTConfig(**saved['config']))  # no numbers yet
         model.load_state_dict(saved['model'], assign=True)
         if model.config.tie_weights:
-            model.head.weight = model.wte.weight
+            model.head.weight = model.wte.weight  # assign=True has untied them
         return model.float().to(device), Tokenizer.from_dict(saved['tokenizer']), saved
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
-        reason = ' '.join(str(e).split())[:200]
-        sys.exit(f"{path}: weights, shape and tokenizer do not fit together ({reason})")
 
 def load_optimizers(optimizers, states, path):
     """Load saved states; the rates and the like stay as this run was given them. Where train.py
@@ -965,7 +909,7 @@ def load_optimizers(optimizers, states, path):
                 if value.shape == params[i].shape:
                     state[name] = shard_like(value, params[i])
         given = [dict(group) for group in optimizer.param_groups]
-        optimizer.load_state_dict(saved)
+        optimizer.load_state_dict(saved)  # takes the saved rates as well
         for group, hyperparameters in zip(optimizer.param_groups, given):
             group.update(hyperparameters)
 
@@ -1007,19 +951,18 @@ def stop_when_asked(ddp=False):
         if asked and number == signal.SIGINT and not ddp:
             raise KeyboardInterrupt
         asked.append(number)
-    signal.signal(signal.SIGINT, receive)
-    signal.signal(signal.SIGTERM, receive)
+    signal.signal(signal.SIGINT, receive)  # Ctrl-C
+    signal.signal(signal.SIGTERM, receive)  # kill, and the end of a batch job
     return asked
 
 def stop_at_once():
-    """Give the signals back to Python, as they were before stop_when_asked()."""
+    """Give the signals back to Python, as they were."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 def lock_folder(folder):
     """Nobody else may write to this folder: a second run waits ten seconds and ends in one line. ->
-    the open lock file. Closing it gives the lock back; so does the end of the process, however it
-    ends."""
+    the open lock file. Closing it gives the lock back; so does the end of the process."""
     file = open(os.path.join(folder, '.lock'), 'w')
     for _ in range(100):
         try:
@@ -1038,14 +981,15 @@ def set_aside(folder):
     """Move what an earlier run has left to folder/previous-1, -2, …: a new run loses nothing."""
     names = [name for name in os.listdir(folder) if name.startswith('captions-') or name in
              ('ckpt.pt', 'resume.pt', 'log.csv', 'loss.png', 'sheet.png')]
+    if not names:
+        return
     n = 1
-    while os.path.exists(os.path.join(folder, f'previous-{n}')):
+    while os.path.exists(f"{folder}/previous-{n}"):
         n += 1
-    if names:
-        os.makedirs(os.path.join(folder, f'previous-{n}'))
-        print(f"the earlier run in {folder} is now in {folder}/previous-{n}")
+    os.mkdir(f"{folder}/previous-{n}")
     for name in names:
-        os.replace(os.path.join(folder, name), os.path.join(folder, f'previous-{n}', name))
+        os.replace(f"{folder}/{name}", f"{folder}/previous-{n}/{name}")
+    print(f"the earlier run in {folder} is now in {folder}/previous-{n}")
 
 @dataclass
 class Log:
@@ -1065,33 +1009,32 @@ class Log:
     master_process: bool = True
 
     def __post_init__(self):
-        self.history = []                 # the losses that were printed
-        self.pending = defaultdict(list)  # numbers of the steps since then, still on their device
-        self.busy = 0.0                   # seconds that these steps took
+        self.pending = defaultdict(list)  # numbers of the steps since the last line
         self.start = self.clock = time.perf_counter()
-        self.columns = ('step', 'train_loss', 'val_loss', 'lr', 'grad_norm', f'{self.unit}_per_second',
-                        'seconds', *self.columns)
         if not self.master_process:
             return
         os.makedirs(self.out_dir, exist_ok=True)
         self.lock = lock_folder(self.out_dir)
-        path, rows = os.path.join(self.out_dir, 'log.csv'), []
+        path, rows = f"{self.out_dir}/log.csv", []
         if self.step == 0:
             set_aside(self.out_dir)
         elif os.path.exists(path):
             with open(path, newline='') as f:
-                rows = [row for row in list(csv.reader(f))[1:] if int(row[0]) <= self.step]
-        with open(path + '.tmp', 'w', newline='') as f:
-            csv.writer(f).writerows([self.columns, *rows])
-        os.replace(path + '.tmp', path)
-        self.file = open(path, 'a', newline='', buffering=1)  # 1: a line is written at once
+                rows = [row for row in csv.DictReader(f) if int(row['step']) <= self.step]
+        columns = ['step', 'train_loss', 'val_loss', 'lr', 'grad_norm', f'{self.unit}_per_second',
+                   'seconds', *self.columns]
+        self.file = open(path, 'w', newline='', buffering=1)  # 1: a line is written at once
+        self.csv = csv.DictWriter(self.file, columns, extrasaction='ignore')
+        self.csv.writeheader()
+        self.csv.writerows(rows)  # of the steps that this run goes on from
 
     def evaluation(self, step, val_loss, **metrics):
         """Report a validation loss and other numbers. -> whether it is the best so far."""
         self.check('validation loss', val_loss, step)
         is_best = val_loss < self.best
         self.best = min(self.best, val_loss)
-        line = f"step {step}: validation loss {val_loss:.4f}{', the best so far' if is_best else ''}"
+        suffix = ', the best so far' if is_best else ''
+        line = f"step {step}: validation loss {val_loss:.4f}{suffix}"
         self.write(line, metrics, step=step, val_loss=val_loss)
         return is_best
 
@@ -1102,42 +1045,37 @@ class Log:
     def training(self, step, loss, grad_norm, lr, last=False, **metrics):
         """Report a finished step: its loss and gradient norm (tensors, which stay on their device
         until there is a line to print), its learning rate, and other numbers."""
-        self.busy += time.perf_counter() - self.clock
-        self.clock = time.perf_counter()
-        for name, value in {'loss': loss, **metrics}.items():
+        now = time.perf_counter()
+        for name, value in {'loss': loss, 'seconds': now - self.clock, **metrics}.items():
             self.pending[name].append(value)
+        self.clock = now
         if step % self.log_interval and step < self.max_iters and not last:
             return
-        losses = torch.stack(self.pending.pop('loss')).tolist()
-        for at, value in enumerate(losses, step - len(losses) + 1):
-            self.check('loss', value, at)
-        mean = sum(losses) / len(losses)
-        speed = self.per_step * len(losses) / self.busy
+        means = {name: float(sum(values) / len(values)) for name, values in self.pending.items()}
+        self.pending.clear()
+        loss = means.pop('loss')
+        self.check('loss', loss, step)
+        speed = self.per_step / means.pop('seconds')
+        left = (self.max_iters - step) * (now - self.start) / (step - self.step)  # seconds
         of_peak = f" ({100 * speed / self.peak:.0f} % of peak)" if self.peak else ""
-        left = (self.max_iters - step) * (self.clock - self.start) / (step - self.step)
-        line = (f"step {step}/{self.max_iters} | loss {mean:.4f} | lr {lr:.2e} | "
+        line = (f"step {step}/{self.max_iters} | loss {loss:.4f} | lr {lr:.2e} | "
                 f"norm {grad_norm:.2f} | {speed:,.0f} {self.unit}/s{of_peak} | "
                 f"{left // 60:.0f}:{left % 60:02.0f} left")
-        means = {name: float(sum(values) / len(values)) for name, values in self.pending.items()}
-        self.write(line, means, step=step, train_loss=mean, lr=lr, grad_norm=float(grad_norm),
+        self.write(line, means, step=step, train_loss=loss, lr=lr, grad_norm=float(grad_norm),
                    **{f'{self.unit}_per_second': speed})
-        self.history.append(mean)
-        self.pending.clear()
-        self.busy = 0.0
 
     def write(self, line, metrics, **row):
         """Print a line, and append a row to log.csv."""
-        if not self.master_process:
-            return
-        print(' | '.join([line, *(f"{k} {v:.3g}" for k, v in metrics.items())]), flush=True)
-        row.update(metrics, seconds=time.perf_counter() - self.start)
-        csv.writer(self.file).writerow([f"{row[c]:.8g}" if c in row else '' for c in self.columns])
+        if self.master_process:
+            print(' | '.join([line, *(f"{k} {v:.3g}" for k, v in metrics.items())]), flush=True)
+            row.update(metrics, seconds=time.perf_counter() - self.start)
+            self.csv.writerow({name: f"{value:.8g}" for name, value in row.items()})
 
     def check(self, what, value, step):
         """End the run if a number is nan or inf."""
         if not math.isfinite(value):
-            sys.exit(f"the {what} is {value} at step {step}: try a lower learning rate. The best "
-                     f"model so far, of validation loss {self.best:.4f}, is in {self.out_dir}")
+            sys.exit(f"the {what} is {value} at step {step}: try a lower learning rate (the best "
+                     f"model, of validation loss {self.best:.4f}, is in {self.out_dir})")
 
     def close(self):
         """Give back log.csv and the lock."""
@@ -1157,7 +1095,7 @@ def chunked_cross_entropy(x, targets, head, vocab_size):
     computes the logits of some rows at a time. For GPT-2, 2,048 rows of 50,257 logits would take
     400 MB, several times over. (torch's own F.linear_cross_entropy took 1.6 times as long in
     float32 on a CPU.)"""
-    rows = max(1, MAX_CHUNK_ELEMENTS[x.device.type] // vocab_size)
+    rows = max(1, MAX_CHUNK_ELEMENTS[x.device.type] // vocab_size)  # at a time
     if len(x) > rows and isinstance(head, nn.Linear) and torch.is_grad_enabled():
         return ChunkedCrossEntropy.apply(x, head.weight, targets, vocab_size, rows)
     total = 0.0
@@ -1172,11 +1110,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     place, into that, and then into the gradients of x and weight. No logits are kept."""
     @staticmethod
     def forward(ctx, x, weight, targets, vocab_size, rows):
-        device_type = x.device.type
         dtype = x.dtype
-        if torch.is_autocast_enabled(device_type):
-            dtype = torch.get_autocast_dtype(device_type)
-        w = weight.to(dtype)  # with its padding: 50,304 columns multiply 1.4 times as fast as 50,257
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        w = weight.to(dtype)  # with its padding: 50,304 columns are 1.4 times as fast as 50,257
         dx = torch.empty_like(x)
         dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         total = 0.0
@@ -1192,9 +1129,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             gradient = logits.sub_(log_sum).exp_()  # softmax(logits), in the memory of the logits
             gradient.scatter_add_(1, target, torch.full_like(log_sum, -1.0))
             gradient = gradient.mul_(counts).to(dtype)
-            dx[i:i + rows] = gradient @ w
+            dx[i:i + rows] = gradient @ w  # (rows, V) @ (V, C)
             if dw is not None:
-                dw += gradient.T @ h
+                dw += gradient.T @ h  # (V, rows) @ (rows, C)
         ctx.gradients = dx, dw
         return total
 
@@ -1210,10 +1147,9 @@ class SkipInit(TorchFunctionMode):
     """Within it, the functions of torch.nn.init leave their tensor as it is. On the meta device
     they would do nothing either, but only after importing torch's compiler, which takes seconds."""
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
         if getattr(function, '__module__', '') == 'torch.nn.init':
             return kwargs['tensor']
-        return function(*args, **kwargs)
+        return function(*args, **(kwargs or {}))
 
 def build_on_meta(config):
     """The model with all shapes and no numbers (torch's "meta" device): no memory, no time."""
@@ -1224,15 +1160,12 @@ def keep_freed_memory(save_memory=False):
     """On Linux, tell glibc to keep what was freed. Otherwise it returns large blocks to the kernel,
     and the next malloc() gets them back zeroed, page by page: the same megabytes at every step.
     save_memory: keep only blocks below 2 MB, because kept large ones leave holes behind."""
-    if sys.platform != 'linux':
-        return
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, 'mallopt'):
-        return
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    if not libc.mallopt(M_MMAP_THRESHOLD, 2**21 if save_memory else 2**30):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # older ones allow no more
+    if sys.platform == 'linux':
+        libc = ctypes.CDLL(None)
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        if not libc.mallopt(M_MMAP_THRESHOLD, 2**21 if save_memory else 2**30):
+            libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # older ones allow no more
 
 # --------------------------------------------------------------------------------------------------
 # Waiting: what sample.py, finetune.py, align.py and vlm.py still take from here until their turn

@@ -9,17 +9,15 @@ Pretraining: a model reads text and learns to predict the next token.
     torchrun --nproc_per_node=8 train.py             # the same run on 8 GPUs, or 8 CPU processes
     torchrun --nproc_per_node=8 train.py parallel=fsdp   # a model too large for any one of them
 
-Writes out_dir/ckpt.pt (the best weights so far: all that sample.py needs), out_dir/resume.pt (what
-is needed to go on exactly) and out_dir/log.csv. Ctrl-C finishes the step and saves. The batch of
-step t is a function of (seed, t) alone: a run that was resumed, or spread over more processes,
-reads the same text in the same order.
+Writes out_dir/ckpt.pt (the best weights so far: all that sample.py needs), out_dir/resume.pt (to go
+on exactly) and out_dir/log.csv. Ctrl-C finishes the step and saves. The batch of step t depends on
+(seed, t) alone: a resumed run, or one on more processes, reads the same text in the same order.
 """
 from configurator import configure, current, expect, resume, usage
 
 # what, and where to
 out_dir = 'out'
-init_from = 'scratch'   # scratch, resume (the run in out_dir), auto (resume if there is such a run,
-                        # else scratch), or the folder of a checkpoint
+init_from = 'scratch'   # scratch, resume (out_dir's run), auto (resume or scratch), or a folder
 dataset = 'python'      # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 objective = 'clm'       # clm | mlm: predict the next token (causal), or masked ones (BERT)
@@ -63,15 +61,15 @@ sample_every = 1            # show what the model writes at every so many evalua
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; weights are float32
 parallel = 'ddp'            # ddp | zero | fsdp: processes split the batch; zero: also gradients and
-                            # optimizer state (ZeRO-2, Rajbhandari et al. 2020); fsdp: also weights
+                            # optimizer (ZeRO-2, Rajbhandari et al. 2020); fsdp: also weights
 cpu_offload = False         # with fsdp: keep the shards in CPU memory
 activation_checkpointing = False  # compute layers twice: a third more time for much less memory
 compile = False             # fuse the model's operations with torch.compile: slow start, then fast
 seed = 1337
 given = configure(globals())
 
-import csv, importlib, math, os, sys
-from contextlib import nullcontext
+import importlib, math, os, sys
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 import numpy as np
 import torch
@@ -87,15 +85,15 @@ PEAK_FLOPS = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 9
               'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'T4': 65e12}
 
 def windows(ids, starts, block_size):
-    """Windows of a text from these starts -> (N, block_size + 1) int64."""
-    rows = [ids[i:i + block_size + 1] for i in starts]
-    return torch.from_numpy(np.stack(rows).astype(np.int64))
+    """Windows of a text from these starts -> (N, block_size + 1)."""
+    rows = np.stack([ids[i:i + block_size + 1] for i in starts])
+    return torch.from_numpy(rows.astype(np.int64))
 
 def mask_tokens(x, noise, tokenizer):
     """BERT's exercise (Devlin et al. 2018, 3.1). Of the tokens x (B, T), 15 % are to be predicted.
-    Of those, 80 % turn into <|pad|> (which no text contains: our [MASK]), 10 % into any token, and
-    10 % stay, so that the model must predict every token. noise (3, B, T), uniform in [0, 1),
-    decides. Returns the new x, and the targets y: -100 where nothing is to be predicted."""
+    Of those, 80 % turn into <|pad|> (our [MASK]), 10 % into any token, and 10 % stay, so that the
+    model must predict every token. noise (3, B, T), uniform in [0, 1), decides. Returns the new x,
+    and the targets y: -100 where nothing is to be predicted."""
     chosen, how, which = torch.from_numpy(noise)
     chosen = chosen < 0.15
     other = (which * len(tokenizer.vocab)).long()
@@ -109,40 +107,29 @@ def full_state_dict(state):
         return {name: full_state_dict(value) for name, value in state.items()}
     if isinstance(state, list):
         return [full_state_dict(value) for value in state]
-    if hasattr(state, 'full_tensor'):
-        state = state.full_tensor()
-        return state.cpu() if dist.get_rank() == 0 else None
-    return state
+    if not hasattr(state, 'full_tensor'):
+        return state
+    full = state.full_tensor()
+    return full.cpu() if dist.get_rank() == 0 else None
 
 def describe(model, batch_size, dtype):
     """What training costs: parameters, FLOPs per token, and about how many bytes a step of
     batch_size sequences needs (counted from the shapes; torch itself comes on top)."""
     c = model.config
     n_params = sum(p.numel() for p in model.parameters())
-    looked_up = ('wpe', 'table') if c.tie_weights else ('wte', 'wpe', 'table')  # not multiplied
-    n_multiplied = sum(p.numel() for name, p in model.named_parameters()
-                       if not name.startswith(looked_up))
     # a weight multiplies once forward and twice backward, 2 FLOPs each; attention adds QKᵀ and AV
-    # (Chowdhery et al. 2022, appendix B)
-    flops = 6 * n_multiplied
+    # (Chowdhery et al. 2022, appendix B). Embeddings are looked up, not multiplied
+    looked_up = ('wpe', 'table') if c.tie_weights else ('wte', 'wpe', 'table')
+    flops = sum(6 * p.numel() for name, p in model.named_parameters()
+                if not name.startswith(looked_up))
     if c.model_type == 'gpt':
         flops += 12 * c.n_layer * c.n_head * c.head_dim * c.block_size
     # kept for the backward pass, in numbers per token and layer: the inputs of matrices and norms
     kept = 2 * c.n_embd if model.activation_checkpointing else 12 * c.n_embd + 4 * c.n_hidden
-    tokens = batch_size * c.block_size
-    activations = tokens * c.n_layer * kept * (4 if dtype == 'float32' else 2)
-    logits = 12 * min(tokens * c.vocab_size, MAX_CHUNK_ELEMENTS['cpu'])
+    n_tokens = batch_size * c.block_size
+    activations = n_tokens * c.n_layer * kept * (4 if dtype == 'float32' else 2)
+    logits = 12 * min(n_tokens * c.vocab_size, MAX_CHUNK_ELEMENTS['cpu'])
     return n_params, flops, 16 * n_params + activations + logits  # 16: weight, gradient, 2 means
-
-def compressed_bits(text):
-    """{'gzip': bits, …}: how small Python's own compressors make these bytes."""
-    bits = {}
-    for name in ('gzip', 'bz2', 'lzma'):
-        try:
-            bits[name] = 8 * len(importlib.import_module(name).compress(text))
-        except ImportError:
-            continue  # this Python was built without it
-    return bits
 
 def plot(folder):
     """folder/log.csv -> folder/loss.png, where matplotlib is installed."""
@@ -150,15 +137,14 @@ def plot(folder):
         import matplotlib.pyplot as plt
     except ImportError:
         return
-    with open(os.path.join(folder, 'log.csv'), encoding='utf-8') as f:
-        rows = list(csv.DictReader(f))
+    log = np.genfromtxt(f"{folder}/log.csv", delimiter=',', names=True)
     figure = plt.Figure()  # a file, no window
     axes = figure.subplots()
     for name in ('train_loss', 'val_loss'):
-        points = [(int(row['step']), float(row[name])) for row in rows if row[name]]
-        axes.plot(*zip(*points), label=name)
+        filled = ~np.isnan(log[name])
+        axes.plot(log['step'][filled], log[name][filled], label=name)
     axes.legend()
-    figure.savefig(os.path.join(folder, 'loss.png'), dpi=120)
+    figure.savefig(f"{folder}/loss.png")
 
 if __name__ == '__main__':
     # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
@@ -167,13 +153,12 @@ if __name__ == '__main__':
     if ddp:
         backend = 'gloo'
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))  # from now on, 'cuda' is this one
             backend = 'cpu:gloo,cuda:nccl'
         store, rank, world_size = next(rendezvous('env://'))
         if world_size == int(os.environ['LOCAL_WORLD_SIZE']):
             # torchrun --max-restarts: a restarted process must not read stale addresses
-            attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT')
-            store = dist.PrefixStore(f"attempt {attempt}", store)
+            store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', ''), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     master_process = rank == 0  # the one that prints and saves
     print0 = print if master_process else lambda *words: None
@@ -185,25 +170,24 @@ if __name__ == '__main__':
     saved = None
     if resuming or init_from not in ('scratch', 'auto'):
         saved_model, saved_tokenizer, saved = load_model(source)
-        if resuming and saved.get('script') != 'train.py':
-            usage(f"{source} was not written by train.py: take its weights by init_from={out_dir}")
         if resuming:
+            if saved.get('script') != 'train.py':
+                usage(f"{source} was not written by train.py: start from it by init_from={out_dir}")
             resume(globals(), given, saved['settings'], 'dataset optimizer')
         shape = {**saved['config'], 'objective': 'clm' if saved['config']['causal'] else 'mlm'}
         del shape['dropout']  # this run may have its own
-        fixed = 'objective model_type n_layer n_head n_kv_head n_embd position norm mlp qk_norm '
-        fixed += 'bias tie_weights'
-        if resuming or shape['position'] == 'learned':
-            fixed += ' block_size'  # else it may grow
-        resume(globals(), given, shape, fixed)
+        fixed = list(shape)
+        if not resuming and shape['position'] != 'learned':
+            fixed.remove('block_size')  # it may grow
+        resume(globals(), given, shape, ' '.join(fixed))
     if ddp:  # the master decides where to begin; the others must have found the same
-        found = torch.tensor(saved['step'] if resuming else -1)
-        begin = found.clone()
+        found = saved['step'] if resuming else -1
+        begin = torch.tensor(found)
         dist.broadcast(begin, src=0)
         if begin != found:
-            sys.exit(f"process {rank} finds another {resume_path} than process 0: is out_dir shared?")
-    expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters '
-                      'log_interval', least=1)
+            sys.exit(f"process {rank} finds another {resume_path} than process 0: share out_dir")
+    expect(globals(), 'n_layer n_head n_embd block_size batch_size gradient_accumulation_steps '
+                      'eval_interval eval_iters log_interval', least=1)
     expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip sample_every seed', least=0)
     expect(globals(), 'learning_rate muon_learning_rate', above=0)
     expect(globals(), 'beta1 beta2 dropout', least=0, below=1)
@@ -211,8 +195,7 @@ if __name__ == '__main__':
         usage(f"objective=mlm needs model_type=gpt: {model_type} reads from left to right")
     sequences_per_step = batch_size * gradient_accumulation_steps
     if sequences_per_step % world_size:
-        usage(f"batch_size * gradient_accumulation_steps = {sequences_per_step} sequences do not "
-              f"divide among {world_size} processes")
+        usage(f"a step's {sequences_per_step} sequences do not divide among {world_size} processes")
     settings = current(globals())  # as they go into checkpoints: device is still 'auto'
 
     # 3. the device
@@ -220,17 +203,13 @@ if __name__ == '__main__':
         device = 'cpu'  # processes cannot exchange gradients through Apple's mps
     device, dtype = resolve_device(device, dtype, save_memory=activation_checkpointing)
     device_type = device.split(':')[0]
-    if ddp and device_type == 'cuda':
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    autocast = nullcontext()
-    if dtype != 'float32':
-        autocast = torch.autocast(device_type, dtype=getattr(torch, dtype))
+    autocast = torch.autocast(device_type, dtype=getattr(torch, dtype), enabled=dtype != 'float32')
 
     # 4. the data
     tokenizer, data = load_dataset(os.path.join(data_dir, dataset))
     if saved and saved_tokenizer != tokenizer:
         sys.exit(f"{source} uses a different tokenizer than dataset={dataset}: prepare the text "
-                 f"with its own,  python prepare.py tokenizer={init_from} …, or train from scratch")
+                 f"with its own,  python prepare.py tokenizer={init_from} …")
     shortest = min(len(ids) for ids in data.values())
     if shortest <= block_size:
         sys.exit(f"dataset={dataset} has a split of {shortest:,} tokens, not more than block_size="
@@ -282,9 +261,8 @@ if __name__ == '__main__':
                    'reshard_after_forward': parallel == 'fsdp'}
         if cpu_offload:
             options['offload_policy'] = CPUOffloadPolicy(pin_memory=device_type == 'cuda')
-        for layer in getattr(model, 'blocks', []):
+        for layer in [*getattr(model, 'blocks', []), model]:
             fully_shard(layer, **options)
-        fully_shard(model, **options)
     run = torch.compile(model) if compile else model
     if ddp and not sharded:
         run = DistributedDataParallel(run, gradient_as_bucket_view=True)
@@ -292,21 +270,21 @@ if __name__ == '__main__':
     # 6. the optimizers
     optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate,
                                       weight_decay, (beta1, beta2))
-    # multiplies the loss, so that float16's small gradients do not vanish
+    # float16's small gradients would vanish: multiply the loss
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-    step, best = 0, math.inf
+    step, best, resumed_at = 0, math.inf, None
     if resuming:
         load_optimizers(optimizers, saved['optimizers'], source)
         if scaler.is_enabled() and saved['scaler']:
             scaler.load_state_dict(saved['scaler'])
-        step, best = saved['step'], saved['best']
-    resumed_at = step if resuming else None
+        step = resumed_at = saved['step']
+        best = saved['best']
     saved = None  # frees its memory
 
     def lr_fraction(step):
         """The learning rate at this step, as a fraction of its peak."""
-        decay_iters = lr_decay_iters or max_iters
-        return lr_schedule(step, schedule, warmup_iters, decay_iters, min_lr / learning_rate)
+        end = lr_decay_iters or max_iters
+        return lr_schedule(step, schedule, warmup_iters, end, min_lr / learning_rate)
 
     def get_lr(step):
         return learning_rate * lr_fraction(step)
@@ -317,8 +295,7 @@ if __name__ == '__main__':
     print0(f"{model_type}: {n_params:,} parameters, {flops_per_token:,} FLOPs per token, about "
            f"{n_bytes / 1e6:,.0f} MB of memory to train")
     print0(f"{tokens_per_step:,} tokens per step * {max_iters:,} steps = {n_tokens:,} tokens: "
-           f"{n_tokens / n_params:.1f} per parameter, {n_tokens / len(data['train']):.1f} times the "
-           "text")
+           f"{n_tokens / n_params:.1f} per parameter, {n_tokens / len(data['train']):.1f} epochs")
     print0(f"on {device}, {dtype}, {world_size} process{'es' if world_size > 1 else ''}")
     gpu = torch.cuda.get_device_name() if device_type == 'cuda' else ''
     if gpu and not compile:
@@ -418,16 +395,18 @@ if __name__ == '__main__':
                f"{math.exp(min(val_loss, 700)):.2f}")
         if master_process and objective == 'clm' and tokenizer.kind != 'word':  # words lose text
             text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
-            bits = {**compressed_bits(text), 'this model': val_loss * len(ids) / math.log(2)}
-            print0("a language model is a compressor. bits per byte on the same "
-                   f"{len(text):,} bytes of validation text: "
-                   + ', '.join(f"{name} {n / len(text):.3f}" for name, n in bits.items()))
+            bits = {}
+            for name in ('gzip', 'bz2', 'lzma'):
+                with suppress(ImportError):  # this Python was built without it
+                    bits[name] = 8 * len(importlib.import_module(name).compress(text))
+            bits['this model'] = val_loss * len(ids) / math.log(2)
+            each = ', '.join(f"{name} {n / len(text):.3f}" for name, n in bits.items())
+            print("a language model is a compressor. bits per byte on the same "
+                  f"{len(text):,} bytes of validation text: {each}")
         if master_process:
             plot(out_dir)
-        command = f"sample.py out_dir={out_dir}"
-        if objective == 'mlm':
-            command = f"finetune.py task=classify init_from={out_dir}"
-        print0(f"next:  python {command}")
+        script = 'sample.py out_dir' if config.causal else 'finetune.py task=classify init_from'
+        print0(f"next:  python {script}={out_dir}")
     log.close()
     if ddp:
         dist.barrier()  # leave together: a process that is gone early breaks the connections

@@ -380,7 +380,7 @@ def test_a_full_disk_costs_nothing(train, tmp_path, data):
     (dict(init_from='resume', out_dir='empty'), ['no checkpoint empty/resume.pt', 'train.py out_dir=empty'], 1),
     (dict(schedule='cosin'), ['did you mean cosine'], 2),
     (dict(objective='mlm', model_type='lstm'), ['needs model_type=gpt'], 2),
-    (dict(batch_size=0), ['batch_size=0'], 2), (dict(beta2=1), ['beta2=1'], 2), (dict(grad_clip=-1), ['grad_clip=-1'], 2),
+    (dict(batch_size=0), ['batch_size=0'], 2), (dict(n_head=0), ['n_head=0'], 2), (dict(beta2=1), ['beta2=1'], 2), (dict(grad_clip=-1), ['grad_clip=-1'], 2),
     (dict(seed=-1), ['seed=-1'], 2), (dict(seed=1e30), ['seed=1e+30', 'whole number'], 2),
     (dict(device='evil'), ['device=evil is not on this machine'], 2),
     (dict(batch_size=1e17), ['not enough memory'], 1), (dict(n_embd=1e9), ['not enough memory'], 1),
@@ -394,7 +394,7 @@ def test_mistakes(run, data, changes, words, status):
     (dict(init_from='resume', block_size=64), ['block_size=64', 'has block_size=32']),
     (dict(init_from='resume', n_head=5), ['n_head=5', 'has n_head=2']),
     (dict(init_from='out', dataset='bpe', out_dir='other'), ['a different tokenizer than dataset=bpe', 'tokenizer=out']),
-    (dict(init_from='out', objective='mlm', out_dir='other'), ['another objective: add  objective=clm'])])
+    (dict(init_from='out', objective='mlm', out_dir='other'), ['objective=mlm', 'has objective=clm'])])
 def test_a_clash_with_the_checkpoint_is_refused(train, run, data, changes, words):
     train(max_iters=2)
     refused(run('train.py', *arguments(data, **changes)), *words)
@@ -404,4 +404,4 @@ def test_weights_of_another_shape_are_refused(train, run, data):
     saved = torch.load('out/ckpt.pt', weights_only=True)
     saved['model']['norm.weight'] = saved['model']['norm.weight'][:5].clone()
     torch.save(saved, 'out/ckpt.pt')
-    refused(run('train.py', *arguments(data, init_from='out', out_dir='other')), 'do not fit together', 'size mismatch')
+    refused(run('train.py', *arguments(data, init_from='out', out_dir='other')), 'is damaged', 'size mismatch')
