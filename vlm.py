@@ -56,10 +56,9 @@ dtype = 'auto'              # auto | float32 | bfloat16: of products; weights ar
 seed = 1337
 given = configure(globals())
 
-import json, math, os, re, struct, sys, zipfile, zlib
+import colorsys, json, math, os, random, re, struct, sys, zipfile, zlib
 from collections import namedtuple
 from contextlib import nullcontext
-from functools import cache
 from itertools import chain, cycle, islice, permutations, product
 import numpy as np
 import torch
@@ -78,8 +77,7 @@ KINDS = list(product(COLOURS, SHAPES))  # 24 combinations; these four are never 
 HELD_OUT = {('red', 'circle'), ('green', 'square'), ('blue', 'triangle'), ('yellow', 'cross')}
 TITLES = {'val': 'new scenes', 'new': 'new combinations'}  # of the splits not trained on
 OPENINGS = ('', 'a picture of ', 'there is ')
-SPLITS = ('train', 'val', 'new')  # val: other scenes of the 20; new: scenes that show at least one of the 4
-WAYS = 72  # to word a caption: 3 openings * 6 orders * 2 (all sizes, or only the first) * 2 (which of two relations)
+Y, X = np.mgrid[:32, :32] + 0.5  # the centre of each pixel
 
 # one shape of a scene: size is 'small' or 'big', (x, y) its centre in pixels
 Thing = namedtuple('Thing', 'size colour shape x y')
@@ -96,55 +94,36 @@ def inside(shape, x, y, r):
         return np.maximum(x, y) <= r
     return (np.minimum(x, y) <= 0.32 * r) & (np.maximum(x, y) <= r)
 
-@cache
-def casts(split):
-    """Who may appear together: for n = 1, 2, 3 all lists of n kinds, of different colours and shapes, each (M, n)."""
-    def fits(kinds):
-        colours, shapes = zip(*kinds)
-        return len(set(colours)) == len(set(shapes)) == len(kinds) and (split == 'new') == bool(HELD_OUT & set(kinds))
-    return [np.array([[KINDS.index(k) for k in kinds] for kinds in permutations(KINDS, n) if fits(kinds)])
-            for n in (1, 2, 3)]
-
-def draw(split, numbers, seed):
-    """
-    Scenes by their numbers: pictures (B, 32, 32, 3) uint8; for each a list of its objects, (size, colour, shape, x, y);
-    and (B, 8) random numbers in [0, 1) for its wording. Each object has a quarter of the picture to itself.
-    """
-    stream = [SPLITS.index(split), seed]
-    u = np.stack([np.random.default_rng(stream + [int(i)]).random(8 + 32 + 3072, np.float32) for i in numbers])
-    words, u, noise = np.split(u, (8, 40), axis=1)
-    # 1. what there is
-    count = 1 + (u[:, 0] > 0.25).astype(int) + (u[:, 0] > 0.6)  # 1, 2 or 3 objects, in 25, 35 and 40 % of scenes
-    who = np.full((len(u), 3), -1)
-    for n, lists in enumerate(casts(split), 1):
-        rows = count == n
-        who[rows, :n] = lists[(u[rows, 1] * len(lists)).astype(int)]
-    big = u[:, 2:5] < 0.5
-    radius = np.where(big, np.float32(6.2), np.float32(4.4)) + 0.8 * u[:, 5:8]  # (B, 3), in pixels
-    # 2. where it is
-    quarter = np.array(list(permutations(range(4), 3)))[(u[:, 8] * 24).astype(int)]  # (B, 3)
-    room = np.minimum(8 - radius, 2.5)
-    x = 8 + 16 * (quarter % 2) + room * (2 * u[:, 9:12] - 1)
-    y = 8 + 16 * (quarter // 2) + room * (2 * u[:, 12:15] - 1)
-    # 3. its colour: any red, from hue, saturation and value. note: with one fixed red, a tower learned how each shape
-    # looks in that red, and took a red circle, which it had never seen, for a red square
-    hue = np.array(list(COLOURS.values()))[who // len(SHAPES)] + 48 * u[:, 15:18] - 24
-    saturation, value = 0.5 + 0.5 * u[:, 18:21], 0.75 + 0.25 * u[:, 21:24]
-    k = (np.array([5, 3, 1]) + hue[..., None] / 60) % 6
-    colour = 255 * value[..., None] * (1 - saturation[..., None] * np.minimum(k, 4 - k).clip(0, 1))  # (B, 3 objects, 3)
-    # 4. pixels: all circles of the batch at once, all squares …
-    pictures = np.tile(60 * u[:, None, None, 24:27], (1, 32, 32, 1))  # a dark background, of any tint
-    grid = np.arange(32, dtype=np.float32) + 0.5
-    for slot, (s, shape) in product(range(3), enumerate(SHAPES)):
-        rows = np.flatnonzero((who[:, slot] >= 0) & (who[:, slot] % len(SHAPES) == s))
-        at = (rows, slot, None, None)
-        b, i, j = np.nonzero(inside(shape, grid[None, None, :] - x[at], grid[None, :, None] - y[at], radius[at]))
-        pictures[rows[b], i, j] = colour[rows[b], slot]
-    pictures += 40 * noise.reshape(-1, 32, 32, 3) - 20
-    # 5. the same in words
-    scenes = [[Thing(('small', 'big')[size], *KINDS[k], i, j) for size, k, i, j in zip(*row) if k >= 0]
-              for row in zip(big.tolist(), who.tolist(), x.tolist(), y.tolist())]
-    return pictures.clip(0, 255).astype(np.uint8), scenes, words
+def draw(split, number, seed):
+    """A scene, which is a function of (split, number, seed) alone: a picture (32, 32, 3) uint8, the
+    list of its Things, and the generator of random numbers that its words are drawn from. split:
+    'train'; 'val', other scenes of the 20 kinds; 'new', scenes that show at least one of the 4."""
+    rng = random.Random(f"{split} {number} {seed}")
+    # 1. what there is: different colours and different shapes, drawn until they fit the split
+    n, = rng.choices((1, 2, 3), weights=(25, 35, 40))
+    kinds = []
+    while not kinds or HELD_OUT.isdisjoint(kinds) == (split == 'new'):
+        kinds = list(zip(rng.sample(list(COLOURS), n), rng.sample(SHAPES, n)))
+    # 2. a dark background, of any tint
+    picture = np.full((32, 32, 3), [rng.uniform(0, 60) for _ in range(3)])
+    # 3. the things, each somewhere in a quarter of the picture that it has to itself
+    scene = []
+    for (colour, shape), quarter in zip(kinds, rng.sample(range(4), n)):
+        size = rng.choice(('small', 'big'))
+        radius = {'small': 4.4, 'big': 6.2}[size] + rng.uniform(0, 0.8)
+        room = min(8 - radius, 2.5)
+        x = 8 + 16 * (quarter % 2) + rng.uniform(-room, room)
+        y = 8 + 16 * (quarter // 2) + rng.uniform(-room, room)
+        # any red. note: with one fixed red, a tower learned how each shape looks in that red, and
+        # took a red circle, which it had never seen, for a red square
+        hue = COLOURS[colour] + rng.uniform(-24, 24)
+        rgb = colorsys.hsv_to_rgb(hue / 360 % 1, rng.uniform(0.5, 1), rng.uniform(0.75, 1))
+        picture[inside(shape, X - x, Y - y, radius)] = np.multiply(rgb, 255)
+        scene.append(Thing(size, colour, shape, x, y))
+    # 4. noise, from -20 to 20
+    noise = np.frombuffer(rng.randbytes(picture.size), np.uint8).reshape(picture.shape)
+    picture += noise * (40 / 255) - 20
+    return picture.clip(0, 255).astype(np.uint8), scene, rng
 
 def relations(a, b):
     """Two things -> ['left of', 'above'] …; in one column, neither is left of the other."""
@@ -163,57 +142,49 @@ def name(thing, with_size=False):
     size = f"{thing.size} " if with_size else ''
     return f"a {size}{thing.colour} {thing.shape}"
 
-def caption(scene, way):
-    """
-    A scene in words, in one of the WAYS: 'a small red circle left of a blue square', 'there is a big blue square right
-    of a small red circle' … All of them are true.
-    """
-    opening, order, all_sizes, choice = OPENINGS[way // 24], way // 4 % 6, way // 2 % 2, way % 2
-    orders = list(permutations(scene))
-    scene = orders[order % len(orders)]
-    names = [f"a {size} {colour} {shape}" if all_sizes or (i == 0 and len(scene) > 1) else f"a {colour} {shape}"
-             for i, (size, colour, shape, *_) in enumerate(scene)]
-    if len(scene) == 1:
-        return opening + names[0] + f" at the {place(scene[0])}" * choice
-    between = relations(*scene[:2])
-    third = f" and {names[2]}" if len(names) == 3 else ''
-    return f"{opening}{names[0]} {between[choice % len(between)]} {names[1]}{third}"
-
 def captions(scene):
-    return [caption(scene, way) for way in range(WAYS)]
+    """All ways to put a scene into words, up to 72: with any opening, in any order, with all sizes
+    or only the first one's, with any relation that is true. ['a small red circle left of a blue
+    square', 'there is a big blue square right of a small red circle', …]"""
+    texts = []
+    for things, with_sizes in product(permutations(scene), (True, False)):
+        names = [name(thing, with_sizes) for thing in things]
+        if len(things) == 1:
+            texts += [names[0], f"{names[0]} at the {place(things[0])}"]
+            continue
+        names[0] = name(things[0], True)
+        third = f" and {names[2]}" if len(things) == 3 else ''
+        for relation in relations(*things[:2]):
+            texts.append(f"{names[0]} {relation} {names[1]}{third}")
+    return [opening + text for opening, text in product(OPENINGS, texts)]
 
-def ask(scene, u):
-    """
-    One question about a scene and its answer. Those about presence are yes and no equally often, and no comes from
-    colours and shapes that are there, but in other company: a model that sees no more than "red, blue, circle, square"
-    cannot tell. They name no held-out kind that is not there, or "no" could be learned by name.
-    """
-    def pick(things, u):
-        return things[int(u * len(things))]
-    size, colour, shape, *_ = thing = pick(scene, u[0])
-    kind = pick(['colour', 'shape', 'count', 'presence', 'place'] + ['relation'] * (len(scene) > 1), u[1])
-    if kind == 'colour':
-        return f"what colour is the {shape}?", colour
-    if kind == 'shape':
-        return f"what shape is {colour}?", shape
-    if kind == 'count':
-        which = pick(['', 'small ', 'big '], u[2])
-        number = sum(which in ('', other[0] + ' ') for other in scene)
-        return f"how many {which}shapes are there?", ('none', 'one', 'two', 'three')[number]
-    if kind == 'place':  # note: without these, answers about relations stayed guesses: they take both where things are
-        return f"where is the {shape}?", place(thing)  # and who was named first, and neither pays alone
-    if kind == 'relation':
-        other = pick([o for o in scene if o is not thing], u[2])
-        relation = pick(relations(thing, other), u[3])
-        choice = 'left or right of' if relation in ('left of', 'right of') else 'above or below'
-        return f"is the {shape} {choice} the {other[2]}?", relation.split()[0]
-    if u[2] < 0.5:
-        return f"is there a {colour} {shape}?", 'yes'
-    there = [other[1:3] for other in scene]
-    absent = [k for k in KINDS if k not in there and k not in HELD_OUT]
-    mixed = [k for k in absent if k[0] in {c for c, _ in there} and k[1] in {s for _, s in there}]
-    alike = [k for k in absent if k[0] == colour or k[1] == shape]
-    return "is there a {} {}?".format(*pick(mixed or alike, u[3])), 'no'
+def questions_about(scene):
+    """All questions about a scene: for each topic, a list of (question, answer). "No" comes from
+    colours and shapes that are there, but in other company: a model that sees only "red, blue,
+    circle, square" cannot tell. It names no held-out kind, or "no" could be learned by name."""
+    colours = [(f"what colour is the {thing.shape}?", thing.colour) for thing in scene]
+    shapes = [(f"what shape is {thing.colour}?", thing.shape) for thing in scene]
+    # note: a relation takes two things, where the shapes are and who was named first. Neither helps
+    # without the other: without these questions, answers about relations stayed guesses
+    places = [(f"where is the {thing.shape}?", place(thing)) for thing in scene]
+    between = []
+    for a, b in permutations(scene, 2):
+        for relation in relations(a, b):
+            choice = 'above or below' if relation in ('above', 'below') else 'left or right of'
+            between.append((f"is the {a.shape} {choice} the {b.shape}?", relation.split()[0]))
+    counts = []
+    for size in ('', 'small ', 'big '):
+        n = sum(size in ('', f"{thing.size} ") for thing in scene)
+        counts.append((f"how many {size}shapes are there?", ('none', 'one', 'two', 'three')[n]))
+    kinds = {(thing.colour, thing.shape) for thing in scene}
+    there = set().union(*kinds)  # red, circle …
+    absent = [kind for kind in KINDS if kind not in kinds | HELD_OUT]
+    most = max(len(there.intersection(kind)) for kind in absent)  # 2, or 1 where there is one shape
+    yes = [(f"is there {name(thing)}?", 'yes') for thing in scene]
+    no = [(f"is there a {' '.join(kind)}?", 'no') for kind in absent
+          if len(there.intersection(kind)) == most]
+    presence = yes * len(no) + no * len(yes)  # yes and no equally often
+    return [topic for topic in (colours, shapes, counts, presence, places, between) if topic]
 
 # --------------------------------------------------------------------------------------------------
 # 2. Examples: pictures with something to read, from scenes or from files
@@ -230,14 +201,12 @@ class Scenes:
         self.n_questions = n_questions  # 0: a caption
 
     def __getitem__(self, i):
-        pictures, (scene,), (words,) = draw(self.split, [i], self.seed)
-        texts = ('', caption(scene, int(words[0] * WAYS)))
-        if self.n_questions == 1:
-            texts = ask(scene, words)
-        elif self.n_questions > 1:
-            rng = np.random.default_rng([self.seed, i, 1])
-            texts = sum((ask(scene, rng.random(4)) for _ in range(self.n_questions)), ())
-        return Example(pictures[0], texts, scene)
+        picture, scene, rng = draw(self.split, i, self.seed)
+        if self.n_questions == 0:
+            return Example(picture, ('', rng.choice(captions(scene))), scene)
+        topics = questions_about(scene)
+        pairs = [rng.choice(rng.choice(topics)) for _ in range(self.n_questions)]
+        return Example(picture, sum(pairs, ()), scene)
 
 def load_own_pictures(path, image_size, task):
     """Your own pictures, as prepare.py wrote and checked them: path.npz holds `images` (N, S, S, 3)
@@ -446,9 +415,9 @@ def answers(model, tokenizer, pictures, questions, max_length):
     ended = [False] * len(rows)
     while not all(ended) and max(map(len, rows)) < max_length:
         # padding on the right does no harm: no token sees what comes after it
-        idx = nn.utils.rnn.pad_sequence(list(map(torch.tensor, rows)), batch_first=True).to(pictures.device)
+        idx = nn.utils.rnn.pad_sequence(list(map(torch.tensor, rows)), batch_first=True)
         last = torch.tensor([len(row) - 1 for row in rows])
-        x = model.hidden(idx, image)[torch.arange(len(rows)), last]
+        x = model.hidden(idx.to(pictures.device), image)[torch.arange(len(rows)), last]
         for b, token in enumerate(model.text.logits(x).argmax(-1).tolist()):
             ended[b] = ended[b] or token == tokenizer.end
             if not ended[b]:
@@ -549,15 +518,20 @@ def measure_words(model, tokenizer, splits, out_dir, device, max_length):
             if not asked[0]:
                 lines = []
                 for text, example in zip(said, examples):
-                    references = captions(example.scene)[::7] if example.scene else example.texts[1:]
+                    references = example.texts[1:]
+                    if example.scene:
+                        references = captions(example.scene)[::7]
                     lines.append(json.dumps({'hypothesis': text, 'references': references}) + '\n')
                 with open(os.path.join(out_dir, f'captions-{split}{condition}.jsonl'), 'w') as f:
                     f.writelines(lines)
     columns = list(dict.fromkeys(chain(*chain(*results.values()))))
     rows = [['right', *columns]]
     for title, right in results.items():
-        values = [[row[column] for row in right if column in row] for column in columns]
-        rows.append([title] + [float(np.mean(v)) if v else '' for v in values])
+        row = [title]
+        for column in columns:
+            values = [each[column] for each in right if column in each]
+            row.append(float(np.mean(values)) if values else '')
+        rows.append(row)
     print_table(rows)
     return gallery
 
@@ -630,9 +604,9 @@ if __name__ == '__main__':
                 'new': Scenes('new', 0, n)}
         classes = [f"a {colour} {shape}" for colour, shape in KINDS]
         texts = []
-        _, scenes, words = draw('train', range(1000), seed)
-        for scene, row in zip(scenes, words):
-            texts += [caption(scene, int(row[0] * WAYS)), *ask(scene, row)]
+        for i in range(100):
+            _, scene, _ = draw('train', i, seed)
+            texts += captions(scene) + list(map(' '.join, sum(questions_about(scene), [])))
     else:
         data = {}
         for split in ('val', 'train'):
