@@ -431,7 +431,9 @@ def answers(model, tokenizer, pictures, questions, max_length):
 
 def print_table(rows):
     """[['', 'colour'], ['new scenes', 0.99]] -> columns; fractions are printed as percentages."""
-    rows = [[f"{cell:.1%}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+    def text(cell):
+        return f"{cell:.1%}" if isinstance(cell, float) else cell
+    rows = [list(map(text, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for first, *row in rows:
         print('  '.join([first.ljust(widths[0]), *map(str.rjust, row, widths[1:])]))
@@ -464,7 +466,8 @@ def measure_clip(model, tokenizer, splits, classes, device):
         for i in range(min(n, 6)):
             gallery.append((examples[i].picture, None, texts[i]))
             gallery += [(examples[j].picture, i == j, texts[j]) for j in ranked[i, :5].tolist()]
-        # zero-shot: a picture is of the class whose name is nearest to it
+        # zero-shot: a picture is of the class whose name is nearest to it. No class was trained on
+        # as such: the captions have taught all there is to know
         examples = list(islice((e for e in stream if label(e) in classes), 1000))
         if examples:  # else your own captions are no classes
             found = (encode_images(examples) @ encode_texts(classes).T).argmax(1).tolist()
@@ -504,6 +507,7 @@ def measure_words(model, tokenizer, splits, out_dir, device, max_length):
         examples = list(islice(stream, 500))
         asked = [example.texts[0] for example in examples]
         pictures = torch.from_numpy(np.stack([example.picture for example in examples]))
+        # what a model that ignores its picture would say is as right in all three conditions
         conditions = {'': pictures, '-shuffled': pictures.roll(1, dims=0),
                       '-blank': torch.full_like(pictures, 128)}
         for condition, shown in conditions.items():
@@ -574,8 +578,9 @@ if __name__ == '__main__':
         if resuming:
             resume(globals(), given, saved['settings'], 'dataset task freeze')
         fixed = 'image_size patch_size n_layer n_head n_embd'
+        # a captioner takes only the vision tower from clip, and one that answers all of a captioner
         same_model = (saved['settings']['task'] == 'clip') == (task == 'clip')
-        if same_model:  # else only its vision tower is of use
+        if same_model:
             fixed += ' fusion text_layers'
         resume(globals(), given, {key: saved['settings'][key] for key in fixed.split()}, fixed)
     expect(globals(), 'image_size patch_size text_layers block_size questions batch_size '
@@ -597,7 +602,8 @@ if __name__ == '__main__':
     if dtype != 'float32':
         autocast = torch.autocast(device_type, dtype=getattr(torch, dtype))
 
-    # 4. the data
+    # 4. the data. Scenes to measure with are the same for every seed. The vocabulary is made of all
+    # texts, whatever the task, so that the next task finds the same tokenizer
     if dataset == 'shapes':
         n = 1 if task == 'vqa' else 0
         data = {'train': Scenes('train', seed, n * questions), 'val': Scenes('val', 0, n),
