@@ -276,8 +276,7 @@ def test_stopping_and_going_on_changes_nothing(train):
     _, often = train(task='caption', out_dir='often', eval_interval=1, log_interval=1)
     assert same(straight, often)
     train(task='caption', out_dir='parts', max_iters=2, warmup_iters=4)
-    train(task='caption', out_dir='whole', warmup_iters=4)
-    _, going_on = train(init_from='resume', out_dir='parts', max_iters=4)  # its other settings are those of the run
+    _, going_on = train(init_from='resume', out_dir='parts', warmup_iters=4)  # the task is the saved run's
     _, whole = train(task='caption', out_dir='whole', warmup_iters=4)
     assert going_on['settings']['task'] == 'caption' and same(going_on, whole)
 
