@@ -625,7 +625,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
         # 2. a score for each token that may come next, (B, V), and a choice
         logits = model.logits(x).float()  # (B, V)
         if not logits.isfinite().all():
-            sys.exit("the model's logits are not finite: its weights are damaged (or try float32)")
+            sys.exit("the model's logits are not finite: train it again at a lower lr, or take dtype=float32")
         if temperature == 0:
             tokens = logits.argmax(-1).tolist()
         else:
@@ -1023,10 +1023,13 @@ class Log:
                 rows = [row for row in csv.DictReader(f) if int(row['step']) <= self.step]
         columns = ['step', 'train_loss', 'val_loss', 'lr', 'grad_norm', f'{self.unit}_per_second',
                    'seconds', *self.columns]
-        self.file = open(path, 'w', newline='', buffering=1)  # 1: a line is written at once
+        with open(f"{path}.tmp", 'w', newline='') as f:
+            self.csv = csv.DictWriter(f, columns, extrasaction='ignore')
+            self.csv.writeheader()
+            self.csv.writerows(rows)  # of the steps that this run goes on from
+        os.replace(f"{path}.tmp", path)
+        self.file = open(path, 'a', newline='', buffering=1)  # 1: a line is written at once
         self.csv = csv.DictWriter(self.file, columns, extrasaction='ignore')
-        self.csv.writeheader()
-        self.csv.writerows(rows)  # of the steps that this run goes on from
 
     def evaluation(self, step, val_loss, **metrics):
         """Report a validation loss and other numbers. -> whether it is the best so far."""
@@ -1166,162 +1169,3 @@ def keep_freed_memory(save_memory=False):
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         if not libc.mallopt(M_MMAP_THRESHOLD, 2**21 if save_memory else 2**30):
             libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # older ones allow no more
-
-# --------------------------------------------------------------------------------------------------
-# Waiting: what sample.py, finetune.py, align.py and vlm.py still take from here until their turn
-
-def stream_text(model, tokenizer, prompts, max_new_tokens, stop=(), **sampling):
-    """
-    generate() for people. prompts: strings, or lists of ids; stop: strings that end a row and are
-    not shown. Special tokens end it too. Yields a tuple for each new token of each row that has not
-    ended:
-
-        row       which prompt
-        piece     the text that is certain now: '' while a character of several tokens is not whole,
-                  and while the text may still become a stop string
-        token     the id
-        logits    (V,), as generate() yields them
-        reason    None; for the row's last token 'stop' (a stop string, a special token) or 'length'
-    """
-    specials = set(tokenizer.special.values())
-    prompts = [tokenizer.start + tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
-    prompts = [p or [tokenizer.eot] for p in prompts]
-    written = [[] for _ in prompts]  # the tokens of each row
-    shown = [0] * len(prompts)       # so many characters of their text were handed out
-    ended = set()
-    steps = generate(model, prompts, max_new_tokens, stop_tokens=specials, **sampling)
-    for step, (tokens, logits) in enumerate(steps, 1):
-        for b, token in enumerate(tokens):
-            if b in ended:
-                continue
-            reason = 'length' if step == max_new_tokens else None
-            if token in specials:
-                reason = 'stop'
-            else:
-                written[b].append(token)
-            text = tokenizer.decode(written[b])[shown[b]:]
-            found = [text.find(s) for s in stop if s in text]
-            if found:
-                reason = 'stop'
-                text = text[:min(found)]
-            if not reason:
-                text = text.rstrip('\ufffd')  # perhaps a part of a character
-                # keep back the longest tail that a stop string could still grow from
-                tails = [n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])]
-                text = text[:len(text) - max(tails, default=0)]
-            shown[b] += len(text)
-            if reason:
-                ended.add(b)
-            yield b, text, token, logits[b], reason
-        if len(ended) == len(prompts):
-            return
-
-class Int8Linear(nn.Module):
-    """
-    A linear layer whose weights are whole numbers from -127 to 127 times one scale per output, W ≈ scale * int8: a
-    quarter of float32's bytes, each weight off by half a scale at most. Its inputs stay as they are (weight-only).
-    """
-    def __init__(self, linear, outputs):
-        super().__init__()
-        w = linear.weight.detach()[:outputs].float()
-        self.register_buffer('scale', (w.abs().amax(1) / 127).clamp(min=1e-8).bfloat16())
-        # note: the numbers are found from the scale after its rounding, so that they make up for it
-        self.register_buffer('weight', (w / self.scale[:, None]).round().clamp(-127, 127).to(torch.int8))
-        self.bias = linear.bias
-
-    def forward(self, x):
-        rows = x.reshape(-1, x.size(-1))
-        # note: this product reads its inputs in groups, and past the end where the width is no multiple of them
-        packable = x.device.type == 'cpu' and x.dtype == torch.bfloat16 and x.size(-1) % 32 == 0
-        if packable and len(rows) <= 16:
-            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
-        else:  # a long prompt: here arithmetic is the limit, not reading, so unpack once and multiply as usual
-            y = F.linear(rows, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        y = y if self.bias is None else y + self.bias
-        return y.view(*x.shape[:-1], -1)
-
-class PackedLinear(nn.Module):
-    """A linear layer whose weights lie in the order in which oneDNN's product reads them on a CPU."""
-    def __init__(self, linear, outputs):
-        super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()[:outputs].contiguous(), 1)
-        self.bias = linear.bias
-
-    def forward(self, x):
-        rows = x.reshape(-1, x.size(-1))
-        return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, 'none', [], '').view(*x.shape[:-1], -1)
-
-def prepare_decoding(model, quantize='none'):
-    """
-    Arrange a model's weights, in place, for being read once per token: that is what decoding one row comes to, and
-    bytes per second, not multiplications, are the limit. Not for training. A row times GPT-2's (3072, 768), one core:
-
-        float32, rows in memory: 13 GB/s; by columns, the same numbers in another order: 20 GB/s (wide ones stay as is).
-        that product keeps to one core; with two, oneDNN's own order is the quicker (GPT-2: 35 tokens/s against 31)
-        bfloat16, half the bytes: 9 GB/s; in oneDNN's own order: 14 GB/s
-        int8 (quantize='int8'), a quarter of the bytes: 7 GB/s; inputs and the rest of the model are bfloat16
-    """
-    cpu = all(p.device.type == 'cpu' for p in model.parameters())
-    for module in list(model.modules()):
-        for name, linear in list(module.named_children()):
-            if not isinstance(linear, nn.Linear):
-                continue
-            w, outputs = linear.weight, model.config.vocab_size if name == 'head' else None  # None: all of them
-            if quantize == 'int8':
-                setattr(module, name, Int8Linear(linear, outputs))
-            elif cpu and torch.backends.mkldnn.is_available() and (
-                    w.dtype == torch.bfloat16 and has_bfloat16('cpu') or
-                    w.dtype == torch.float32 and torch.get_num_threads() > 1):
-                setattr(module, name, PackedLinear(linear, outputs))
-            elif cpu and w.dtype == torch.float32 and w.size(0) >= w.size(1):
-                w.data = w.data.t().contiguous().t()
-    return model.bfloat16() if quantize == 'int8' else model
-
-def restore(optimizer, state):
-    """load_state_dict(), after which rates and the like are still those that this run was given, not the saved ones."""
-    now = [{k: v for k, v in group.items() if k != 'params'} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, hyperparameters in zip(optimizer.param_groups, now):
-        group.update(hyperparameters)
-
-class LogFile:
-    """
-    out_dir/log.csv, a row per report. A new run (step 0) first sets aside what the folder holds; one that goes on drops
-    the rows that came after its last save, for they will come again.
-    """
-    def __init__(self, folder, columns, step):
-        os.makedirs(folder, exist_ok=True)
-        self.path, self.columns, rows = os.path.join(folder, 'log.csv'), columns.split(), []
-        if step == 0:
-            set_aside(folder)
-        elif os.path.exists(self.path):
-            with open(self.path, newline='', encoding='utf-8') as f:
-                rows = [row for row in csv.reader(f) if row and row[0].isdigit() and int(row[0]) <= step]
-        with open(f'{self.path}.tmp', 'w', newline='', encoding='utf-8') as f:
-            csv.writer(f).writerows([self.columns] + rows)
-        os.replace(f'{self.path}.tmp', self.path)
-        self.file = open(self.path, 'a', newline='', encoding='utf-8', buffering=1)
-
-    def row(self, **values):
-        row = [values.get(column, '') for column in self.columns]
-        csv.writer(self.file).writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
-
-def check_finite(what, value, step, learning_rate, folder, best):
-    """End the run if a loss or a gradient is nan or inf: nothing is saved any more."""
-    if not math.isfinite(value):
-        kept = f"{folder}/ckpt.pt still holds the best model, of validation loss {best:.4f}"
-        sys.exit(f"the {what} is {value} at step {step}, where the learning rate was {learning_rate:.2g}: try a lower "
-                 "one. " + (kept if best < math.inf else "Nothing was saved"))
-
-def stop_signals(many=False):
-    """
-    Ctrl-C and kill end a run after its step: they put their number into the list that is returned; a second Ctrl-C,
-    without other processes, stops at once. Also returned: a function that puts things back as they were.
-    """
-    asked = []
-    def on_signal(number, frame):
-        if asked and number == signal.SIGINT and not many:  # note: torchrun and batch systems send SIGTERM twice
-            raise KeyboardInterrupt
-        asked.append(number)
-    before = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
-    return asked, lambda: [signal.signal(name, handler) for name, handler in before.items()]

@@ -258,7 +258,7 @@ def test_the_names_of_a_run_are_there_to_play_with(train):
     assert names['model'](torch.zeros(1, 3, dtype=torch.long)).shape[-1] == names['tokenizer'].vocab_size
     assert len(names['data']['train']) > 0 and names['optimizer'] == 'muon'
 
-@pytest.mark.parametrize('script', ['train.py'])
+@pytest.mark.parametrize('script', ['train.py', 'finetune.py', 'align.py', 'vlm.py', 'prepare.py', 'sample.py', 'eval.py'])
 def test_no_setting_is_assigned_again(script):
     tree = ast.parse((ROOT / script).read_text(encoding='utf-8'))
     end = next(i for i, node in enumerate(tree.body) if 'configure(globals())' in ast.unparse(node))
