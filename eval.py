@@ -299,7 +299,7 @@ if __name__ == '__main__':
         tokenizer = tokenizers[names[0]]
         longest = min(models[name].config.block_size for name in names)
         if input:
-            with open(input, encoding='utf-8-sig') as f:  # -sig: Windows may put a mark in front
+            with open(input, encoding='utf-8-sig', errors='replace') as f:  # -sig: a mark in front
                 ids = tokenizer.encode(f.read())
         else:
             tokenizer, data = load_dataset(folder)
