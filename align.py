@@ -48,7 +48,7 @@ batch_size = 32         # pairs, or answers, in a step
 max_iters = 160
 # how fast
 learning_rate = 1e-4    # AdamW's peak rate
-warmup_iters = 10       # steps in which it rises from 0
+warmup_iters = 10       # steps in which it rises
 lr_decay_iters = 0      # step to which it then falls, linearly, to 0; 0: max_iters
 grad_clip = 1.0         # clip the gradient to this norm; 0 = do not clip
 # how it goes

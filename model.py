@@ -119,6 +119,7 @@ def rotary(positions, config):
         frequency = frequency * (keep + (1 - keep) / factor)
     angle = positions[..., None, None].float() * frequency  # (…, T, 1, D/2): 1, as for all heads
     cos, sin = angle.cos(), angle.sin()
+    # -sin, sin: the signs that rotate() needs
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 def rotate(x, cos, sin):
@@ -163,7 +164,7 @@ class Attention(nn.Module):
         causal = c.causal and mask is None and T > 1  # one new token may look at all before it
         dropout = c.dropout if self.training else 0.0
         # One formula, two ways to compute it. torch's never holds the (T, S) weights, and is the
-        # quicker one but for short rows in bfloat16 on a CPU (14 ms against 7 for 4 rows of 512).
+        # quicker one but for short rows in bfloat16 on a CPU (7 ms by hand, 14 torch's).
         by_hand = x.device.type == 'cpu' and v.dtype == torch.bfloat16 and 1 < T <= 512
         group = c.n_head // c.n_kv_head  # so many queries share a key
         if by_hand or self.keep_weights:
@@ -239,7 +240,7 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """Random matrices of such sizes that learning starts easily. Biases stay 0 and norms 1."""
+        """Random matrices of such sizes that learning starts easily. Biases are 0, norms 1."""
         c = self.config
         for name, p in self.named_parameters():
             writes_residual = name.endswith(('proj.weight', 'down.weight'))
@@ -256,7 +257,7 @@ class GPT(nn.Module):
             elif name.startswith('head'):
                 std = 0.002  # the first guess is nearly even: a loss of ln(V)
             elif name.startswith(('wte', 'wpe')) and c.position != 'sinusoidal':
-                std = 0.5    # AdamW's steps of 0.02 would overwrite a small vector at once
+                std = 0.5    # larger than an AdamW step (0.02), which would erase it
             else:
                 std = 1 / math.sqrt(p.size(1))  # outputs as large as the inputs
             nn.init.normal_(p, std=std)
@@ -625,7 +626,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
         # 2. a score for each token that may come next, (B, V), and a choice
         logits = model.logits(x).float()  # (B, V)
         if not logits.isfinite().all():
-            sys.exit("the model's logits are not finite: train it again at a lower lr, or take dtype=float32")
+            sys.exit("the model's logits are not finite: train it again, at a lower learning rate, "
+                     "or take dtype=float32")
         if temperature == 0:
             tokens = logits.argmax(-1).tolist()
         else:
@@ -663,8 +665,8 @@ def complete(model, tokenizer, prompts, max_new_tokens, **sampling):
 def orthogonalize(G, steps=5):
     """The nearest matrix to each G (N, n, m) whose singular values are all (about) 1: the
     Newton–Schulz iteration of Muon (https://kellerjordan.github.io/posts/muon/), which repeats X <-
-    aX + (bA + cA²)X with A = XXᵀ. Small singular values grow quickest; all end between 0.7 and 1.2.
-    That is near enough, and so is bfloat16 where it is quick."""
+    aX + (bA + cA²)X with A = XXᵀ. Small singular values grow quickest; all but the tiniest end near
+    1. That is near enough, and so is bfloat16 where it is quick."""
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.bfloat16() if has_bfloat16(G.device.type) else G
     del G  # a caller that keeps no reference gets its memory back here
@@ -914,7 +916,7 @@ def load_optimizers(optimizers, states, path):
             group.update(hyperparameters)
 
 # --------------------------------------------------------------------------------------------------
-# 7. A run: what every training script needs beside its loop. These helpers decide nothing
+# 7. A run: what every training script needs beside its loop
 
 def has_bfloat16(device_type):
     """Whether a 'cpu', 'cuda' or 'mps' multiplies bfloat16 natively; elsewhere it is slow."""
@@ -956,7 +958,7 @@ def stop_when_asked(ddp=False):
     return asked
 
 def stop_at_once():
-    """Give the signals back to Python, as they were."""
+    """Give the signals back to Python: from now on, Ctrl-C stops at once again."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -41,11 +41,11 @@ batch_size = 8                   # sequences computed at once: halve it when mem
 gradient_accumulation_steps = 1  # … double this: a step has batch_size * this many sequences
 max_iters = 1400                 # 1400 steps * 8 sequences * 256 tokens = 2.9M tokens
 # how fast
-optimizer = 'muon'          # muon | adamw: Muon for matrices and AdamW for the rest, or AdamW only
+optimizer = 'muon'          # muon | adamw: Muon for layers' matrices and AdamW for the rest, or AdamW
 learning_rate = 0.02        # AdamW's peak: high, for embeddings; with optimizer=adamw, try 1e-3
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
 schedule = 'linear'         # cosine | linear | step | wsd | constant: how the learning rate falls
-warmup_iters = 20           # steps in which it rises from 0
+warmup_iters = 20           # steps in which it rises
 lr_decay_iters = 0          # step at which the fall ends; 0: max_iters
 min_lr = 0.0                # where it ends (AdamW's; Muon's falls in proportion)
 weight_decay = 0.0
@@ -68,6 +68,7 @@ compile = False             # fuse the model's operations with torch.compile: sl
 seed = 1337
 given = configure(globals())
 
+# torch takes seconds to import: a mistake above, or --help, does not wait for it
 import importlib, math, os, sys
 from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
@@ -96,7 +97,7 @@ def mask_tokens(x, noise, tokenizer):
     and the targets y: -100 where nothing is to be predicted."""
     chosen, how, which = torch.from_numpy(noise)
     chosen = chosen < 0.15
-    other = (which * len(tokenizer.vocab)).long()
+    other = (which * (tokenizer.vocab_size - len(tokenizer.special))).long()
     masked = torch.where(how < 0.8, tokenizer.pad, torch.where(how < 0.9, other, x))
     return torch.where(chosen, masked, x), torch.where(chosen, x, -100)
 
@@ -112,7 +113,7 @@ def full_state_dict(state):
     full = state.full_tensor()
     return full.cpu() if dist.get_rank() == 0 else None
 
-def describe(model, batch_size, dtype):
+def describe(model, batch_size, device_type, dtype):
     """What training costs: parameters, FLOPs per token, and about how many bytes a step of
     batch_size sequences needs (counted from the shapes; torch itself comes on top)."""
     c = model.config
@@ -128,8 +129,8 @@ def describe(model, batch_size, dtype):
     kept = 2 * c.n_embd if model.activation_checkpointing else 12 * c.n_embd + 4 * c.n_hidden
     n_tokens = batch_size * c.block_size
     activations = n_tokens * c.n_layer * kept * (4 if dtype == 'float32' else 2)
-    logits = 12 * min(n_tokens * c.vocab_size, MAX_CHUNK_ELEMENTS['cpu'])
-    return n_params, flops, 16 * n_params + activations + logits  # 16: weight, gradient, 2 means
+    logits = 12 * min(n_tokens * c.vocab_size, MAX_CHUNK_ELEMENTS[device_type])
+    return n_params, flops, 16 * n_params + activations + logits  # weight, gradient, AdamW's 2
 
 def plot(folder):
     """folder/log.csv -> folder/loss.png, where matplotlib is installed."""
@@ -157,7 +158,7 @@ if __name__ == '__main__':
             backend = 'cpu:gloo,cuda:nccl'
         store, rank, world_size = next(rendezvous('env://'))
         if world_size == int(os.environ['LOCAL_WORLD_SIZE']):
-            # torchrun --max-restarts: a restarted process must not read stale addresses
+            # the store outlives a restart (torchrun --max-restarts), and so would stale addresses
             store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', ''), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     master_process = rank == 0  # the one that prints and saves
@@ -219,13 +220,13 @@ if __name__ == '__main__':
     tokens_per_step = sequences_per_step * block_size
 
     def get_batch(step):
-        """The sequences of this process: x and y (N, T), and the number of targets in all of them.
+        """The sequences of this process: x and y (N, T), and the number of targets in the step.
         The target of a token is the token after it, or the one that was masked."""
         rng = np.random.default_rng([seed, step])
         starts = rng.integers(len(data['train']) - block_size, size=sequences_per_step)
         tokens = windows(data['train'], starts[mine], block_size)
         if objective == 'clm':
-            if device_type == 'cuda':  # page-locked memory is copied while the GPU computes
+            if device_type == 'cuda':  # from page-locked memory, so that the CPU need not wait
                 tokens = tokens.pin_memory().to(device, non_blocking=True)
             return tokens[:, :-1], tokens[:, 1:], tokens_per_step
         # drawn for all sequences, so that each process knows the number of targets in all
@@ -290,7 +291,7 @@ if __name__ == '__main__':
         return learning_rate * lr_fraction(step)
 
     # 7. what this will cost, and where it goes
-    n_params, flops_per_token, n_bytes = describe(model, batch_size, dtype)
+    n_params, flops_per_token, n_bytes = describe(model, batch_size, device_type, dtype)
     n_tokens = tokens_per_step * max_iters
     print0(f"{model_type}: {n_params:,} parameters, {flops_per_token:,} FLOPs per token, about "
            f"{n_bytes / 1e6:,.0f} MB of memory to train")
@@ -314,7 +315,7 @@ if __name__ == '__main__':
     @torch.no_grad()
     def evaluate(ids, n):
         """Mean loss in nats per target, over n windows that are evenly spread over the text, or
-        over all of it if n is 0. Every process computes all of it."""
+        over all whole windows if n is 0. Every process computes all of them."""
         starts = np.arange(0, len(ids) - block_size, block_size)
         if 0 < n < len(starts):
             starts = np.linspace(0, len(ids) - block_size - 1, n).astype(int)
@@ -411,4 +412,4 @@ if __name__ == '__main__':
     if ddp:
         dist.barrier()  # leave together: a process that is gone early breaks the connections
         dist.destroy_process_group()
-    stop_at_once()  # not before: a second Ctrl-C must not interrupt what the first one saves
+    stop_at_once()

@@ -44,7 +44,7 @@ max_iters = 1000        # 1000 steps * 128 pictures = 128,000 pictures
 # how fast
 learning_rate = 0.005       # AdamW's peak rate: for embeddings, patches, projections
 muon_learning_rate = 0.02   # Muon's, for the matrices in the layers
-warmup_iters = 20           # steps in which it rises from 0; then it falls to 0 in a line
+warmup_iters = 20           # steps in which it rises; then it falls to 0 in a line
 grad_clip = 1.0             # clip the gradient to this norm; 0 = do not clip
 # how it goes
 eval_interval = 200         # steps between evaluations
