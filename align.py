@@ -186,7 +186,7 @@ def pair_loss(margin, loss_type):
 def normalised(head, rewards):
     """The head's weights, changed so that these rewards get mean 0 and standard deviation 1: from
     choices alone, neither is known."""
-    mean, std = np.mean(rewards), np.std(rewards, ddof=1)
+    mean, std = np.mean(rewards), np.std(rewards, ddof=1) + 1e-8  # at first all may be 0
     return {'weight': head.weight.detach() / std, 'bias': (head.bias.detach() - mean) / std}
 
 # --------------------------------------------------------------------------------------------------
