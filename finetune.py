@@ -42,7 +42,7 @@ batch_size = 8                   # sequences computed at once: halve it when mem
 gradient_accumulation_steps = 1  # … double this: a step has batch_size * this many sequences
 max_iters = 1700                 # 1700 steps * 8 sequences * 256 tokens = 3.5M tokens
 # how fast
-optimizer = 'muon'          # muon | adamw: Muon for layers' matrices and AdamW for the rest, or AdamW
+optimizer = 'muon'          # muon | adamw: Muon in the layers and AdamW for the rest, or AdamW only
 learning_rate = 0.0         # AdamW's peak rate; 0: 0.005, and 0.001 for labels by thin matrices
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
 warmup_iters = 20           # steps in which it rises

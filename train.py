@@ -41,7 +41,7 @@ batch_size = 8                   # sequences computed at once: halve it when mem
 gradient_accumulation_steps = 1  # … double this: a step has batch_size * this many sequences
 max_iters = 1400                 # 1400 steps * 8 sequences * 256 tokens = 2.9M tokens
 # how fast
-optimizer = 'muon'          # muon | adamw: Muon for layers' matrices and AdamW for the rest, or AdamW
+optimizer = 'muon'          # muon | adamw: Muon in the layers and AdamW for the rest, or AdamW only
 learning_rate = 0.02        # AdamW's peak: high, for embeddings; with optimizer=adamw, try 1e-3
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
 schedule = 'linear'         # cosine | linear | step | wsd | constant: how the learning rate falls
