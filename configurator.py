@@ -4,7 +4,7 @@ Command-line settings for every script here: `key=value` overrides a global.
 A script keeps its settings as plain globals at its top, and calls configure() right below them:
 
     learning_rate = 3e-3  # peak learning rate
-    schedule = 'cosine'   # cosine | linear | step | wsd: how the learning rate falls
+    schedule = 'cosine'   # cosine | linear | wsd: how the learning rate falls
     given = configure(globals())
 
 and then this works, without a word of argparse:

@@ -44,7 +44,7 @@ class GPTConfig:
     n_embd: int = 192
     head_dim: int = 0           # 0: n_embd / n_head
     n_hidden: int = 0           # inner width of the MLP; 0: 4 n_embd, or 8/3 n_embd for swiglu
-    position: str = 'rotary'    # rotary | learned | sinusoidal
+    position: str = 'rotary'    # rotary | learned
     norm: str = 'rmsnorm'       # rmsnorm | layernorm
     norm_eps: float = 1e-6
     mlp: str = 'swiglu'         # swiglu | gelu
@@ -64,11 +64,9 @@ class GPTConfig:
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
         if not self.head_dim:
-            pairs = 2 * self.n_head  # rotary positions turn channels in pairs
-            if self.n_embd % pairs:
-                fits = round_up(self.n_embd, pairs)
+            if self.n_embd % (2 * self.n_head):  # rotary positions turn channels in pairs
                 raise ValueError(f"n_embd={self.n_embd} does not divide into n_head={self.n_head} "
-                                 f"heads of an even width: try n_embd={fits}")
+                                 "heads of an even width")
             self.head_dim = self.n_embd // self.n_head
         if not self.n_hidden:
             self.n_hidden = 4 * self.n_embd
@@ -94,13 +92,6 @@ def make_norm(config):
     if config.norm == 'rmsnorm':
         return RMSNorm(config.n_embd, config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
-
-def sinusoids(positions, C):
-    """Fixed vectors for positions (…, T) -> (…, T, C): sines and cosines of wavelengths from 2π to
-    20,000π (Vaswani et al. 2017, 3.5)."""
-    channel = torch.arange(0, C, 2, device=positions.device).float()
-    angle = positions[..., None].float() * 10000.0 ** (-channel / C)  # (…, T, C/2)
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :C]  # sin cos sin cos …
 
 def rotary(positions, config):
     """cos and sin of the angles by which rotate() turns the channel pairs of a token at each of
@@ -256,7 +247,7 @@ class GPT(nn.Module):
                 std = 0.02   # GPT-2: one matrix for both ends must be small, for the logits
             elif name.startswith('head'):
                 std = 0.002  # the first guess is nearly even: a loss of ln(V)
-            elif name.startswith(('wte', 'wpe')) and c.position != 'sinusoidal':
+            elif name.startswith(('wte', 'wpe')):
                 std = 0.5    # larger than an AdamW step (0.02), which would erase it
             else:
                 std = 1 / math.sqrt(p.size(1))  # outputs as large as the inputs
@@ -278,8 +269,6 @@ class GPT(nn.Module):
         x = self.wte(idx)  # (B, T) -> (B, T, C)
         if c.position == 'learned':
             x = x + self.wpe(positions)  # (T, C): the same for each row
-        if c.position == 'sinusoidal':  # scaled as in Vaswani et al. 2017, 3.4
-            x = x * math.sqrt(c.n_embd) + sinusoids(positions, c.n_embd).to(x.dtype)
         x = self.dropout(x)
         cos_sin = rotary(positions, c) if c.position == 'rotary' else None
         for block in self.blocks:
@@ -341,14 +330,6 @@ class Bigram(LadderModel):
 
     def hidden(self, idx):
         return self.table(idx)
-
-    @torch.no_grad()
-    def count(self, ids, smoothing=1.0):
-        """Fill the table in one pass, without gradients: log(count + smoothing) of the pairs in ids
-        (N,), which softmax turns into frequencies."""
-        V = self.config.vocab_size
-        pairs = torch.bincount(ids[:-1] * V + ids[1:], minlength=V * V).view(V, V)
-        self.table.weight.copy_((pairs + smoothing).log())
 
 class NeuralMLP(LadderModel):
     """The embeddings of the last 8 tokens in a row, and one hidden layer (Bengio et al. 2003)."""
@@ -513,15 +494,13 @@ class Tokenizer:
         return self.to_dict() == other.to_dict()
 
 def open_hf_tokenizer(text):
-    """The text of a tokenizer.json -> a tokenizer of the `tokenizers` library. Raises ValueError
-    where it is damaged; exits with one line where the library is missing."""
+    """The text of a tokenizer.json -> a tokenizer of the `tokenizers` library. Exits with one line
+    where the library is missing."""
     try:
         import tokenizers
-        core = tokenizers.Tokenizer.from_str(text)
     except ImportError:
         sys.exit("this model's tokenizer needs one more package:  pip install transformers")
-    except Exception as e:  # the library raises just that
-        raise ValueError(f"not a tokenizer.json: {str(e)[:200]}") from None
+    core = tokenizers.Tokenizer.from_str(text)
     core.no_truncation()  # some files ask for at most 512 tokens
     core.no_padding()  # or for a fixed length
     core.encode_special_tokens = True  # text that spells a special token stays ordinary text
@@ -669,7 +648,6 @@ def orthogonalize(G, steps=5):
     1. That is near enough, and so is bfloat16 where it is quick."""
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.bfloat16() if has_bfloat16(G.device.type) else G
-    del G  # a caller that keeps no reference gets its memory back here
     tall = X.size(-2) > X.size(-1)
     if tall:
         X = X.mT  # the small side first: A is then (n, n)
@@ -692,16 +670,14 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            same_shape = defaultdict(list)
+            same_shape = defaultdict(list)  # these are orthogonalised together
             for p in group['params']:
-                if p.grad is None:
-                    continue
                 if not self.state[p]:
                     self.state[p]['momentum_buffer'] = torch.zeros_like(p)
                 mean = self.state[p]['momentum_buffer']
                 mean.lerp_(p.grad, 1 - group['momentum'])
                 p.grad.lerp_(mean, group['momentum'])  # Nesterov: look ahead
-                same_shape[p.shape].append(p)  # to be orthogonalised together
+                same_shape[p.shape].append(p)
             for (rows, columns), matrices in same_shape.items():
                 n = max(1, 2**24 // (rows * columns))  # large matrices do not profit from batching
                 for i in range(0, len(matrices), n):
@@ -739,13 +715,11 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
     muon, decay, no_decay = [], [], []
     for name, p in model.named_parameters():
         is_embedding = name.split('.')[-2:][0] in ('wte', 'wpe', 'table')
-        if not p.requires_grad:
-            continue
-        if p.ndim < 2 or is_embedding:
+        if p.requires_grad and (p.ndim < 2 or is_embedding):
             no_decay.append(p)  # norms, biases, embeddings
-        elif 'blocks.' in name and optimizer == 'muon':
+        elif p.requires_grad and optimizer == 'muon' and 'blocks.' in name:
             muon.append(p)
-        else:
+        elif p.requires_grad:
             decay.append(p)
     groups = [{'params': decay, 'weight_decay': weight_decay},
               {'params': no_decay, 'weight_decay': 0.0}]
@@ -782,8 +756,8 @@ def update(model, optimizers, lr_fraction, grad_clip, scaler=NO_SCALER):
 
 def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
     """The learning rate at this step as a fraction of its peak: up in the warmup, then down to the
-    floor at step decay_iters, as a cosine, a line, in two steps to a tenth each, only in the last
-    fifth ('wsd': warmup, stable, decay; Hu et al. 2024), or not at all ('constant')."""
+    floor at step decay_iters, as a cosine, in a line, only in the last fifth ('wsd': warmup,
+    stable, decay; Hu et al. 2024), or not at all ('constant')."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)  # never 0
     done = min((step - warmup_iters) / max(decay_iters - warmup_iters, 1), 1.0)  # from 0 to 1
@@ -794,8 +768,6 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
         fraction = 0.5 * (1 + math.cos(math.pi * done))
     elif schedule == 'wsd':
         fraction = min(1.0, (1 - done) / 0.2)  # 1 until 80 %
-    elif schedule == 'step' and done >= 0.6:
-        fraction = 0.1 if done < 0.85 else 0.01
     return floor + (1 - floor) * fraction
 
 # --------------------------------------------------------------------------------------------------
@@ -842,13 +814,19 @@ def load_examples(folder):
             splits[split] = [dict(json.loads(line)) for line in f]
     return splits
 
-def save_atomically(path, what):
-    """torch.save to a temporary name, flush, rename: at any moment `path` is the old file or the
-    new one, never a half."""
+def save_checkpoint(path, state_dict, config, tokenizer, **more):
+    """The weights, with all that load_model() needs; more: 'step', 'val_loss', 'settings' … It is
+    written to a temporary name, flushed and renamed: at any moment `path` is the old file or the
+    new one, never a half. Exits with one line if a weight is nan or inf, or the disk full: what
+    was there stays."""
+    for name, tensor in state_dict.items():
+        if not tensor.isfinite().all():
+            sys.exit(f"{name} is not finite: try a lower learning rate. {path} was not written")
     temporary = f"{path}.tmp"
     try:
         with open(temporary, 'wb') as f:
-            torch.save(what, f)
+            torch.save({'format': FORMAT, 'model': state_dict, 'config': asdict(config),
+                        'tokenizer': tokenizer.to_dict(), **more}, f)
             f.flush()
             os.fsync(f.fileno())  # on the disk, not only in the kernel's memory
         os.replace(temporary, path)  # atomic
@@ -858,28 +836,15 @@ def save_atomically(path, what):
         reason = str(e).partition('\n')[0]
         sys.exit(f"cannot write {path}: {reason}; is the disk full? What was there is untouched")
 
-def save_checkpoint(path, state_dict, config, tokenizer, **more):
-    """The weights, with all that load_model() needs; more: 'step', 'val_loss', 'settings' … Exits
-    with one line if a weight is nan or inf: a broken model never replaces a good one."""
-    for name, tensor in state_dict.items():
-        if not tensor.isfinite().all():
-            sys.exit(f"{name} is not finite: try a lower learning rate. {path} was not written")
-    save_atomically(path, {'format': FORMAT, 'model': state_dict, 'config': asdict(config),
-                           'tokenizer': tokenizer.to_dict(), **more})
-
-# which script writes a folder, where that is not train.py
-MAKERS = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py',
-          'out-reward': 'align.py method=reward out_dir=out-reward'}
-
 def load_checkpoint(path, device='cpu', mmap=False):
     """A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt. Exits with one
     line where there is none or it is damaged."""
     if not path.endswith('.pt'):
         path = os.path.join(path, 'ckpt.pt')
     folder = os.path.dirname(path) or '.'
-    command = MAKERS.get(folder, f'train.py out_dir={folder}')
-    if not os.path.exists(path):
-        sys.exit(f"no checkpoint {path}: make one with  python {command}")
+    scripts = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py',
+               'out-reward': 'align.py method=reward'}
+    command = scripts.get(folder, 'train.py') + f' out_dir={folder}'
     with refuse_damage(path, command):
         # weights_only: a stranger's file can bring numbers, but no code
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
@@ -929,9 +894,11 @@ def resolve_device(device='auto', dtype='auto', save_memory=False):
     """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits
     with status 2 for a device that is not there. save_memory: see keep_freed_memory()."""
     if device == 'auto':
-        device = 'mps' if torch.backends.mps.is_available() else 'cpu'
+        device = 'cpu'
         if torch.cuda.is_available():
             device = 'cuda'
+        elif torch.backends.mps.is_available() and 'RANK' not in os.environ:
+            device = 'mps'  # not for several processes: they could not exchange gradients
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # unknown, or not in this machine, or not in this torch
@@ -1017,21 +984,20 @@ class Log:
             return
         os.makedirs(self.out_dir, exist_ok=True)
         self.lock = lock_folder(self.out_dir)
-        path, rows = f"{self.out_dir}/log.csv", []
+        path = f"{self.out_dir}/log.csv"
         if self.step == 0:
             set_aside(self.out_dir)
         elif os.path.exists(path):
-            with open(path, newline='') as f:
-                rows = [row for row in csv.DictReader(f) if int(row['step']) <= self.step]
+            with open(path) as f:
+                kept = [line for line in f if line.startswith('step')
+                        or int(line.partition(',')[0]) <= self.step]
+            os.truncate(path, len(''.join(kept)))
         columns = ['step', 'train_loss', 'val_loss', 'lr', 'grad_norm', f'{self.unit}_per_second',
                    'seconds', *self.columns]
-        with open(f"{path}.tmp", 'w', newline='') as f:
-            self.csv = csv.DictWriter(f, columns, extrasaction='ignore')
+        self.file = open(path, 'a', newline='\n', buffering=1)  # 1: a line is written at once
+        self.csv = csv.DictWriter(self.file, columns, extrasaction='ignore', lineterminator='\n')
+        if not os.path.getsize(path):
             self.csv.writeheader()
-            self.csv.writerows(rows)  # of the steps that this run goes on from
-        os.replace(f"{path}.tmp", path)
-        self.file = open(path, 'a', newline='', buffering=1)  # 1: a line is written at once
-        self.csv = csv.DictWriter(self.file, columns, extrasaction='ignore')
 
     def evaluation(self, step, val_loss, **metrics):
         """Report a validation loss and other numbers. -> whether it is the best so far."""
@@ -1101,18 +1067,14 @@ def chunked_cross_entropy(x, targets, head, vocab_size):
     400 MB, several times over. (torch's own F.linear_cross_entropy took 1.6 times as long in
     float32 on a CPU.)"""
     rows = max(1, MAX_CHUNK_ELEMENTS[x.device.type] // vocab_size)  # at a time
-    if len(x) > rows and isinstance(head, nn.Linear) and torch.is_grad_enabled():
+    if len(x) > rows and isinstance(head, nn.Linear):
         return ChunkedCrossEntropy.apply(x, head.weight, targets, vocab_size, rows)
-    total = 0.0
-    for i in range(0, len(x), rows):
-        logits = head(x[i:i + rows])[:, :vocab_size].float()
-        total = total + F.cross_entropy(logits, targets[i:i + rows], reduction='sum')
-    return total
+    return F.cross_entropy(head(x)[:, :vocab_size].float(), targets, reduction='sum')
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The same for training. The gradient of the loss with respect to the logits is
-    softmax(logits), less 1 at the target. So the forward pass turns the logits of each chunk, in
-    place, into that, and then into the gradients of x and weight. No logits are kept."""
+    """The gradient of the loss with respect to the logits is softmax(logits), less 1 at the target.
+    So the forward pass turns the logits of each chunk, in place, into that, and then into the
+    gradients of x and weight, where training needs them. No logits are kept."""
     @staticmethod
     def forward(ctx, x, weight, targets, vocab_size, rows):
         dtype = x.dtype
@@ -1120,7 +1082,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(x.device.type)
         w = weight.to(dtype)  # with its padding: 50,304 columns are 1.4 times as fast as 50,257
         dx = torch.empty_like(x)
-        dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # else it is frozen
         total = 0.0
         for i in range(0, len(x), rows):
             h = x[i:i + rows].to(dtype)
@@ -1131,6 +1093,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             logits[:, vocab_size:] = float('-inf')  # the padding never occurs
             log_sum = logits.logsumexp(-1, keepdim=True)
             total = total + ((log_sum - logits.gather(1, target)) * counts).sum()
+            if not any(ctx.needs_input_grad):
+                continue
             gradient = logits.sub_(log_sum).exp_()  # softmax(logits), in the memory of the logits
             gradient.scatter_add_(1, target, torch.full_like(log_sum, -1.0))
             gradient = gradient.mul_(counts).to(dtype)

@@ -4,7 +4,6 @@ Pretraining: a model reads text and learns to predict the next token.
     python train.py                                  # a small GPT on Python's standard library
     python train.py dataset=shakespeare              # any dataset that prepare.py made
     python train.py init_from=resume                 # go on exactly where a run stopped
-    python train.py model_type=bigram                # the ladder: bigram, mlp, lstm, gpt
     python train.py objective=mlm out_dir=out-bert   # an encoder that fills gaps, as BERT
     torchrun --nproc_per_node=8 train.py             # the same run on 8 GPUs, or 8 CPU processes
     torchrun --nproc_per_node=8 train.py parallel=fsdp   # a model too large for any one of them
@@ -29,7 +28,7 @@ n_head = 3              # heads of 64 channels, as in GPT-2
 n_kv_head = 0           # heads for keys and values (grouped-query attention); 0: as many as n_head
 n_embd = 192
 block_size = 256        # context length, in tokens
-position = 'rotary'     # rotary | learned | sinusoidal
+position = 'rotary'     # rotary | learned
 norm = 'rmsnorm'        # rmsnorm | layernorm
 mlp = 'swiglu'          # swiglu | gelu
 qk_norm = True          # normalise queries and keys: stable at high learning rates
@@ -44,7 +43,7 @@ max_iters = 1400                 # 1400 steps * 8 sequences * 256 tokens = 2.9M 
 optimizer = 'muon'          # muon | adamw: Muon in the layers and AdamW for the rest, or AdamW only
 learning_rate = 0.02        # AdamW's peak: high, for embeddings; with optimizer=adamw, try 1e-3
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
-schedule = 'linear'         # cosine | linear | step | wsd | constant: how the learning rate falls
+schedule = 'linear'         # cosine | linear | wsd | constant: how the learning rate falls
 warmup_iters = 20           # steps in which it rises
 lr_decay_iters = 0          # step at which the fall ends; 0: max_iters
 min_lr = 0.0                # where it ends (AdamW's; Muon's falls in proportion)
@@ -56,12 +55,10 @@ grad_clip = 1.0             # clip the gradient to this norm; 0 = do not clip
 eval_interval = 200         # steps between evaluations
 eval_iters = 10             # batches in each: always the same ones, evenly spread over val.bin
 log_interval = 20           # steps between lines
-sample_every = 1            # show what the model writes at every so many evaluations; 0: never
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; weights are float32
-parallel = 'ddp'            # ddp | zero | fsdp: processes split the batch; zero: also gradients and
-                            # optimizer (ZeRO-2, Rajbhandari et al. 2020); fsdp: also weights
+parallel = 'ddp'            # ddp | zero | fsdp: split the batch; and the optimizer; and the weights
 cpu_offload = False         # with fsdp: keep the shards in CPU memory
 activation_checkpointing = False  # compute layers twice: a third more time for much less memory
 compile = False             # fuse the model's operations with torch.compile: slow start, then fast
@@ -69,17 +66,17 @@ seed = 1337
 given = configure(globals())
 
 # torch takes seconds to import: a mistake above, or --help, does not wait for it
-import importlib, math, os, sys
-from contextlib import nullcontext, suppress
+import gzip, importlib, math, os, sys
+from contextlib import suppress
 from dataclasses import fields, replace
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
-from model import (MAX_CHUNK_ELEMENTS, GPTConfig, Log, build_model, complete, configure_optimizers,
-                   load_dataset, load_model, load_optimizers, lr_schedule, resolve_device,
-                   save_checkpoint, stop_at_once, stop_when_asked, update)
+from model import (GPTConfig, Log, build_model, complete, configure_optimizers, load_dataset,
+                   load_model, load_optimizers, lr_schedule, resolve_device, save_checkpoint,
+                   stop_at_once, stop_when_asked, update)
 
 # peak bfloat16 FLOP/s (float16 on the T4), without sparsity, from NVIDIA's data sheets
 PEAK_FLOPS = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12,
@@ -106,61 +103,36 @@ def full_state_dict(state):
     process must call this; the master, which saves, keeps them."""
     if isinstance(state, dict):
         return {name: full_state_dict(value) for name, value in state.items()}
-    if isinstance(state, list):
-        return [full_state_dict(value) for value in state]
     if not hasattr(state, 'full_tensor'):
         return state
     full = state.full_tensor()
     return full.cpu() if dist.get_rank() == 0 else None
 
-def describe(model, batch_size, device_type, dtype):
-    """What training costs: parameters, FLOPs per token, and about how many bytes a step of
-    batch_size sequences needs (counted from the shapes; torch itself comes on top)."""
-    c = model.config
-    n_params = sum(p.numel() for p in model.parameters())
-    # a weight multiplies once forward and twice backward, 2 FLOPs each; attention adds QKᵀ and AV
-    # (Chowdhery et al. 2022, appendix B). Embeddings are looked up, not multiplied
-    looked_up = ('wpe', 'table') if c.tie_weights else ('wte', 'wpe', 'table')
-    flops = sum(6 * p.numel() for name, p in model.named_parameters()
-                if not name.startswith(looked_up))
-    if c.model_type == 'gpt':
-        flops += 12 * c.n_layer * c.n_head * c.head_dim * c.block_size
-    # kept for the backward pass, in numbers per token and layer: the inputs of matrices and norms
-    kept = 2 * c.n_embd if model.activation_checkpointing else 12 * c.n_embd + 4 * c.n_hidden
-    n_tokens = batch_size * c.block_size
-    activations = n_tokens * c.n_layer * kept * (4 if dtype == 'float32' else 2)
-    logits = 12 * min(n_tokens * c.vocab_size, MAX_CHUNK_ELEMENTS[device_type])
-    return n_params, flops, 16 * n_params + activations + logits  # weight, gradient, AdamW's 2
-
 def plot(folder):
     """folder/log.csv -> folder/loss.png, where matplotlib is installed."""
     try:
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
     except ImportError:
         return
     log = np.genfromtxt(f"{folder}/log.csv", delimiter=',', names=True)
-    figure = plt.Figure()  # a file, no window
-    axes = figure.subplots()
+    axes = Figure().subplots()
     for name in ('train_loss', 'val_loss'):
-        filled = ~np.isnan(log[name])
-        axes.plot(log['step'][filled], log[name][filled], label=name)
+        axes.plot(log['step'], log[name], '.', label=name)
     axes.legend()
-    figure.savefig(f"{folder}/loss.png")
+    axes.figure.savefig(f"{folder}/loss.png")
 
 if __name__ == '__main__':
     # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
     ddp = 'RANK' in os.environ
     rank, world_size = 0, 1
     if ddp:
-        backend = 'gloo'
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))  # from now on, 'cuda' is this one
-            backend = 'cpu:gloo,cuda:nccl'
         store, rank, world_size = next(rendezvous('env://'))
         if world_size == int(os.environ['LOCAL_WORLD_SIZE']):
             # the store outlives a restart (torchrun --max-restarts), and so would stale addresses
             store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', ''), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        dist.init_process_group(store=store, rank=rank, world_size=world_size)
     master_process = rank == 0  # the one that prints and saves
     print0 = print if master_process else lambda *words: None
 
@@ -171,37 +143,32 @@ if __name__ == '__main__':
     saved = None
     if resuming or init_from not in ('scratch', 'auto'):
         saved_model, saved_tokenizer, saved = load_model(source)
+        if resuming and saved.get('script') != 'train.py':
+            usage(f"{source} was not written by train.py: start from it by init_from={out_dir}")
         if resuming:
-            if saved.get('script') != 'train.py':
-                usage(f"{source} was not written by train.py: start from it by init_from={out_dir}")
             resume(globals(), given, saved['settings'], 'dataset optimizer')
         shape = {**saved['config'], 'objective': 'clm' if saved['config']['causal'] else 'mlm'}
-        del shape['dropout']  # this run may have its own
-        fixed = list(shape)
+        free = {'dropout'}  # this run may have its own
         if not resuming and shape['position'] != 'learned':
-            fixed.remove('block_size')  # it may grow
-        resume(globals(), given, shape, ' '.join(fixed))
+            free.add('block_size')  # it may grow
+        resume(globals(), given, shape, ' '.join(shape.keys() - free))
     if ddp:  # the master decides where to begin; the others must have found the same
         found = saved['step'] if resuming else -1
         begin = torch.tensor(found)
         dist.broadcast(begin, src=0)
         if begin != found:
-            sys.exit(f"process {rank} finds another {resume_path} than process 0: share out_dir")
+            sys.exit(f"process {rank} finds another {resume_path} than process 0: share {out_dir}")
     expect(globals(), 'n_layer n_head n_embd block_size batch_size gradient_accumulation_steps '
                       'eval_interval eval_iters log_interval', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip sample_every seed', least=0)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed', least=0)
     expect(globals(), 'learning_rate muon_learning_rate', above=0)
     expect(globals(), 'beta1 beta2 dropout', least=0, below=1)
-    if model_type != 'gpt' and objective == 'mlm':
-        usage(f"objective=mlm needs model_type=gpt: {model_type} reads from left to right")
     sequences_per_step = batch_size * gradient_accumulation_steps
     if sequences_per_step % world_size:
         usage(f"a step's {sequences_per_step} sequences do not divide among {world_size} processes")
     settings = current(globals())  # as they go into checkpoints: device is still 'auto'
 
     # 3. the device
-    if ddp and device == 'auto' and not torch.cuda.is_available():
-        device = 'cpu'  # processes cannot exchange gradients through Apple's mps
     device, dtype = resolve_device(device, dtype, save_memory=activation_checkpointing)
     device_type = device.split(':')[0]
     autocast = torch.autocast(device_type, dtype=getattr(torch, dtype), enabled=dtype != 'float32')
@@ -209,12 +176,12 @@ if __name__ == '__main__':
     # 4. the data
     tokenizer, data = load_dataset(os.path.join(data_dir, dataset))
     if saved and saved_tokenizer != tokenizer:
-        sys.exit(f"{source} uses a different tokenizer than dataset={dataset}: prepare the text "
-                 f"with its own,  python prepare.py tokenizer={init_from} …")
+        sys.exit(f"{source} uses a different tokenizer than dataset={dataset}: prepare it again "
+                 f"with  python prepare.py tokenizer={init_from} …")
     shortest = min(len(ids) for ids in data.values())
     if shortest <= block_size:
-        sys.exit(f"dataset={dataset} has a split of {shortest:,} tokens, not more than block_size="
-                 f"{block_size}: give prepare.py more text, or take block_size={shortest // 2}")
+        sys.exit(f"dataset={dataset} has a split of only {shortest:,} tokens: give prepare.py more "
+                 f"text, or take block_size={shortest // 2}")
     sequences_per_process = sequences_per_step // world_size
     mine = slice(rank * sequences_per_process, (rank + 1) * sequences_per_process)
     tokens_per_step = sequences_per_step * block_size
@@ -247,23 +214,21 @@ if __name__ == '__main__':
     model = build_model(config)
     if saved:
         model.load_state_dict(saved_model.state_dict())
-        del saved_model
     model.activation_checkpointing = activation_checkpointing
     model.chunked_loss = True
     sharded = ddp and parallel != 'ddp'
     if not sharded:
         model.to(device)
     else:
-        # Each process keeps a part of every matrix. A layer is put together when it computes; zero
-        # then keeps it until the backward pass, fsdp frees it at once and gets it again
-        from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+        # Each process keeps a part of every matrix (Rajbhandari et al. 2020). A layer is put together
+        # when it computes; zero keeps it until the backward pass, fsdp frees it and gets it again
+        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
         from torch.distributed.tensor import init_device_mesh
-        options = {'mesh': init_device_mesh(device_type, (world_size,)),
-                   'reshard_after_forward': parallel == 'fsdp'}
-        if cpu_offload:
-            options['offload_policy'] = CPUOffloadPolicy(pin_memory=device_type == 'cuda')
+        mesh = init_device_mesh(device_type, (world_size,))
+        offload = CPUOffloadPolicy(device_type == 'cuda') if cpu_offload else OffloadPolicy()
         for layer in [*getattr(model, 'blocks', []), model]:
-            fully_shard(layer, **options)
+            fully_shard(layer, mesh=mesh, reshard_after_forward=parallel == 'fsdp',
+                        offload_policy=offload)
     run = torch.compile(model) if compile else model
     if ddp and not sharded:
         run = DistributedDataParallel(run, gradient_as_bucket_view=True)
@@ -271,16 +236,14 @@ if __name__ == '__main__':
     # 6. the optimizers
     optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate,
                                       weight_decay, (beta1, beta2))
-    # float16's small gradients would vanish: multiply the loss
-    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')  # multiplies the loss
     step, best, resumed_at = 0, math.inf, None
     if resuming:
         load_optimizers(optimizers, saved['optimizers'], source)
-        if scaler.is_enabled() and saved['scaler']:
-            scaler.load_state_dict(saved['scaler'])
+        scaler.load_state_dict(saved['scaler'])
         step = resumed_at = saved['step']
         best = saved['best']
-    saved = None  # frees its memory
+    saved = saved_model = None  # frees their memory
 
     def lr_fraction(step):
         """The learning rate at this step, as a fraction of its peak."""
@@ -291,11 +254,18 @@ if __name__ == '__main__':
         return learning_rate * lr_fraction(step)
 
     # 7. what this will cost, and where it goes
-    n_params, flops_per_token, n_bytes = describe(model, batch_size, device_type, dtype)
+    n_params = sum(p.numel() for p in model.parameters())
+    # a weight multiplies once forward and twice backward, 2 FLOPs each; attention adds QKᵀ and AV
+    # (Chowdhery et al. 2022, appendix B). Tables are looked up, not multiplied
+    tables = ('wpe', 'table') if tie_weights else ('wte', 'wpe', 'table')
+    flops_per_token = sum(6 * p.numel() for name, p in model.named_parameters()
+                          if not name.startswith(tables))
+    if model_type == 'gpt':
+        flops_per_token += 12 * n_layer * n_head * config.head_dim * block_size
     n_tokens = tokens_per_step * max_iters
-    print0(f"{model_type}: {n_params:,} parameters, {flops_per_token:,} FLOPs per token, about "
-           f"{n_bytes / 1e6:,.0f} MB of memory to train")
-    print0(f"{tokens_per_step:,} tokens per step * {max_iters:,} steps = {n_tokens:,} tokens: "
+    print0(f"{model_type}: {n_params:,} parameters, {flops_per_token:,} FLOPs per token, "
+           f"{16 * n_params / 1e6:,.0f} MB for weights, gradients and AdamW, more for activations")
+    print0(f"{tokens_per_step:,} tokens per step * {max_iters:,} steps = {n_tokens:,}: "
            f"{n_tokens / n_params:.1f} per parameter, {n_tokens / len(data['train']):.1f} epochs")
     print0(f"on {device}, {dtype}, {world_size} process{'es' if world_size > 1 else ''}")
     gpu = torch.cuda.get_device_name() if device_type == 'cuda' else ''
@@ -307,10 +277,10 @@ if __name__ == '__main__':
 
     def save(name, **more):
         """Write a checkpoint. All processes must call this, since each may hold a part."""
-        state = full_state_dict({'model': model.state_dict(), **more})
+        weights = full_state_dict(model.state_dict())
         if master_process:
-            save_checkpoint(os.path.join(out_dir, name), state.pop('model'), config, tokenizer,
-                            script='train.py', step=step, settings=settings, **state)
+            save_checkpoint(os.path.join(out_dir, name), weights, config, tokenizer,
+                            script='train.py', step=step, settings=settings, **more)
 
     @torch.no_grad()
     def evaluate(ids, n):
@@ -342,16 +312,14 @@ if __name__ == '__main__':
             val_loss = evaluate(data['val'], eval_iters * batch_size)
             if log.evaluation(step, val_loss):  # True: the best so far
                 save('ckpt.pt', val_loss=val_loss, dataset=dataset)
-            show = step > 0 and sample_every and step // eval_interval % sample_every == 0
-            if show and master_process and objective == 'clm' and not sharded:
+            if step > 0 and master_process and objective == 'clm' and not sharded:
                 model.eval()
-                with autocast:
-                    text = complete(model, tokenizer, [[tokenizer.eot]], 80, temperature=0.8)[0]
+                text = complete(model, tokenizer, [[tokenizer.eot]], 80, temperature=0.8)[0]
                 print('    | ' + text.replace('\n', '\n    | '))
                 model.train()
         if step > 0 and (step % eval_interval == 0 or step == max_iters or stop):
-            save('resume.pt', optimizers=[o.state_dict() for o in optimizers], best=log.best,
-                 scaler=scaler.state_dict())
+            states = [full_state_dict(o.state_dict()) for o in optimizers]
+            save('resume.pt', optimizers=states, best=log.best, scaler=scaler.state_dict())
         if step >= max_iters or stop:
             break
         log.restart_clock()
@@ -365,22 +333,22 @@ if __name__ == '__main__':
             last = i + batch_size >= sequences_per_process
             if sharded:
                 model.set_requires_gradient_sync(last)
-            with run.no_sync() if ddp and not sharded and not last else nullcontext():
-                with autocast:
-                    loss = run(x[i:i + batch_size].to(device), y[i:i + batch_size].to(device))
-                    loss = loss / n_targets
-                # * world_size: gradients are averaged over processes, and we want their sum
-                scaler.scale(loss * world_size).backward()
+            elif ddp:
+                run.require_backward_grad_sync = last
+            with autocast:
+                loss = run(x[i:i + batch_size].to(device), y[i:i + batch_size].to(device))
+                loss = loss / n_targets
+            # * world_size: gradients are averaged over processes, and we want their sum
+            scaler.scale(loss * world_size).backward()
             loss_sum += loss.detach()
         # 8.3 update
         grad_norm = update(model, optimizers, lr_fraction(step), grad_clip, scaler)
         step += 1
-        stop = len(asked) > 0
+        n_asked = torch.tensor(len(asked))
         if ddp:  # the loss is the sum over processes; if one of them was asked to stop, all do
             dist.all_reduce(loss_sum)
-            n_asked = torch.tensor(len(asked))
             dist.all_reduce(n_asked)
-            stop = n_asked.item() > 0
+        stop = n_asked.item() > 0
         # 8.4 report
         log.training(step, loss_sum, grad_norm, get_lr(step - 1), last=stop)
 
@@ -389,25 +357,22 @@ if __name__ == '__main__':
         print0(f"stopped after step {step}; go on with  python train.py init_from=resume "
                f"out_dir={out_dir}")
     else:
-        stop_at_once()
         ids = data['val'][:1_000_000]
         val_loss = evaluate(ids, 0)
         print0(f"validation loss over {len(ids):,} tokens: {val_loss:.4f}, perplexity "
                f"{math.exp(min(val_loss, 700)):.2f}")
         if master_process and objective == 'clm' and tokenizer.kind != 'word':  # words lose text
             text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
-            bits = {}
-            for name in ('gzip', 'bz2', 'lzma'):
-                with suppress(ImportError):  # this Python was built without it
-                    bits[name] = 8 * len(importlib.import_module(name).compress(text))
+            bits = {'gzip': 8 * len(gzip.compress(text))}
+            with suppress(ImportError):  # some Pythons are built without it
+                bits['xz'] = 8 * len(importlib.import_module('lzma').compress(text))
             bits['this model'] = val_loss * len(ids) / math.log(2)
             each = ', '.join(f"{name} {n / len(text):.3f}" for name, n in bits.items())
             print("a language model is a compressor. bits per byte on the same "
                   f"{len(text):,} bytes of validation text: {each}")
         if master_process:
             plot(out_dir)
-        script = 'sample.py out_dir' if config.causal else 'finetune.py task=classify init_from'
-        print0(f"next:  python {script}={out_dir}")
+        print0(f"next:  python sample.py out_dir={out_dir}")
     log.close()
     if ddp:
         dist.barrier()  # leave together: a process that is gone early breaks the connections

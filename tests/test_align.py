@@ -5,7 +5,7 @@ import torch
 import align as S
 import prepare as P
 from conftest import byte_tokenizer, refused, same, save_untrained
-from model import Tokenizer, load_checkpoint, load_model, save_atomically
+from model import Tokenizer, load_checkpoint, load_model
 
 BYTES = byte_tokenizer()
 TINY = ('dataset=pairs', 'init_from=base', 'out_dir=out', 'batch_size=8', 'max_iters=6', 'eval_interval=3',
@@ -49,8 +49,8 @@ def taught(align):
         optimizer.step()
         optimizer.zero_grad()
     os.makedirs(align.at / 'taught')
-    save_atomically(str(align.at / 'taught' / 'ckpt.pt'),
-                    {**load_checkpoint(str(align.at / 'base')), 'model': policy.model.state_dict()})
+    taught = {**load_checkpoint(str(align.at / 'base')), 'model': policy.model.state_dict()}
+    torch.save(taught, align.at / 'taught' / 'ckpt.pt')
     return 'init_from=taught'
 
 # ---- what is wanted ----
@@ -288,11 +288,11 @@ def test_a_rule_needs_answers(align):
 def test_what_cannot_answer_is_refused(align):
     for name, more in (('labels', {'labels': ['a', 'b']}), ('reward', {'reward': {}})):
         os.makedirs(align.at / name)
-        save_atomically(str(align.at / name / 'ckpt.pt'), {**load_checkpoint(str(align.at / 'base')), **more})
+        torch.save({**load_checkpoint(str(align.at / 'base')), **more}, align.at / name / 'ckpt.pt')
         refused(align.run('align.py', *TINY, f'init_from={name}'), 'no model that can answer')
 
 @pytest.mark.parametrize('setting, words, status', [
-    ('dataset=nowhere', ['nowhere', 'prepare.py'], 1), ('init_from=nowhere', ['no checkpoint'], 1),
+    ('dataset=nowhere', ['nowhere', 'prepare.py'], 1), ('init_from=nowhere', ['no nowhere'], 1),
     ('init_from=resume', ['no run to go on with in out'], 1), ('beta=0', ['beta=0.0'], 2),
     ('method=dqo', ['did you mean dpo'], 2), ('learning_rate=1e30', ['not finite'], 1)])
 def test_mistakes(align, setting, words, status):

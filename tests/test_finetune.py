@@ -296,7 +296,7 @@ def test_long_examples_are_left_out_or_cut(go):
 
 @pytest.mark.parametrize('changes, words', [
     (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere', 'input=FILE.jsonl']),
-    (dict(init_from='nowhere'), ['no checkpoint']), (dict(method='lores'), ['did you mean lora']),
+    (dict(init_from='nowhere'), ['no nowhere']), (dict(method='lores'), ['did you mean lora']),
     (dict(out_dir='base'), ['where the base lies']), (dict(init_from='base/ckpt.pt', out_dir='base'), ['where the base']),
     (dict(lora_r=0), ['lora_r=0']), (dict(dropout=1.0), ['dropout=1.0']),
     (dict(dataset='labels'), ['task=sft does not fit', 'task=classify']), (dict(task='classify'), ['does not fit']),

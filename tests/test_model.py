@@ -10,7 +10,7 @@ from conftest import byte_tokenizer, save_untrained
 from model import GPTConfig, KVCache, Tokenizer, build_model, filter_logits, generate
 
 GPT2 = dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True, tie_weights=True)
-SHAPES = {'modern': {}, 'gpt2': GPT2, 'grouped queries': dict(n_kv_head=2), 'sinusoidal': dict(position='sinusoidal'),
+SHAPES = {'modern': {}, 'gpt2': GPT2, 'grouped queries': dict(n_kv_head=2),
           'wide heads': dict(head_dim=32), 'lstm': dict(model_type='lstm'), 'mlp': dict(model_type='mlp'),
           'bigram': dict(model_type='bigram')}
 GPTS = [name for name, shape in SHAPES.items() if 'model_type' not in shape]
@@ -87,10 +87,6 @@ def test_rotary_by_hand():
     c, s, c2, s2 = math.cos(1), math.sin(1), math.cos(0.01), math.sin(0.01)
     expected = torch.tensor([c - 3 * s, 2 * c2 - 4 * s2, 3 * c + s, 4 * c2 + 2 * s2])
     assert torch.allclose(M.rotate(x, cos, sin).flatten(), expected, atol=1e-6)
-
-def test_sinusoids_by_hand():
-    at_3 = M.sinusoids(torch.tensor([3]), 4)[0]  # wavelengths 2π and 200π
-    assert at_3.tolist() == pytest.approx([math.sin(3), math.cos(3), math.sin(0.03), math.cos(0.03)], abs=1e-6)
 
 @pytest.mark.parametrize('shape', GPTS)
 def test_bfloat16_is_close(shape):
@@ -171,9 +167,10 @@ def test_counting_bigrams_is_the_best_a_bigram_model_can_do():
     torch.manual_seed(0)
     ids = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), 2000, replacement=True)
     model = build_model(GPTConfig(model_type='bigram', vocab_size=3))
-    model.count(ids, smoothing=0.0)
-    counted = model(ids[None, :-1], ids[None, 1:]).item() / 1999
+    pairs = torch.bincount(3 * ids[:-1] + ids[1:], minlength=9).view(3, 3)
     with torch.no_grad():
+        model.table.weight.copy_(pairs.log())  # softmax turns them into frequencies
+        counted = model(ids[None, :-1], ids[None, 1:]).item() / 1999
         model.table.weight.zero_()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     for _ in range(200):
@@ -403,8 +400,7 @@ def test_an_overflow_of_float16_is_left_out():
     assert p.tolist() == [0.0, 0.0] and scaler.get_scale() == 512.0  # the next loss is multiplied by less
 
 def test_schedules_by_hand():
-    expected = {'linear': [1, 0.55, 0.1], 'cosine': [1, 0.55, 0.1], 'constant': [1, 1, 1], 'step': [1, 1, 0.109],
-                'wsd': [1, 1, 0.1]}
+    expected = {'linear': [1, 0.55, 0.1], 'cosine': [1, 0.55, 0.1], 'constant': [1, 1, 1], 'wsd': [1, 1, 0.1]}
     for schedule, values in expected.items():
         assert [M.lr_schedule(step, schedule, 0, 100, 0.1) for step in (0, 50, 100)] == pytest.approx(values)
     assert [M.lr_schedule(step, 'linear', 4, 100) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
@@ -424,8 +420,8 @@ def test_a_checkpoint_gives_back_the_same_model(tmp_path, shape):
     assert tokenizer == byte_tokenizer() and saved['step'] == 0
 
 @pytest.mark.parametrize('wrong, words', [
-    (dict(n_embd=65), 'n_embd=65 does not divide into n_head=4 heads of an even width: try n_embd=72'),
-    (dict(n_embd=12), 'try n_embd=16'), (dict(n_kv_head=3), 'n_kv_head=3')])
+    (dict(n_embd=65), 'n_embd=65 does not divide into n_head=4 heads of an even width'),
+    (dict(n_kv_head=3), 'n_kv_head=3')])
 def test_impossible_shapes_are_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         GPTConfig(**{**dict(n_head=4, n_embd=64), **wrong})
@@ -456,8 +452,8 @@ def test_checkpoints_that_do_not_fit_together_end_in_one_line(tmp_path, change, 
 
 def test_a_checkpoint_that_is_missing_names_the_command_that_makes_it(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for folder, maker in (('out', 'train.py out_dir=out$'), ('out-sft', 'finetune.py$'), ('out-clip', 'vlm.py$')):
-        with pytest.raises(SystemExit, match=f'make one with  python {maker}'):
+    for folder, maker in (('out', 'train.py'), ('out-sft', 'finetune.py'), ('out-clip', 'vlm.py')):
+        with pytest.raises(SystemExit, match=f'no {folder}/ckpt.pt: make it with  python {maker} out_dir={folder}$'):
             M.load_checkpoint(folder)
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
@@ -481,13 +477,14 @@ def test_a_full_disk_costs_nothing_that_was_there(tmp_path):
     """RLIMIT_FSIZE makes every write past 100 kB fail, as a full disk does."""
     resource = pytest.importorskip('resource')
     path = tmp_path / 'ckpt.pt'
-    M.save_atomically(str(path), {'good': torch.ones(10)})
+    config, tokenizer = GPTConfig(), byte_tokenizer()
+    M.save_checkpoint(str(path), {'good': torch.ones(10)}, config, tokenizer)
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(SystemExit, match='cannot write'):
-            M.save_atomically(str(path), {'large': torch.ones(1_000_000)})
+            M.save_checkpoint(str(path), {'large': torch.ones(1_000_000)}, config, tokenizer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -60,7 +60,7 @@ def test_a_closed_standard_input(folder, setting):
     refused(done, 'standard input is closed', status=2)
 
 @pytest.mark.parametrize('settings, words, status', [
-    (['out_dir=nowhere'], ['no checkpoint', 'python train.py'], 1),
+    (['out_dir=nowhere'], ['no nowhere', 'python train.py'], 1),
     (['prompt=FILE:nowhere.txt'], ['nowhere.txt', 'No such file'], 1),
     (['temperature=1e-38'], ['temperature=1e-38'], 2),
     (['top_p=2'], ['top_p=2'], 2),

@@ -326,7 +326,7 @@ def test_mistakes_end_in_one_line(train, run, tmp_path):
                             (['learning_rate=0'], 'learning_rate=0'), (['n_head=3'], 'n_head=3'),
                             (['fusion=middle'], 'early, intermediate, late')):
         refused(run('vlm.py', *TINY, *settings), words, status=2)
-    refused(run('vlm.py', *TINY, 'init_from=nowhere'), 'no checkpoint')
+    refused(run('vlm.py', *TINY, 'init_from=nowhere'), 'no nowhere')
     train(max_iters=1)
     refused(run('vlm.py', *TINY, 'init_from=out-clip', 'patch_size=4', 'out_dir=other'), 'patch_size=8', status=2)
     refused(run('vlm.py', 'init_from=resume', 'task=caption'), 'task=clip', status=2)
