@@ -249,15 +249,13 @@ def test_an_unknown_model_or_address_is_not_found(served):
     assert served.raw(b'\x16\x03\x01\x00\xa5 \x00 \xff\r\n\r\n')[0] == 400  # no HTTP at all
 
 @pytest.mark.parametrize('headers, status', [
-    (['Host: localhost:8000', JSON], 200), ([JSON], 403), (['Host: localhost'], 415),
-    (['Host: localhost:8000', 'Origin: http://localhost:8000', JSON], 200),
-    (['Host: evil.example', JSON], 403), (['Host: 127.0.0.1.evil.example', JSON], 403),
-    (['Host: localhost', 'Origin: http://evil.example', JSON], 403),
-    (['Host: localhost', 'Origin: null', JSON], 403),
-    (['Host: localhost', 'Content-Type: text/plain'], 415)])
+    (f'Host: localhost:8000|{JSON}', 200), (f'Host: localhost:1|Origin: http://localhost:1|{JSON}', 200),
+    (JSON, 403), (f'Host: evil.example|{JSON}', 403), (f'Host: 127.0.0.1.evil.example|{JSON}', 403),
+    (f'Host: localhost|Origin: http://evil.example|{JSON}', 403), ('Host: localhost', 415),
+    (f'Host: localhost|Origin: null|{JSON}', 403), ('Host: localhost|Content-Type: text/plain', 415)])
 def test_other_sites_pages_are_refused(served, headers, status):
     """They are in Origin or, where their name points here, in Host; and they send no JSON."""
-    assert served.post({'max_tokens': 1}, headers=headers)[0] == status
+    assert served.post({'max_tokens': 1}, headers=headers.split('|'))[0] == status
 
 def test_an_error_of_ours_is_a_500(loaded):
     """Here, weights that are not finite, at which generate() exits."""
@@ -298,7 +296,7 @@ CHROMIUM = os.environ.get('CHROME') or shutil.which('chromium') or shutil.which(
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium (or name it in the environment: CHROME=…)")
 def test_the_page_in_a_browser(loaded):
-    """Typing, writing, stopping, hovering, walking, chatting, and an error."""
+    """Typing, writing, stopping, hovering, walking, chatting."""
     playwright = pytest.importorskip('playwright.sync_api')
     served = Served(*loaded, max_tokens=4096)
     with playwright.sync_playwright() as p:
@@ -326,6 +324,3 @@ def test_the_page_in_a_browser(loaded):
         page.check('#chat')
         page.click('text=Write')
         playwright.expect(out).to_contain_text(re.compile('^the cat.+'))
-        page.fill('#temperature', '-1')
-        page.click('text=Write')
-        playwright.expect(out).to_contain_text('temperature=-1')
