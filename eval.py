@@ -238,7 +238,6 @@ def cider(pairs):
     def vector(words, n):
         return {g: count * math.log(len(pairs) / max(1, df[g]))
                 for g, count in ngrams(words, n).items()}
-
     for hypothesis, references in pairs:
         total = 0.0
         for reference in references:
@@ -327,7 +326,9 @@ if __name__ == '__main__':
         rows = text_scores([*islice(read_jsonl(hypotheses, parse_pair), limit or None)])
     elif task in ('instruct', 'compare'):
         chats = [chat for chat in load_examples(folder)[split][:limit or None]
-                 if chat['messages'][-1]['role'] == 'assistant']
+                 if chat.get('messages', [{}])[-1].get('role') == 'assistant']
+        if not chats:
+            sys.exit(f"{folder} holds no conversations: try  dataset=instruct")
     for name, model in models.items():
         table = []
         if task == 'perplexity':
@@ -347,8 +348,7 @@ if __name__ == '__main__':
         for ids, n in text:  # one by one: logits of all the vocabulary, twice, in float64
             x = torch.tensor([ids[:-1].tolist()], device=device)  # (1, T)
             with torch.inference_mode():
-                logits = [model(x)[0, -n:].cpu().double() for model in models.values()]
-            log_p, log_q = [both.log_softmax(-1) for both in logits]
+                log_p, log_q = [models[m](x)[0, -n:].cpu().double().log_softmax(-1) for m in (a, b)]
             kl.append(kl_divergence(log_p, log_q))
             choices.append(torch.stack((log_p.argmax(-1), log_q.argmax(-1))))  # (2, n)
         tokens = [n for ids, n in text]

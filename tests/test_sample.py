@@ -1,18 +1,19 @@
 """Using a model: text as it grows, in a chat, labelled, looked into, quantised, and served."""
-import json, os, re, shutil, signal, socket, subprocess, sys, threading, time, urllib.request
+import copy, io, json, os, re, shutil, signal, socket, subprocess, sys, threading, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http.server import ThreadingHTTPServer
 import pytest
 import torch
 import sample as S
-from conftest import ROOT, byte_tokenizer, refused, save_untrained, spawn
+from conftest import ROOT, byte_tokenizer, refused, run_script, save_untrained
 from model import GPTConfig, build_model, generate, load_checkpoint, load_model
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A folder with an untrained model in out/, whose next bytes are nearly even."""
+    """Untrained models, whose next bytes are nearly even."""
     path = tmp_path_factory.mktemp('sample')
-    save_untrained(path / 'out')
+    for name, shape in (('out', {}), ('bert', {'causal': False}), ('lstm', {'model_type': 'lstm'})):
+        save_untrained(path / name, **shape)
     return path
 
 @pytest.fixture(scope='module')
@@ -21,178 +22,161 @@ def loaded(folder):
     return model.eval(), tokenizer
 
 @pytest.fixture
-def go(run, folder, tmp_path):
-    """go('prompt=a', …): the script in this process, with that model."""
-    return lambda *settings: run('sample.py', f'out_dir={folder / "out"}', 'device=cpu', *settings)
+def go(folder):
+    """go('prompt=a', …): the script in this process, with the model in out/."""
+    return lambda *settings: run_script('sample.py', 'device=cpu', *settings, cwd=folder)
+
+def typed(monkeypatch, text):
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(text.encode())))
 
 # ---- generate ----
 
-@pytest.mark.parametrize('text, stop, pieces', [
-    ('a€b', [], ['a', '', '', '€', 'b']),                # a character of three tokens appears when it is whole
-    ('one. two', ['. '], ['', 'o', 'n', 'e', '']),       # held back while it may become '. '
-    ('a.b', ['.c'], ['', 'a', '.b']),                    # it did not: the last piece brings the rest
-    ('hi<eot>', [], ['h', 'i', ''])])                    # a special token ends the text and is not shown
-def test_text_grows_by_what_is_certain(monkeypatch, text, stop, pieces):
+@pytest.mark.parametrize('text, stop, pieces, reason', [
+    ('a€b', [], ['a', '', '', '€', 'b'], 'length'),         # '€', three tokens, appears when it is whole
+    ('one. two', ['. '], ['', 'o', 'n', 'e', ''], 'stop'),  # held back while it may become '. '
+    ('a.b', ['.c'], ['', 'a', '.b'], 'length'),             # it did not: the last piece brings the rest
+    ('hi<|end|>', [], ['h', 'i', ''], 'stop')])             # a special token is not shown
+def test_text_grows_by_what_is_certain(monkeypatch, text, stop, pieces, reason):
     tokenizer = byte_tokenizer()
-    shown = text.removesuffix('<eot>')
-    ids = list(shown.encode()) + [tokenizer.eot] * (shown != text)
+    ids = tokenizer.spell(text)
     logits = torch.zeros(1, tokenizer.vocab_size)
-    monkeypatch.setattr(S, 'generate', lambda *_, **__: (([i], logits) for i in ids))  # writes just that
-    steps = list(S.stream_text(None, tokenizer, [0], max_new_tokens=len(ids), stop=stop))
+    monkeypatch.setattr(S, 'generate', lambda *_, **__: (([i], logits) for i in ids))  # just that
+    steps = list(S.stream_text(None, tokenizer, [0], max_tokens=len(ids), stop=stop))
     assert [piece for piece, *_ in steps] == pieces
-    assert [reason for *_, reason in steps[:-1]] == [None] * (len(steps) - 1)
-    assert steps[-1][-1] == ('stop' if '<eot>' in text or stop == ['. '] else 'length')
+    assert [step[-1] for step in steps] == [None] * (len(steps) - 1) + [reason]
 
-def test_samples_go_on_from_the_prompt(go, folder):
-    (folder / 'prompt.txt').write_text('the cat', encoding='utf-8')
-    one = go(f'prompt=FILE:{folder / "prompt.txt"}', 'max_new_tokens=20', 'seed=5')
-    assert one.returncode == 0 and one.stdout.startswith('the cat') and 'tokens/s' in one.stderr
-    assert go('prompt=the cat', 'max_new_tokens=20', 'seed=5').stdout == one.stdout
-    assert go('prompt=the cat', 'max_new_tokens=20', 'seed=6').stdout != one.stdout
-    three = go('prompt=the cat', 'max_new_tokens=20', 'num_samples=3')
-    assert three.stdout.count('the cat') == 3 and len(set(three.stdout.split('-' * 15)[:3])) == 3
-
-@pytest.mark.parametrize('setting', ['prompt=-', 'chat=True'])
-def test_a_closed_standard_input(folder, setting):
-    script = f'"$1" "$2" {setting} <&-'
-    done = subprocess.run(['sh', '-c', script, 'sh', sys.executable, ROOT / 'sample.py'], cwd=folder,
-                          capture_output=True, text=True)
-    refused(done, 'standard input is closed', status=2)
+def test_samples_go_on_from_the_prompt(go, monkeypatch):
+    one = go('prompt=the cat', 'max_new_tokens=20', 'seed=5').stdout
+    typed(monkeypatch, 'the cat')
+    assert one.startswith('the cat') and go('prompt=-', 'max_new_tokens=20', 'seed=5').stdout == one
+    three = go('prompt=the cat', 'max_new_tokens=20', 'seed=4', 'num_samples=3').stdout
+    samples = [sample.strip() for sample in three.split('-' * 15)]
+    assert samples[1] == one.strip('-\n ') and len(set(samples)) == 4  # the last is empty
 
 @pytest.mark.parametrize('settings, words, status', [
-    (['out_dir=nowhere'], ['no nowhere', 'python train.py'], 1),
-    (['prompt=FILE:nowhere.txt'], ['nowhere.txt', 'No such file'], 1),
-    (['temperature=1e-38'], ['temperature=1e-38'], 2),
-    (['top_p=2'], ['top_p=2'], 2),
-    (['num_samples=0'], ['num_samples=0'], 2),
-    (['serve=70000'], ['serve=70000'], 2)])
-def test_mistakes_end_in_one_line(go, settings, words, status):
-    refused(go(*settings), *words, status=status)
+    ('out_dir=nowhere', ['no nowhere', 'python train.py'], 1), ('serve=70000', ['serve=70000'], 2),
+    ('temperature=1e-38', ['temperature=1e-38'], 2), ('num_samples=0', ['num_samples=0'], 2),
+    ('prompt=-', ['input is closed'], 2), ('chat=True', ['input is closed'], 2),
+    ('out_dir=bert', ['is an encoder', 'finetune.py task=classify'], 1),
+    ('out_dir=lstm show=attention', ['no attention'], 2)])
+def test_mistakes_end_in_one_line(go, monkeypatch, settings, words, status):
+    monkeypatch.setattr(sys, 'stdin', None)  # as it is after <&-
+    refused(go(*settings.split()), *words, status=status)
 
 # ---- chat, label ----
 
-def test_a_chat(folder):
-    done = spawn('sample.py', 'chat=True', 'temperature=0', 'max_new_tokens=8', 'device=cpu', cwd=folder,
-                 input='hi\n/reset\nhi\nhi again\n' + 'x' * 99)
-    _, first, _, second, _, last = done.stdout.split('> ')[:6]
-    assert done.returncode == 0 and first == second  # after /reset, the same answer
-    assert 'the context is full' in last
-
-def test_ctrl_c_stops_the_answer_and_it_stays_in_the_conversation(monkeypatch, capsys, loaded):
-    lines = iter(['a', 'b'])
+def test_a_chat(go, monkeypatch, loaded):
+    """What Ctrl-C leaves of an answer stays in the conversation, until /reset."""
     prompts = []
     def stream(model, tokenizer, ids, **_):
         prompts.append(tokenizer.decode(ids))
         yield 'hm', 0, None, None
         raise KeyboardInterrupt
-    monkeypatch.setattr('builtins.input', lambda _: next(lines, None) or (_ for _ in ()).throw(EOFError))
     monkeypatch.setattr(S, 'stream_text', stream)
-    S.chat_loop(*loaded, 'be kind')
-    assert 'hm (stopped)' in capsys.readouterr().out
-    assert 'be kind' in prompts[0] and 'hm<|end|>' in prompts[1]
+    typed(monkeypatch, 'a\nb\n/reset\nc\n')
+    with pytest.raises(EOFError):
+        S.chat_loop(*loaded, 'be kind')
+    assert ['hm<|end|>' in prompt for prompt in prompts] == [False, True, False]
+    assert all('be kind' in prompt for prompt in prompts)
+    typed(monkeypatch, 'hi\n')
+    assert go('chat=True', 'max_new_tokens=8').stdout.endswith('\n> \n')
 
 @pytest.mark.parametrize('causal', [True, False])
-def test_labels_are_read_where_finetune_trains_them(run, tmp_path, causal):
+def test_labels_are_read_where_finetune_trains_them(run, monkeypatch, tmp_path, causal):
     """At the last token, or at an encoder's first; by hand here, from the hidden states."""
     model = save_untrained(tmp_path / 'out', causal=causal).eval()
-    torch.manual_seed(1)
     classifier = torch.nn.Linear(32, 2)
-    saved = {**load_checkpoint(str(tmp_path / 'out')), 'task': 'classify', 'labels': ['ham', 'spam'],
-             'classifier': classifier.state_dict()}
+    saved = load_checkpoint(str(tmp_path / 'out'))
+    saved.update(labels=['ham', 'spam'], classifier=classifier.state_dict())
     torch.save(saved, tmp_path / 'out' / 'ckpt.pt')
-    tokenizer = byte_tokenizer()
-    ids = torch.tensor([[tokenizer.eot] + tokenizer.encode('You won!')])
-    expected = classifier(model.hidden(ids)[0, -1 if causal else 0]).softmax(-1)
-    assert torch.allclose(S.label_probs(model, tokenizer, classifier, 'You won!'), expected)
-    (tmp_path / 'texts.txt').write_text('You won!\nhello\n', encoding='utf-8')
-    done = run('sample.py', 'prompt=FILE:texts.txt', 'device=cpu')
-    first, second = done.stdout.splitlines()
-    assert first == f"ham {expected[0]:.3f}  spam {expected[1]:.3f}  You won!" and second.endswith('  hello')
+    ids = torch.tensor([[byte_tokenizer().eot, *b'You won!']])
+    ham, spam = classifier(model.hidden(ids)[0, -1 if causal else 0]).softmax(-1)
+    typed(monkeypatch, 'You won!\nhello\n')
+    first, second = run('sample.py', 'prompt=-', 'device=cpu').stdout.splitlines()
+    assert first == f"ham {ham:.3f}  spam {spam:.3f}  You won!" and second.endswith('  hello')
 
 # ---- look inside ----
 
 def test_show_probs(capsys, loaded):
-    ids = loaded[1].encode('the')
-    S.show_probs(*loaded, ids, max_new_tokens=3, temperature=0)
-    lines = capsys.readouterr().out.splitlines()
-    probs = loaded[0](torch.tensor([ids]))[0, -1].softmax(-1).sort(descending=True)
-    assert float(lines[1].split()[0]) == pytest.approx(probs.values[0].item(), abs=1e-3)
-    assert f"{loaded[1].decode([probs.indices[1].item()])!r} {probs.values[1]:.2f}" in lines[1]
+    model, tokenizer = loaded
+    ids = tokenizer.encode('the')
+    S.show_probs(model, tokenizer, ids, max_tokens=3, temperature=0)
+    line = capsys.readouterr().out.splitlines()[1]
+    probs, order = model(torch.tensor([ids]))[0, -1].softmax(-1).sort(descending=True)
+    best = [f"{tokenizer.decode([i])!r} {p:.2f}" for i, p in zip(order[:5].tolist(), probs)]
+    assert line.startswith(best[0]) and line.endswith('  '.join(best))
 
 def test_show_attention(capsys, loaded, tmp_path):
-    maps = S.attention_maps(loaded[0], loaded[1].encode('the cat'))
+    maps = S.show_attention(*loaded, loaded[1].encode('the cat'), tmp_path / 'attention.png')
     assert maps.shape == (2, 2, 7, 7) and torch.allclose(maps.sum(-1), torch.ones(2, 2, 7))
     assert (maps.triu(1) == 0).all()  # nobody looks at the future
-    S.show_attention(*loaded, loaded[1].encode('the cat'), tmp_path / 'attention.png')
     assert len(re.findall(r'layer \d, head \d', capsys.readouterr().out)) == 4
 
-def test_show_embeddings(capsys):
-    model = build_model(GPTConfig(vocab_size=261, n_layer=1, n_head=1, n_embd=16))
-    with torch.no_grad():
-        model.wte.weight[98] = 3 * model.wte.weight[97]  # b in the direction of a: as near as can be
-    S.show_embeddings(model, byte_tokenizer(), 'a')
+def test_show_embeddings(capsys, loaded):
+    model = copy.deepcopy(loaded[0])
+    model.wte.weight.data[98] = 3 * model.wte.weight.data[97]  # b points where a does
+    S.show_embeddings(model, loaded[1], 'a')
     assert "'a'          is near  'b' 1.00" in capsys.readouterr().out
 
 # ---- quicker ----
 
-def small(**more):
-    torch.manual_seed(0)
-    model = build_model(GPTConfig(vocab_size=101, block_size=32, n_layer=2, n_head=2, n_embd=64, **more))
-    for p in model.parameters():
-        if p.ndim == 2:
-            torch.nn.init.normal_(p, std=0.3)
-    return model.eval()
-
 @pytest.mark.parametrize('dtype, quantize, nearness', [
     (torch.float32, 'none', 0.999999), (torch.bfloat16, 'none', 0.999), (torch.float32, 'int8', 0.99)])
 def test_quicker_is_nearly_the_same(dtype, quantize, nearness):
-    idx = torch.randint(101, (2, 20))
-    plain, quick = small(bias=True), small(bias=True).to(dtype)
+    torch.manual_seed(0)
+    plain = build_model(GPTConfig(vocab_size=101, block_size=32, n_layer=2, n_head=2, n_embd=64, bias=True))
+    for p in plain.eval().parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    quick = copy.deepcopy(plain).to(dtype)
     S.prepare_decoding(quick, quantize)
+    idx = torch.randint(101, (2, 20))
     with torch.no_grad():
         a, b = plain(idx).flatten(), quick(idx).float().flatten()
     assert torch.nn.functional.cosine_similarity(a, b, dim=0) > nearness
     assert len(list(generate(quick, [[1, 2]], 40))) == 40
 
-@pytest.mark.parametrize('inputs, outputs, rows', [(64, 50, 1), (64, 50, 3), (64, 50, 40), (40, 7, 3)])
+@pytest.mark.parametrize('inputs, outputs, rows', [(64, 50, 3), (64, 50, 40), (40, 7, 3)])
 def test_int8_is_off_by_half_a_step_at_most(inputs, outputs, rows):
     """By torch's product or, for long prompts and for widths that it cannot do, unpacked."""
     torch.manual_seed(0)
     linear, x = torch.nn.Linear(inputs, outputs), torch.randn(rows, inputs).bfloat16()
-    packed = S.Int8Linear(linear.weight.detach(), linear.bias.detach()).bfloat16()
+    packed = S.Int8Linear(linear).bfloat16()
     step = packed.scale.float()[:, None]
     w = packed.weight.float() * step
-    largest = linear.weight.abs().amax(1, keepdim=True)
-    assert torch.allclose(step, largest / 127, rtol=0.01)
-    assert ((w - linear.weight).abs() <= torch.where(linear.weight.abs() == largest, step, step * 0.501)).all()
+    inner = linear.weight.abs() < linear.weight.abs().amax(1, keepdim=True)  # those are 127 steps
+    assert ((w - linear.weight).abs() <= step * 0.501)[inner].all()
     expected = x.float() @ w.T + linear.bias
     assert torch.allclose(packed(x).float(), expected, rtol=0.02, atol=0.02)
 
 # ---- serve ----
 
-DEFAULTS = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=20, stop=[])
+JSON = 'Content-Type: application/json'
+SAMPLING = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, max_tokens=20, stop=[])
 
 class Served:
     """A server in a thread of this process."""
-    def __init__(self, model, tokenizer):
-        ThreadingHTTPServer.request_queue_size = 128
+    ThreadingHTTPServer.request_queue_size = 128
+    def __init__(self, model, tokenizer, **sampling):
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), S.Handler)
-        self.server.uses = model, tokenizer, 'out', DEFAULTS
+        self.server.uses = model, tokenizer, 'out', {**SAMPLING, **sampling}
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def raw(self, data):
-        """Bytes in -> status, bytes out. The client half-closes after its request."""
+        """Bytes in -> status, text out. The client half-closes after its request."""
         with socket.create_connection(('127.0.0.1', self.port), timeout=60) as s:
             s.sendall(data)
             s.shutdown(socket.SHUT_WR)
             answer = b''.join(iter(lambda: s.recv(65536), b''))
         return int(answer.split(b' ')[1]), answer.partition(b'\r\n\r\n')[2].decode()
 
-    def post(self, body, path='completions', headers=('Host: 127.0.0.1', 'Content-Type: application/json')):
+    def request(self, body, path='completions', headers=('Host: 127.0.0.1', JSON)):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         head = [f'POST /v1/{path} HTTP/1.1', *headers, f'Content-Length: {len(body)}', '', '']
-        return self.raw('\r\n'.join(head).encode() + body)
+        return '\r\n'.join(head).encode() + body
+
+    def post(self, *request, **more):
+        return self.raw(self.request(*request, **more))
 
     def complete(self, path='completions', **body):
         status, text = self.post(body, path)
@@ -205,13 +189,10 @@ class Served:
 
 @pytest.fixture(scope='module')
 def served(loaded):
-    served = Served(*loaded)
-    yield served
-    served.server.shutdown()
-    served.server.server_close()
+    return Served(*loaded)
 
 def greedy(loaded, ids, n):
-    return ''.join(piece for piece, *_ in S.stream_text(*loaded, ids, max_new_tokens=n, temperature=0))
+    return ''.join(piece for piece, *_ in S.stream_text(*loaded, ids, max_tokens=n, temperature=0))
 
 def test_completions(served, loaded):
     ids = loaded[1].encode('the cat')
@@ -220,8 +201,9 @@ def test_completions(served, loaded):
     assert choice['text'] == greedy(loaded, ids, 12) and choice['finish_reason'] == 'length'
     assert whole['usage'] == {'prompt_tokens': 7, 'completion_tokens': 12, 'total_tokens': 19}
     best = loaded[0](torch.tensor([ids]))[0, -1].log_softmax(-1).max().item()
-    assert choice['logprobs']['token_logprobs'][0] == pytest.approx(best, abs=1e-3)
-    assert len(choice['logprobs']['tokens']) == 12 and len(choice['logprobs']['top_logprobs'][0]) == 2
+    logprobs = choice['logprobs']
+    assert logprobs['token_logprobs'][0] == pytest.approx(best, abs=1e-3)
+    assert len(logprobs['tokens']) == 12 and len(logprobs['top_logprobs'][0]) == 2
     parts = served.complete(prompt='the cat', max_tokens=12, stream=True)
     assert ''.join(p['choices'][0]['text'] for p in parts) == choice['text']
     assert parts[-1]['usage'] == whole['usage']
@@ -231,31 +213,32 @@ def test_completions(served, loaded):
 
 def test_chat_completions(served, loaded):
     messages = [{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'hi'}]
-    ids = loaded[1].chat(messages, answer=True)[0]
-    how = dict(messages=messages, max_tokens=9, logprobs=True, top_logprobs=1)
-    choice = served.complete('chat/completions', **how)['choices'][0]
-    assert choice['message'] == {'role': 'assistant', 'content': greedy(loaded, ids, 9)}
+    how = dict(path='chat/completions', messages=messages, max_tokens=9, logprobs=True, top_logprobs=1)
+    choice = served.complete(**how)['choices'][0]
+    text = greedy(loaded, loaded[1].chat(messages, answer=True)[0], 9)
+    assert choice['message'] == {'role': 'assistant', 'content': text}
     assert len(choice['logprobs']['content'][0]['top_logprobs']) == 1
-    parts = [p['choices'][0]['delta'] for p in served.complete('chat/completions', stream=True, **how)]
+    parts = [p['choices'][0]['delta'] for p in served.complete(stream=True, **how)]
     assert [part.get('role') for part in parts[:2]] == ['assistant', None]
-    assert ''.join(part['content'] for part in parts) == choice['message']['content']
+    assert ''.join(part['content'] for part in parts) == text
 
 def test_many_at_once_get_what_each_would_get_alone(served):
     def out(i):
-        return served.complete(prompt=f'a cat {i}', max_tokens=8, temperature=1, seed=i)['choices'][0]['text']
+        answer = served.complete(prompt=f'a cat {i}', max_tokens=8, temperature=1, seed=i)
+        return answer['choices'][0]['text']
     alone = [out(i) for i in range(40)]
     with ThreadPoolExecutor(24) as pool:  # these threads count, too: the server is in this process
         assert list(pool.map(out, range(40))) == alone
     assert len(set(alone)) > 20
 
-@pytest.mark.parametrize('body', [
-    b'', b'{', b'null', b'[]', b'[' * 100_000, b'{"prompt":{}}', b'{"prompt":"\xff"}', b'{"temperature":NaN}',
-    b'{"temperature":1e-38}', b'{"temperature":"1"}', b'{"max_tokens":0}', b'{"max_tokens":1.5}',
-    b'{"seed":1' + b'0' * 30 + b'}', b'{"stop":[""]}', b'{"stop":7}', b'{"logprobs":21}',
-    b'{"prompt":"' + b'x' * 2**20 + b'"}',
-    b'{"best_of":2}', b'{"n":2}', b'{"stream":"yes"}', b'{"response_format":{"type":"json_object"}}',
-    b'{"messages":["x"]}', b'{"messages":[{"role":"judge","content":"x"}]}', b'{"messages":[],"prompt":""}',
-    b'{"messages":[{"role":"user"}]}', b'{"echo":true}'])
+HOSTILE = '''{ null [] {"prompt":{}} {"stop":7} {"temperature":NaN} {"temperature":1e-38} {"temperature":"1"}
+    {"max_tokens":0} {"max_tokens":1.5} {"seed":1000000000000000000000} {"logprobs":21} {"top_logprobs":2}
+    {"messages":["x"]} {"messages":[{"role":"user"}]} {"messages":[{"role":"judge","content":"x"}]}
+    {"messages":[1],"prompt":"x"} {"n":2} {"best_of":2} {"echo":true} {"stream":"yes"} {"tokenizer":1}
+    {"stop_tokens":[1]} {"response_format":{"type":"text"}}'''.encode().split()
+
+@pytest.mark.parametrize('body', HOSTILE + [
+    b'', b'[' * 100_000, b'{"prompt":"\xff"}', b'{"prompt":"' + b'x' * 2**20 + b'"}'])
 def test_what_makes_no_sense_or_would_be_ignored_is_refused(served, body):
     status, text = served.post(body)
     assert status == 400 and json.loads(text)['error']['message']
@@ -265,100 +248,79 @@ def test_an_unknown_model_or_address_is_not_found(served):
     assert served.raw(b'GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n')[0] == 404
     assert served.raw(b'\x16\x03\x01\x00\xa5 \x00 \xff\r\n\r\n')[0] == 400  # no HTTP at all
 
-JSON = 'Content-Type: application/json'
-
 @pytest.mark.parametrize('headers, status', [
-    (['Host: localhost:8000', JSON], 200), (['Host: localhost:8000', 'Origin: http://localhost:8000', JSON], 200),
-    ([JSON], 403), (['Host: evil.example', JSON], 403), (['Host: 127.0.0.1.evil.example', JSON], 403),
-    (['Host: localhost', 'Origin: http://evil.example', JSON], 403), (['Host: localhost', 'Origin: null', JSON], 403),
-    (['Host: localhost'], 415), (['Host: localhost', 'Content-Type: text/plain'], 415)])
+    (f'Host: localhost:8000|{JSON}', 200), (f'Host: localhost:1|Origin: http://localhost:1|{JSON}', 200),
+    (JSON, 403), (f'Host: evil.example|{JSON}', 403), (f'Host: 127.0.0.1.evil.example|{JSON}', 403),
+    (f'Host: localhost|Origin: http://evil.example|{JSON}', 403), ('Host: localhost', 415),
+    (f'Host: localhost|Origin: null|{JSON}', 403), ('Host: localhost|Content-Type: text/plain', 415)])
 def test_other_sites_pages_are_refused(served, headers, status):
-    """They name themselves in Origin, or, where their name points to this machine, in Host; and send no JSON."""
-    assert served.post({'max_tokens': 1}, headers=headers)[0] == status
+    """They are in Origin or, where their name points here, in Host; and they send no JSON."""
+    assert served.post({'max_tokens': 1}, headers=headers.split('|'))[0] == status
 
 def test_an_error_of_ours_is_a_500(loaded):
     """Here, weights that are not finite, at which generate() exits."""
-    model = build_model(GPTConfig(vocab_size=loaded[1].vocab_size, n_layer=1, n_head=1, n_embd=16))
+    model = copy.deepcopy(loaded[0])
     model.norm.weight.data.fill_(float('nan'))
-    broken = Served(model, loaded[1])
-    for stream in (False, True):
-        status, text = broken.post({'stream': stream})
-        assert status == 500 and 'not finite' in json.loads(text)['error']['message']
-    broken.server.shutdown()
+    status, text = Served(model, loaded[1]).post({'stream': True})
+    assert status == 500 and 'not finite' in json.loads(text)['error']['message']
 
 def test_too_many_connections(served):
     """They are told to come again; those that go make room."""
     waiting = [socket.create_connection(('127.0.0.1', served.port)) for _ in range(S.MAX_CONNECTIONS)]
-    deadline = time.time() + 60
-    while served.post({'max_tokens': 1})[0] != 503:
-        assert time.time() < deadline
+    assert 503 in (served.post({'max_tokens': 1})[0] for _ in range(1000))
     for s in waiting:
         s.close()
-    while served.post({'max_tokens': 1})[0] != 200:
-        assert time.time() < deadline
+    assert 200 in (served.post({'max_tokens': 1})[0] for _ in range(1000))
 
 def test_a_slow_reader_holds_up_nobody(served):
     """It asks for a long answer, and reads nothing of it."""
-    slow = socket.create_connection(('127.0.0.1', served.port))
-    body = b'{"max_tokens":4096,"stream":true,"logprobs":20}'
-    slow.sendall(b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'
-                 b'Content-Length: %d\r\n\r\n' % len(body) + body)
-    assert served.complete(prompt='the cat', max_tokens=3)['usage']['completion_tokens'] == 3
-    slow.close()
+    with socket.create_connection(('127.0.0.1', served.port)) as slow:
+        slow.sendall(served.request({'max_tokens': 4096, 'stream': True, 'logprobs': 20}))
+        assert served.complete(max_tokens=3)['usage']['completion_tokens'] == 3
 
 def test_the_command(folder):
     """serve= in a process of its own, until Ctrl-C."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    process = subprocess.Popen([sys.executable, ROOT / 'sample.py', f'serve={port}', 'device=cpu'], cwd=folder,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, ROOT / 'sample.py', f'serve={port}', 'device=cpu']
+    process = subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True)  # -1: PIPE
     assert f'http://127.0.0.1:{port}' in process.stdout.readline()
     for path, text in (('health', '"ok"'), ('v1/models', '"id": "out"'), ('', S.PAGE)):
         with urllib.request.urlopen(f'http://127.0.0.1:{port}/{path}') as answer:
             assert text in answer.read().decode()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 0 and err == ''
+    assert 'Traceback' not in process.communicate(timeout=30)[1] and process.returncode == 0
 
 CHROMIUM = os.environ.get('CHROME') or shutil.which('chromium') or shutil.which('google-chrome')
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium here (or name one in the environment variable CHROME)")
-def test_the_page_in_a_browser(served, loaded):
-    """Typing, writing, hovering, walking, stopping, chatting."""
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium (or name it in the environment: CHROME=…)")
+def test_the_page_in_a_browser(loaded):
+    """Typing, writing, stopping, hovering, walking, chatting."""
     playwright = pytest.importorskip('playwright.sync_api')
+    served = Served(*loaded, max_tokens=4096)
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--single-process', '--no-zygote'])
-        page = browser.new_page()
+        args = ['--no-sandbox', '--single-process', '--no-zygote']
+        page = p.chromium.launch(executable_path=CHROMIUM, args=args).new_page()
         page.goto(f'http://127.0.0.1:{served.port}/')
+        out, spans = page.locator('#out'), page.locator('#out span')
         page.fill('#prompt', 'the cat')
         page.fill('#temperature', '0')
-        page.fill('#max_tokens', '12')
         page.click('text=Write')
-        spans = page.locator('#out span')
-        playwright.expect(page.locator('#out')).to_have_text('the cat' + greedy(loaded, loaded[1].encode('the cat'), 12))
-        assert 'hsl' in spans.first.get_attribute('style') or 'rgb' in spans.first.get_attribute('style')
-        spans.first.hover()
-        shown = "e => getComputedStyle(e, '::after').content"
-        assert '%' in spans.first.evaluate(shown)
-        page.mouse.move(0, 0)
-        assert '%' not in spans.first.evaluate(shown)
-        spans.first.focus()
-        page.keyboard.press('ArrowRight')
-        assert '%' in spans.nth(1).evaluate(shown) and '%' not in spans.first.evaluate(shown)
-        page.fill('#max_tokens', '4000')
-        page.click('text=Write')
-        playwright.expect(spans.nth(5)).to_be_attached()
+        text = greedy(loaded, loaded[1].encode('the cat'), 12)
+        playwright.expect(out).to_contain_text('the cat' + text)
         page.keyboard.press('Escape')
         page.wait_for_timeout(200)
         n = spans.count()
         page.wait_for_timeout(300)
-        assert n == spans.count() < 3000
-        page.fill('#max_tokens', '5')
+        assert n == spans.count() < 4000
+        assert 'rgb' in spans.first.get_attribute('style')  # shaded
+        more = "span => getComputedStyle(span, '::after').content"
+        spans.first.hover()
+        assert '%' in spans.first.evaluate(more)
+        spans.nth(2).focus()
+        page.keyboard.press('ArrowRight')
+        assert '%' in spans.nth(3).evaluate(more) and '%' not in spans.nth(2).evaluate(more)
         page.check('#chat')
         page.click('text=Write')
-        playwright.expect(page.locator('#out')).to_contain_text(re.compile('^the cat.+'))
-        page.fill('#max_tokens', '5000')
-        page.evaluate('write()')
-        playwright.expect(page.locator('#out')).to_contain_text('max_tokens')
-        browser.close()
+        playwright.expect(out).to_contain_text(re.compile('^the cat.+'))
