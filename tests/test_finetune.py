@@ -1,17 +1,17 @@
 """Fine-tuning: only the assistant is learned from, neighbours in a row do not see each other, and the base stays."""
-import csv, json, math, os, subprocess, sys
+import csv, json, math, os
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 import finetune as S
-from conftest import ROOT, byte_tokenizer, distance, prose, refused, same, save_untrained
+from conftest import byte_tokenizer, distance, prose, refused, same, save_untrained
 from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_dataset, load_model, save_checkpoint
 
 BYTES = byte_tokenizer()
 SHAPE = dict(n_layer=2, n_head=2, n_embd=32, block_size=48)
 TINY = dict(dataset='chats', init_from='base', out_dir='out', batch_size=4, max_iters=20, eval_interval=10, eval_iters=2,
-            warmup_iters=2, lr_decay_iters=20, log_interval=5, num_samples=4, max_new_tokens=4, device='cpu', dtype='float32')
+            warmup_iters=20, log_interval=5, num_samples=4, device='cpu', dtype='float32')
 
 def chat(question, answer):
     return {'messages': [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]}
@@ -75,9 +75,10 @@ def test_only_the_assistant_is_learned_from():
     assert S.chat_targets(t, messages, 3) == ([t.end, assistant, *b'z'], [-100, *b'z', t.end])
 
 def test_labels_sit_on_the_last_token_or_in_an_encoder_on_the_first():
-    assert S.label_targets(BYTES, 'hi', 1, True) == ([BYTES.eot, *b'hi'], [-100, -100, 1])
-    assert S.label_targets(BYTES, 'hi', 1, False)[1] == [1, -100, -100]
-    assert S.label_targets(BYTES, 'hi', 1, False, 2) == ([*b'hi'], [1, -100])
+    example, labels = {'text': 'hi', 'label': 'b'}, ['a', 'b']
+    assert S.label_targets(BYTES, example, labels, True) == ([BYTES.eot, *b'hi'], [-100, -100, 1])
+    assert S.label_targets(BYTES, example, labels, False)[1] == [1, -100, -100]
+    assert S.label_targets(BYTES, example, labels, False, 2) == ([*b'hi'], [1, -100])
 
 def test_packing_by_hand():
     a, b, c = ([1, 2, 3], [-100, 2, 3]), ([4] * 6, [4] * 6), ([5, 6, 7, 8], [-100, -100, -100, 9])
@@ -101,37 +102,32 @@ def test_a_conversation_in_a_packed_row_reads_as_it_would_alone(position):
     assert abs(together - alone) < 1e-4
 
 def test_an_epoch_reads_every_row_once_and_the_next_one_in_another_order(go):
-    names = go(max_iters=0, batch_size=3, block_size=12).globals
+    names = go(max_iters=1, batch_size=3, block_size=12, num_samples=0).globals
+    first, second = names['order'][:32].tolist(), names['order'][32:64].tolist()
     assert len(names['data']['train']) == 32  # one conversation in each
-    first, second = ([''.join(map(str, row[0].tolist())) for step in range(*steps) for row in names['get_batch'](step)]
-                     for steps in ((0, 11), (11, 22)))  # 33 rows each
-    assert len(set(first[:32])) == 32 and set(first[:32]) == set(first + second) and first != second
+    assert sorted(first) == sorted(second) == list(range(32)) and first != second
 
 def test_the_number_of_targets_is_a_multiple_of_64_and_the_rest_do_not_count():
+    """In bfloat16 on a CPU, oneDNN keeps memory for every shape that it meets."""
     model = noisy_model()
     rows = S.pack([S.chat_targets(BYTES, chat('hi', 'x' * n)['messages']) for n in (3, 20, 40)], 48).long()
     h, targets = S.hidden_at_targets(model, rows)
     assert len(h) == len(targets) == 128 and (targets >= 0).sum() == 4 + 21 + 41  # <|end|> is a target, too
     assert (targets[:66] >= 0).all()
-    one, padded = (S.distillation_loss(model.logits(h[:n]), model.logits(h[:n]).flip(-1), targets[:n], 0.5, 2.0)
-                   for n in (66, 128))
+    one, padded = (S.distillation_loss(model.logits(h[:n]), model.logits(h[:n]).flip(-1), targets[:n]) for n in (66, 128))
     assert one.item() == pytest.approx(padded.item(), rel=1e-5)
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='memory is read from /proc')
-def test_memory_stays_flat_in_bfloat16(go, tmp_path):
-    """Each step has another number of targets, and oneDNN would keep a product for each."""
-    go(max_iters=0)  # makes the base and the folders
-    rng = np.random.default_rng(0)
-    write('uneven', [chat('?', 'x' * n) for n in rng.integers(1, 40, 500)], [chat('?', 'x')])
-    command = [sys.executable, str(ROOT / 'finetune.py'), *arguments(
-        dataset='uneven', dtype='bfloat16', batch_size=32, max_iters=300, eval_interval=300, num_samples=0)]
-    memory = []
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, encoding='utf-8') as process:
-        for line in process.stdout:
-            if line.startswith('step ') and '/300 | loss' in line:
-                with open(f'/proc/{process.pid}/statm') as f:
-                    memory.append(int(f.read().split()[1]) * os.sysconf('SC_PAGESIZE') / 1e6)
-    assert len(memory) == 60 and memory[-1] - memory[30] < 30, memory
+def test_memory_stays_flat_in_bfloat16():
+    model, rows, memory = noisy_model(), torch.zeros(12, 4, 48, dtype=torch.long), []
+    for step in range(80):
+        rows[:, 1] = torch.where(torch.rand(12, 48) < torch.rand(1), 5, -100)  # each step has another number of targets
+        with torch.autocast('cpu', torch.bfloat16):
+            h, targets = S.hidden_at_targets(model, rows)
+            F.cross_entropy(model.logits(h).float(), targets).backward()
+        with open('/proc/self/statm') as f:
+            memory.append(int(f.read().split()[1]) * os.sysconf('SC_PAGESIZE') / 1e6)
+    assert memory[-1] - memory[40] < 10
 
 # ---- which weights move ----
 
@@ -164,7 +160,7 @@ def test_each_method_moves_what_it_says_and_never_the_base(go):
         bytes_before = f.read()
     before = load_checkpoint('base')['model']
     for method, frozen in (('full', ()), ('freeze', ('wte', 'blocks.0')), ('lora', ()), ('adapter', ('attention', 'mlp'))):
-        names = go(method=method, freeze_layers=1, out_dir=f'out-{method}').globals
+        names = go(method=method, max_iters=10, out_dir=f'out-{method}').globals
         after = load_checkpoint(f'out-{method}/resume.pt')['model']
         for name, p in before.items():
             still = any(part in name for part in frozen) and not (method == 'adapter' and 'norm' in name)
@@ -175,6 +171,8 @@ def test_each_method_moves_what_it_says_and_never_the_base(go):
             for name in ('wte.weight', 'head.weight'):
                 moved = (before[name] != after[name]).any(-1).nonzero().flatten().tolist()
                 assert moved and set(moved) <= set(BYTES.special.values()), (method, name, moved)
+            moving = sum(p.numel() for name, p in names['model'].named_parameters() if p.requires_grad)
+            assert names['n_trainable'] == moving - 2 * 32 * (len(before['wte.weight']) - len(BYTES.special))
     with open('base/ckpt.pt', 'rb') as f:
         assert f.read() == bytes_before
 
@@ -187,15 +185,12 @@ def test_an_adapter_changes_nothing_at_first(go):
 # ---- imitation ----
 
 def test_distillation_by_hand():
-    """Half cross-entropy, half T² KL(teacher || student)."""
+    """T² KL(teacher || student)"""
     student, teacher = torch.randn(2, 1, 5)
-    s, t = student[0].double().numpy(), teacher[0].double().numpy()
-    p, q = (np.exp(z / 3) / np.exp(z / 3).sum() for z in (t, s))
-    cross_entropy = np.log(np.exp(s).sum()) - s[2]
-    by_hand = 0.5 * cross_entropy + 0.5 * 9 * (p * np.log(p / q)).sum()
-    assert S.distillation_loss(student, teacher, torch.tensor([2]), 0.5, 3.0).item() == pytest.approx(by_hand, rel=1e-4)
-    alike = S.distillation_loss(student, student, torch.tensor([2]), 0.5, 3.0).item()
-    assert alike == pytest.approx(0.5 * cross_entropy, rel=1e-4)  # nothing to learn from oneself
+    p, q = (np.exp(z / 3) / np.exp(z / 3).sum() for z in (teacher[0].double().numpy(), student[0].double().numpy()))
+    by_hand = 9 * (p * np.log(p / q)).sum()
+    assert S.distillation_loss(student, teacher, torch.tensor([2]), 3.0).item() == pytest.approx(by_hand, rel=1e-4)
+    assert S.distillation_loss(student, student, torch.tensor([2])).item() == 0  # nothing to learn from oneself
 
 def test_a_student_comes_nearer_to_its_teacher(go):
     save_untrained('big', seed=5, **{**SHAPE, 'n_embd': 64})
@@ -204,15 +199,16 @@ def test_a_student_comes_nearer_to_its_teacher(go):
     def kl(path):
         p, q = model(idx).log_softmax(-1), load_model(path)[0](idx).log_softmax(-1)
         return (p.exp() * (p - q)).sum(-1).mean().item()
-    go(teacher='big', distill_weight=1.0, temperature=1.0)
+    go(teacher='big', distill_weight=1.0, learning_rate=0.01)
     assert kl('out/resume.pt') < 0.9 * kl('base/ckpt.pt')
 
 # ---- exactness ----
 
 @pytest.mark.parametrize('how', [dict(dropout=0.2), dict(method='lora', dtype='float16'), dict(method='adapter'),
-                                 dict(method='freeze', freeze_layers=1, gradient_accumulation_steps=2),
+                                 dict(method='freeze', gradient_accumulation_steps=2),
                                  dict(task='classify', dataset='labels', dtype='bfloat16')])
 def test_stopping_and_going_on_changes_nothing(weights, how):
+    """In the warmup, the learning rate does not depend on max_iters."""
     straight = weights(out_dir='straight', **how)
     weights(out_dir='parts', max_iters=10, **how)
     parts = weights(out_dir='parts', init_from='resume', max_iters=20)
@@ -237,16 +233,18 @@ def test_accumulation_is_one_large_batch(weights):
 # ---- learning ----
 
 def test_it_learns_to_answer(go):
-    done = go(max_iters=120, lr_decay_iters=0, eval_interval=40, learning_rate=0.01)
+    done = go(max_iters=120, warmup_iters=2, eval_interval=40, learning_rate=0.01)
     assert load_checkpoint('out')['val_loss'] < 0.5
     for words in ('say az -> a', 'exact match on 4 held-out questions', '% full', 'parameters move: 100.00 %',
-                  'times through the examples', 'next:  python sample.py out_dir=out'):
+                  'epochs', 'next:  python sample.py out_dir=out'):
         assert words in done.stdout, words
     assert [step for step, _ in validations()] == [0, 40, 80, 120]
 
-def test_answers_are_scored_to_the_letter_and_by_skill():
-    examples = [{**chat('q', a), 'skill': s} for a, s in (('1', 'x'), ('2', 'x'), ('3', 'y'))]
-    assert S.exact_match(examples, ['1', '2.', ' 3']) == {'x': 0.5, 'y': 1.0, 'all': 2 / 3}
+def test_answers_are_scored_to_the_letter():
+    examples = [chat('say az', answer) for answer in 'abc']
+    texts, percentage = S.exact_match(noisy_model(), BYTES, examples)
+    _, right = S.exact_match(noisy_model(), BYTES, [chat('say az', texts[0] + ' '), *examples[1:]])
+    assert len(texts) == 3 and percentage == 0 and right == pytest.approx(100 / 3)  # blanks around it do not count
 
 def test_thin_matrices_learn_labels_at_a_lower_rate(go):
     for rate, how in ((0.001, dict(method='lora', task='classify', dataset='labels')), (0.005, dict(method='lora')),
@@ -256,22 +254,20 @@ def test_thin_matrices_learn_labels_at_a_lower_rate(go):
 @pytest.mark.parametrize('causal', [True, False])
 def test_a_classifier_learns_and_says_what_it_is(go, causal):
     save_untrained('base', causal=causal, **SHAPE)
-    done = go(task='classify', dataset='labels', max_iters=60, lr_decay_iters=0)
+    done = go(task='classify', dataset='labels', max_iters=60, warmup_iters=2)
     assert f'step 0: validation loss {math.log(2):.4f}, the best so far | accuracy 0.5' in done.stdout  # it knows nothing
-    assert 'accuracy 100.00%, mean F1 1.0000' in done.stdout and "python sample.py out_dir=out prompt='…'" in done.stdout
+    assert 'accuracy 100.00%; always' in done.stdout and "python sample.py out_dir=out prompt='…'" in done.stdout
     saved = load_checkpoint('out')
     assert saved['task'] == 'classify' and saved['labels'] == ['calm', 'loud']
     model, tokenizer, _ = load_model('out')  # a plain model, and its head beside it
-    h = model.hidden(torch.tensor([S.label_targets(tokenizer, 'hey!', 0, causal)[0]]))[0, -1 if causal else 0]
+    h = model.hidden(torch.tensor([S.label_targets(tokenizer, {'text': 'hey!', 'label': 'calm'}, saved['labels'], causal)[0]]))[0, -1 if causal else 0]
     logits = saved['classifier']['weight'] @ h + saved['classifier']['bias']
     assert logits.argmax() == 1
 
 def test_confusion_by_hand(capsys):
-    S.print_confusion(np.array([[3., 1], [2, 4]]), ['ham', 'spam'])
-    text = capsys.readouterr().out
-    # ham: precision 3/5, recall 3/4, F1 = 2 * 3 / (5 + 4); spam: 4/5, 4/6, 2 * 4 / (5 + 6); 6 of 10 are spam
-    assert '60.0%     75.0%   0.667' in text and '80.0%     66.7%   0.727' in text
-    assert "accuracy 70.00%, mean F1 0.6970; always saying 'spam' is right in 60.00%" in text
+    S.print_confusion(np.array([[3, 1], [2, 4]]), ['ham', 'spam'])
+    text = capsys.readouterr().out  # 6 of 10 are spam
+    assert '[[3 1]' in text and "accuracy 70.00%; always saying 'spam' is right in 60.00%" in text
 
 def test_going_on_with_another_text(run, tmp_path, monkeypatch):
     """An author's style: prepare.py cuts the text with the base's tokenizer, and train.py starts from the base."""
@@ -291,28 +287,25 @@ def test_going_on_with_another_text(run, tmp_path, monkeypatch):
 
 def test_long_examples_are_left_out_or_cut(go):
     write('long', [chat('hi', 'you'), chat('hi', 'x' * 50), chat('hi', 'x' * 100)], [chat('hi', 'you')])
-    assert 'left out 2 of 3 in train.jsonl, of over 48 tokens: truncate=True' in go(dataset='long', max_iters=1).stdout
+    assert 'left out 2 of over 48 tokens: try truncate=True' in go(dataset='long', max_iters=1).stdout
     assert 'train: 3 examples' in go(dataset='long', max_iters=1, truncate=True).stdout
 
-@pytest.mark.parametrize('changes, words', [
-    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere', 'input=FILE.jsonl']),
-    (dict(init_from='nowhere'), ['no checkpoint']), (dict(method='lores'), ['did you mean lora']),
-    (dict(out_dir='base'), ['where the base lies']), (dict(init_from='base/ckpt.pt', out_dir='base'), ['where the base']),
-    (dict(lora_r=0), ['lora_r=0']), (dict(dropout=1.0), ['dropout=1.0']),
-    (dict(dataset='labels'), ['task=sft does not fit', 'task=classify']), (dict(task='classify'), ['does not fit']),
+MISTAKES = [
+    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere', 'input=FILE.jsonl']), (dict(lora_r=0), ['lora_r=0']),
+    (dict(dataset='labels'), ['task=sft does not fit', 'labels classify']), (dict(task='classify'), ['does not fit']),
     (dict(block_size=4), ['nothing in', 'block_size=4', 'truncate=True']),
     (dict(init_from='resume'), ['no out', 'resume.pt', 'python finetune.py out_dir=out']),
     (dict(task='classify', dataset='labels', teacher='base'), ['teacher=base', 'task=sft']),
-    (dict(teacher='words'), ['teacher=words', 'tokenizer']), (dict(init_from='encoder'), ['causal=False']),
-])
-def test_mistakes(go, run, changes, words):
+    (dict(teacher='words'), ['teacher=words', 'tokenizer']), (dict(init_from='encoder'), ['causal=False', 'task=sft']),
+    (dict(method='lora', optimizer='muon'), ['optimizer=muon', 'method=lora'])]
+
+def test_mistakes_end_in_one_line(go, run):
     save_untrained('words', Tokenizer('word', ['<unk>', 'a']), **SHAPE)
     save_untrained('encoder', causal=False, **SHAPE)
-    refused(run('finetune.py', *arguments(**changes)), *words)
+    for changes, words in MISTAKES:
+        refused(run('finetune.py', *arguments(**changes)), *words)
 
 def test_a_clash_with_the_run_that_is_resumed_is_refused(go, run):
     go(max_iters=2)
-    for changes, words in ((dict(method='lora'), 'method=full'), (dict(dataset='labels'), 'dataset=chats'),
-                           (dict(freeze_layers=0), 'freeze_layers=2')):
-        refused(run('finetune.py', 'init_from=resume', *(f'{k}={v}' for k, v in changes.items()), 'out_dir=out'), words,
-                status=2)
+    for change, words in (('method=lora', 'method=full'), ('dataset=labels', 'dataset=chats')):
+        refused(run('finetune.py', 'init_from=resume', 'out_dir=out', change), words, status=2)
