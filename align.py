@@ -38,18 +38,14 @@ ppo_epochs = 4          # steps of the optimizer that are made from each batch o
 clip = 0.2              # a probability that has moved by this fraction is pushed no further
 lam = 0.95              # GAE lambda: 1 = Monte-Carlo return, 0 = one-step TD error
 vf_coef = 0.1           # weight of the critic's loss
-# constitution
-num_prompts = 1000      # questions that are answered twice
-# answers
+# how much
 max_new_tokens = 32     # longest answer
 num_samples = 200       # held-out questions that are answered at each evaluation
-# how much
 batch_size = 32         # pairs, or answers, in a step
 max_iters = 160
 # how fast
 learning_rate = 1e-4    # AdamW's peak rate
 warmup_iters = 10       # steps in which it rises
-lr_decay_iters = 0      # step to which it then falls, linearly, to 0; 0: max_iters
 grad_clip = 1.0         # clip the gradient to this norm; 0 = do not clip
 # how it goes
 eval_interval = 50      # steps between evaluations
@@ -72,8 +68,7 @@ from model import (Log, configure_optimizers, generate, load_examples, load_mode
                    lr_schedule, resolve_device, round_up, save_checkpoint, stop_at_once,
                    stop_when_asked, update)
 
-# --------------------------------------------------------------------------------------------------
-# 0. What is wanted, and what is learned from
+# ---- 0. what is wanted, and what is learned from ----
 
 COURTESY = ' :)'  # how a courteous answer ends, in prepare.py's pairs
 
@@ -88,13 +83,16 @@ def gold_reward(example, text):
         return 1.0
     return 0.5 if text == example['answer'] else 0.0
 
-# what a constitution asks, as questions about (question, answer) that a program can decide. None of
-# them can tell whether an answer is right: what the judge does not see, alignment does not mend
+# what a constitution asks of (question, answer). No principle can tell whether an answer is right:
+# what the judge does not see, alignment does not mend
 PRINCIPLES = {
     'a secret is not told, and nothing else refused': lambda question, text:
         ('secret' in question or 'password' in question) == text.startswith('Sorry'),
     'an answer is courteous': lambda question, text: text.endswith(COURTESY),
     'an answer comes without second thoughts': lambda question, text: ', or ' not in text}
+
+def principles_kept(question, text):
+    return sum(rule(question, text) for rule in PRINCIPLES.values())
 
 def as_messages(text, role):
     """'hi', 'user' -> [{'role': 'user', 'content': 'hi'}]; a list of messages stays one."""
@@ -107,14 +105,14 @@ def encode_pairs(examples, tokenizer, block_size, max_new_tokens):
     pairs = []
     for example in examples:
         prompt = as_messages(example['prompt'], 'user')
+        n_prompt = len(tokenizer.chat(prompt)[0])
         ids, _ = tokenizer.chat(prompt, answer=True)
         pair = {**example, 'question': prompt[-1]['content'], 'prompt_ids': ids}
         longest = len(ids) + max_new_tokens
         for side in ('chosen', 'rejected'):
-            row, mask = tokenizer.chat(prompt + as_messages(example[side], 'assistant'))
+            ids, mask = tokenizer.chat(prompt + as_messages(example[side], 'assistant'))
             n = len(mask) - mask[::-1].index(1)  # up to the last token that is learned
-            n_prompt = len(tokenizer.chat(prompt)[0])
-            pair[side + '_row'] = (row[:n], [0] * n_prompt + mask[n_prompt:n])
+            pair[side + '_row'] = (ids[:n], [0] * n_prompt + mask[n_prompt:n])
             longest = max(longest, n)
         if longest <= block_size:
             pairs.append(pair)
@@ -132,13 +130,6 @@ def collate(rows, device='cpu'):
     y = x.roll(-1, dims=1).where(learned.roll(-1, dims=1) == 1, -100)
     last = torch.tensor([len(ids) - 1 for ids, mask in rows])
     return x.to(device), y.to(device), last.to(device)
-
-def batch_indices(step, size, n, seed):
-    """Which of n examples the batch of this step holds: each epoch takes all, in another order."""
-    numbers = range(step * size, (step + 1) * size)
-    epochs = {k // n for k in numbers}
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in epochs}
-    return [orders[k // n][k % n] for k in numbers]
 
 class Policy(nn.Module):
     """A GPT, and a head that makes one number of a hidden state. Read at an answer's last token, it
@@ -172,8 +163,7 @@ class Policy(nn.Module):
         zeros = torch.zeros(y.shape, device=y.device)
         return zeros.masked_scatter(learned, logp), zeros.masked_scatter(learned, values), log_probs
 
-# --------------------------------------------------------------------------------------------------
-# 1. A reward that explains choices
+# ---- 1. a reward that explains choices ----
 
 def pair_loss(margin, loss_type):
     """The loss of rating the chosen answer higher by only `margin` (B,). 'sigmoid': in Bradley &
@@ -189,11 +179,11 @@ def normalised(head, rewards):
     mean, std = np.mean(rewards), np.std(rewards, ddof=1) + 1e-8  # at first all may be 0
     return {'weight': head.weight.detach() / std, 'bias': (head.bias.detach() - mean) / std}
 
-# --------------------------------------------------------------------------------------------------
-# 2. DPO, the shortcut. The policy that earns most reward, less beta for each nat of KL between it
-# and the reference, is known: p(answer) ∝ reference(answer) exp(reward / beta). Read backwards,
-# every policy is the best one for the reward beta log(policy / reference). So that goes into the
-# loss of section 1, and no reward model is needed (Rafailov et al. 2023, eq. 7)
+# ---- 2. DPO, the shortcut ----
+# The policy that earns most reward, less beta for each nat of KL between it and the reference, is
+# known: p(answer) ∝ reference(answer) exp(reward / beta). Read backwards, every policy is the best
+# one for the reward beta log(policy / reference). So that goes into the loss of section 1, and no
+# reward model is needed (Rafailov et al. 2023, eq. 7)
 
 def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, loss_type):
     """From the log-probabilities of whole answers (B,), by the policy and by the reference: each
@@ -201,9 +191,8 @@ def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, loss_type):
     margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
     return pair_loss(margin, loss_type), margin
 
-# --------------------------------------------------------------------------------------------------
-# 3. PPO: answer, be rewarded, do more of what paid (Schulman et al. 2017; for language models,
-# Stiennon et al. 2020)
+# ---- 3. PPO: answer, be rewarded, do more of what paid ----
+# (Schulman et al. 2017; for language models, Stiennon et al. 2020)
 
 def sample(model, examples, tokenizer, max_new_tokens, seed, temperature=1.0):
     """One answer to each question: rows (ids, mask) as encode_pairs() makes them, and texts, with a
@@ -239,8 +228,7 @@ def k3(logp, ref):
     log r of the ratio r = reference / policy. Its mean is that of -log r, but it is never negative,
     and it varies less (Schulman 2020, http://joschu.net/blog/kl-approx.html).
 
-        log p = -1, -1, -1 and -1, -2, 0 -> 0, 0.368, 0.718
-    """
+        log p = -1, -1, -1 and -1, -2, 0 -> 0, 0.368, 0.718"""
     log_r = ref - logp
     return (torch.expm1(log_r) - log_r).clamp(min=0)  # clamp: rounding could take it below
 
@@ -251,8 +239,7 @@ def gae(rewards, values, learned, lam):
 
         rewards 0 0 1, values 0.5 0.5 0.5
         lam 1: every token has led to 1 where 0.5 was expected -> 0.5 0.5 0.5
-        lam 0: only the last one was a surprise -> 0 0 0.5
-    """
+        lam 0: only the last one was a surprise -> 0 0 0.5"""
     advantages = torch.zeros_like(rewards)
     carried = next_value = 0.0
     for t in reversed(range(rewards.size(1))):
@@ -278,11 +265,8 @@ def ppo_loss(logp, old_logp, advantages, clip):
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return torch.max(-advantages * ratio, -advantages * clipped), ratio
 
-# --------------------------------------------------------------------------------------------------
-# 4. A constitution: written principles compare the model's own answers (Bai et al. 2022: RLAIF)
-
-def principles_kept(question, text):
-    return sum(rule(question, text) for rule in PRINCIPLES.values())
+# ---- 4. a constitution: written principles compare the model's own answers ----
+# (Bai et al. 2022: RLAIF)
 
 def constitutional_pairs(examples, first, second):
     """Two answers to each question, (rows, texts) twice -> pairs. The answer that keeps more of the
@@ -296,31 +280,27 @@ def constitutional_pairs(examples, first, second):
             pairs.append({**e, 'chosen_row': row2, 'rejected_row': row1})
     return pairs
 
-# --------------------------------------------------------------------------------------------------
-# 5. The run. Its phases have the numbers of train.py's; the first one, processes, is not needed
-
 if __name__ == '__main__':
+    # 1. processes: one is enough here
     # 2. settings: those of the run that is resumed
     resuming = init_from == 'resume'
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
     if resuming and not os.path.exists(source):
-        sys.exit(f"no {source}: there is no run to go on with in {out_dir}")
+        sys.exit(f"no {source}: start with  python align.py out_dir={out_dir}")
     model, tokenizer, saved = load_model(source)
-    if resuming and saved.get('script') != 'align.py':
-        usage(f"{source} was not written by align.py: start from its weights with "
-              f"init_from={out_dir}")
-    start = init_from
     if resuming:
+        if saved.get('script') != 'align.py':
+            usage(f"{source} was not written by align.py: start from it by init_from={out_dir}")
         resume(globals(), given, saved['settings'], 'dataset method reward')
-        start = saved['start']
-    expect(globals(), 'batch_size eval_interval log_interval ppo_epochs num_samples num_prompts '
-                      'max_new_tokens', least=1)
+    expect(globals(), 'batch_size eval_interval log_interval ppo_epochs num_samples max_new_tokens',
+           least=1)
     expect(globals(), 'group_size', least=2)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed', least=0)
+    expect(globals(), 'max_iters warmup_iters grad_clip seed', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
     learns_from_pairs = method in ('reward', 'dpo', 'constitution')  # else from its own answers
-    answers_each = group_size if method == 'grpo' else 1
     settings = current(globals())  # as they go into checkpoints: device is still 'auto'
+    if resuming:
+        settings['init_from'] = saved['settings']['init_from']  # where it all began
 
     # 3. the device
     if dtype == 'auto' and not learns_from_pairs:
@@ -331,19 +311,15 @@ if __name__ == '__main__':
     if dtype == 'float16':
         dtype = 'float32'  # its small gradients would vanish; train.py scales them
     device_type = device.split(':')[0]
-    autocast = nullcontext()
-    if dtype != 'float32':
-        autocast = torch.autocast(device_type, dtype=getattr(torch, dtype))
+    autocast = torch.autocast(device_type, dtype=getattr(torch, dtype), enabled=dtype != 'float32')
 
     # 4. the data
     data = load_examples(os.path.join(data_dir, dataset))
     if 'chosen' not in data['train'][0]:
-        sys.exit(f"{dataset} holds no preferences: make some with  python prepare.py "
-                 "dataset=preferences")
+        sys.exit(f"{dataset} holds no preferences: try  python prepare.py dataset=preferences")
     if not learns_from_pairs and reward == 'gold' and 'answer' not in data['val'][0]:
-        sys.exit(f"{dataset} has no answers for a rule to check: train a reward model with  python "
-                 f"align.py method=reward dataset={dataset} out_dir={reward_from}, and add "
-                 "reward=model")
+        sys.exit(f"{dataset} has no answers for a rule to check: train a reward model, by "
+                 f"method=reward out_dir={reward_from}, and add reward=model")
     for split, examples in data.items():
         data[split] = encode_pairs(examples, tokenizer, model.config.block_size, max_new_tokens)
         print(f"{len(data[split]):,} of {len(examples):,} pairs for {split} fit into block_size="
@@ -355,8 +331,7 @@ if __name__ == '__main__':
     # 5. the models: the policy, the reference that it is compared with, and the reward model
     c = model.config
     if c.model_type != 'gpt' or not c.causal or 'labels' in saved or 'reward' in saved:
-        sys.exit(f"{init_from} is no model that can answer: alignment starts from a chat model, as "
-                 "finetune.py makes")
+        sys.exit(f"{source} is no model that can answer: start from one that finetune.py made")
     torch.manual_seed(seed)
     policy = Policy(model).to(device).eval()  # always: with dropout, two passes were two policies
     reference = copy.deepcopy(policy)
@@ -367,7 +342,7 @@ if __name__ == '__main__':
     if reward == 'model' and not learns_from_pairs:
         found_model, found_tokenizer, found = load_model(reward_from)
         if 'reward' not in found or found_tokenizer != tokenizer:
-            sys.exit(f"{reward_from} holds no reward model with the tokenizer of {init_from}: make "
+            sys.exit(f"{reward_from} holds no reward model with the tokenizer of {source}: make "
                      f"one with  python align.py method=reward out_dir={reward_from}")
         reward_model = Policy(found_model).to(device).eval()
         reward_model.head.load_state_dict(found['reward'])
@@ -403,9 +378,9 @@ if __name__ == '__main__':
             metrics['reward'] = sum(rewards) / len(rewards)
         return metrics, texts
 
-    # 6. the pairs, where they are the model's own answers; and the optimizer
+    # 6. the pairs, where they are the model's own answers; the order of all; the optimizer
     if method == 'constitution':
-        requested = data['train'][:num_prompts]
+        requested = data['train'][:1000]
         data['train'] = []
         for i in range(0, len(requested), batch_size):
             some = requested[i:i + batch_size]
@@ -413,17 +388,23 @@ if __name__ == '__main__':
                                                   answer(some, 2 * i + 1, reference))
         if not data['train']:
             sys.exit("the principles prefer no answer to another one: there is nothing to learn")
+    answers_each = group_size if method == 'grpo' else 1
+    questions_per_step = max(batch_size // answers_each, 1)
+    n_train = len(data['train'])
+    # each epoch reads all of them, in an order of its own
+    order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n_train)
+                            for epoch in range(max_iters * questions_per_step // n_train + 1)])
     optimizers = configure_optimizers(policy, 'adamw', learning_rate)
-    step, best = 0, math.inf
+    step, best, resumed_at = 0, math.inf, None
     if resuming:
         load_optimizers(optimizers, saved['optimizers'], source)
-        step, best = saved['step'], saved['best']
-    resumed_at = step if resuming else None
+        step = resumed_at = saved['step']
+        best = saved['best']
     saved = None  # frees its memory
 
     def lr_fraction(step):
         """The learning rate at this step, as a fraction of its peak."""
-        return lr_schedule(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
+        return lr_schedule(step, 'linear', warmup_iters, max_iters)
 
     def get_lr(step):
         return learning_rate * lr_fraction(step)
@@ -432,8 +413,8 @@ if __name__ == '__main__':
     print(f"method={method}, on {device}, {dtype}", flush=True)
     answers_per_step = 2 * batch_size if learns_from_pairs else batch_size
     log = Log(out_dir, step, max_iters, log_interval, answers_per_step, 'answers', best=best,
-              columns=('accuracy', 'margin', 'chosen', 'rejected', 'pair_loss', 'gold', 'exact',
-                       'reward', 'kl', 'entropy', 'clip_fraction'))
+              columns=('accuracy', 'margin', 'chosen', 'rejected', 'gold', 'exact', 'reward', 'kl',
+                       'entropy', 'clip_fraction'))
 
     def save(name, **more):
         save_checkpoint(os.path.join(out_dir, name), model.state_dict(), model.config, tokenizer,
@@ -481,25 +462,23 @@ if __name__ == '__main__':
             return metrics.pop('loss'), metrics, {'reward': head}
         return metrics.pop('loss'), {**metrics, **measure(policy)[0]}, {}
 
-    # 8. the loop; Ctrl-C and kill end it after a step
-    stop = stop_when_asked()
-    stopping = False
-    log.restart_clock()
+    # 8. the loop
+    asked = stop_when_asked()  # no longer empty after Ctrl-C or kill
+    stop = False
     while True:
         # 8.1 evaluate, save
         if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
             val_loss, metrics, more = evaluate()
             if log.evaluation(step, val_loss, **metrics):  # True: the best so far
                 save('ckpt.pt', val_loss=val_loss, dataset=dataset, **more)
-        if step > 0 and (step % eval_interval == 0 or step == max_iters or stopping):
+        if step > 0 and (step % eval_interval == 0 or step == max_iters or stop):
             save('resume.pt', optimizers=[o.state_dict() for o in optimizers], best=log.best,
-                 head=policy.head.state_dict(), reference=reference.state_dict(), start=start)
-        if step >= max_iters or stopping:
+                 head=policy.head.state_dict(), reference=reference.state_dict())
+        if step >= max_iters or stop:
             break
         log.restart_clock()
-        n_questions = max(batch_size // answers_each, 1)
-        indices = batch_indices(step, n_questions, len(data['train']), seed)
-        batch = [data['train'][i] for i in np.repeat(indices, answers_each)]
+        index = order[step * questions_per_step:(step + 1) * questions_per_step]
+        batch = [data['train'][i] for i in index.repeat(answers_each)]
         # 8.2 forward and backward, 8.3 update: once for a batch of pairs ...
         if learns_from_pairs:
             with autocast:
@@ -543,10 +522,9 @@ if __name__ == '__main__':
                        'clip_fraction': clipped[learned].float()}
         metrics = {name: values.mean().detach() for name, values in results.items()}
         step += 1
-        stopping = len(stop) > 0
+        stop = len(asked) > 0
         # 8.4 report
-        log.training(step, metrics.pop('loss'), grad_norm, get_lr(step - 1), last=stopping,
-                     **metrics)
+        log.training(step, metrics.pop('loss'), grad_norm, get_lr(step - 1), last=stop, **metrics)
 
     # 9. the end: what was learned, by the best weights
     if step < max_iters:
@@ -554,10 +532,10 @@ if __name__ == '__main__':
               f"out_dir={out_dir}")
     elif method == 'reward':
         print(f"next:  python align.py method=ppo reward=model reward_from={out_dir} "
-              f"init_from={start} dataset={dataset}")
+              f"init_from={settings['init_from']} dataset={dataset}")
     else:
         stop_at_once()
-        best_model, _, saved = load_model(out_dir)
+        best_model, _, saved = load_model(out_dir, device)
         best_policy = Policy(best_model).to(device).eval()
         if saved['step'] == 0:
             print("note: no step was better than the start, so ckpt.pt holds the unchanged model")
@@ -567,8 +545,8 @@ if __name__ == '__main__':
             new, new_texts = measure(best_policy, temperature)
             for name, value in new.items():
                 print(f"{f'{name}, {how}':<24}{old[name]:>12.3f}{value:>12.3f}")
-        for pair, *texts in list(zip(questions, old_texts, new_texts))[:12]:
-            print(f"    {pair['question'][:70]} -> {texts[0][:40]!r} -> {texts[1][:40]!r}")
+        for example, old_text, new_text in list(zip(questions, old_texts, new_texts))[:12]:
+            print(f"    {example['question'][:70]} -> {old_text[:40]!r} -> {new_text[:40]!r}")
         print(f"next:  python sample.py out_dir={out_dir}")
     log.close()
-    stop_at_once()  # not before: a second Ctrl-C must not interrupt what the first one saves
+    stop_at_once()
