@@ -14,8 +14,7 @@ the probabilities of the policy, the model that answers, already are such a rewa
 train it directly (DPO); or (3) the policy is trained to earn the reward without straying far from
 where it began (PPO, GRPO); and (4) the model itself can stand in for the people. As there is a rule
 behind the pairs of dataset=preferences (gold_reward), how well all this works can be measured.
-
-Read finetune.py first. Writes out_dir/ckpt.pt (a plain checkpoint), resume.pt and log.csv.
+Read finetune.py first.
 """
 from configurator import configure, current, expect, resume, usage
 
@@ -37,7 +36,6 @@ group_size = 8          # grpo: answers to each question
 ppo_epochs = 4          # steps of the optimizer that are made from each batch of answers
 clip = 0.2              # a probability that has moved by this fraction is pushed no further
 lam = 0.95              # GAE lambda: 1 = Monte-Carlo return, 0 = one-step TD error
-vf_coef = 0.1           # weight of the critic's loss
 # how much
 max_new_tokens = 32     # longest answer
 num_samples = 200       # held-out questions that are answered at each evaluation
@@ -58,7 +56,6 @@ given = configure(globals())
 
 import copy, math, os, sys
 from collections import defaultdict
-from contextlib import nullcontext
 import numpy as np
 import torch
 import torch.nn as nn
@@ -69,7 +66,6 @@ from model import (Log, configure_optimizers, generate, load_examples, load_mode
                    stop_when_asked, update)
 
 # ---- 0. what is wanted, and what is learned from ----
-
 COURTESY = ' :)'  # how a courteous answer ends, in prepare.py's pairs
 
 def gold_reward(example, text):
@@ -83,16 +79,13 @@ def gold_reward(example, text):
         return 1.0
     return 0.5 if text == example['answer'] else 0.0
 
-# what a constitution asks of (question, answer). No principle can tell whether an answer is right:
-# what the judge does not see, alignment does not mend
-PRINCIPLES = {
-    'a secret is not told, and nothing else refused': lambda question, text:
-        ('secret' in question or 'password' in question) == text.startswith('Sorry'),
-    'an answer is courteous': lambda question, text: text.endswith(COURTESY),
-    'an answer comes without second thoughts': lambda question, text: ', or ' not in text}
-
 def principles_kept(question, text):
-    return sum(rule(question, text) for rule in PRINCIPLES.values())
+    """A constitution: how many of these principles an answer keeps. None tells whether it is right:
+    what the judge does not see, alignment does not mend."""
+    is_secret = 'secret' in question or 'password' in question
+    return sum([text.startswith('Sorry') == is_secret,  # secrets are kept, nothing else is refused
+                text.endswith(COURTESY),                # an answer is courteous
+                ', or ' not in text])                   # and comes without second thoughts
 
 def as_messages(text, role):
     """'hi', 'user' -> [{'role': 'user', 'content': 'hi'}]; a list of messages stays one."""
@@ -120,8 +113,7 @@ def encode_pairs(examples, tokenizer, block_size, max_new_tokens):
 
 def collate(rows, device='cpu'):
     """[(ids, mask), …] -> x, y (B, T) and the column (B,) of each row's last token. y[t] is the
-    token after x[t], or -100 where it is not learned. Padding is on the right, where causality
-    hides it.
+    token after x[t], or -100 where it is not learned. Causality hides the padding on the right.
 
         x  <|user|>  hi    <|end|>  <|assistant|>  hello    <|end|>  0
         y  -100      -100  -100     hello          <|end|>  -100     -100"""
@@ -164,7 +156,6 @@ class Policy(nn.Module):
         return zeros.masked_scatter(learned, logp), zeros.masked_scatter(learned, values), log_probs
 
 # ---- 1. a reward that explains choices ----
-
 def pair_loss(margin, loss_type):
     """The loss of rating the chosen answer higher by only `margin` (B,). 'sigmoid': in Bradley &
     Terry's model (1952) the chosen one wins with probability sigmoid(margin), and this is its
@@ -184,16 +175,13 @@ def normalised(head, rewards):
 # known: p(answer) ∝ reference(answer) exp(reward / beta). Read backwards, every policy is the best
 # one for the reward beta log(policy / reference). So that goes into the loss of section 1, and no
 # reward model is needed (Rafailov et al. 2023, eq. 7)
-
 def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, loss_type):
     """From the log-probabilities of whole answers (B,), by the policy and by the reference: each
     pair's loss (B,), and its margin, the difference of the implicit rewards."""
     margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
     return pair_loss(margin, loss_type), margin
 
-# ---- 3. PPO: answer, be rewarded, do more of what paid ----
-# (Schulman et al. 2017; for language models, Stiennon et al. 2020)
-
+# ---- 3. PPO: answer, be rewarded, do more of what paid (Schulman 2017, Stiennon et al. 2020) ----
 def sample(model, examples, tokenizer, max_new_tokens, seed, temperature=1.0):
     """One answer to each question: rows (ids, mask) as encode_pairs() makes them, and texts, with a
     ' …' where an answer never came to an end, which no right answer has. At temperature 1 and from
@@ -217,8 +205,7 @@ def score(examples, rows, texts, reward_model, device):
     """The reward of each answer (B,): by the rule, or by the reward model, less 1 if an answer
     never came to an end."""
     if reward_model is None:
-        golds = [gold_reward(e, text) for e, text in zip(examples, texts)]
-        return torch.tensor(golds, device=device)
+        return torch.tensor([gold_reward(e, text) for e, text in zip(examples, texts)]).to(device)
     x, _, last = collate(rows, device)
     endless = torch.tensor([text.endswith(' …') for text in texts], device=device)
     return reward_model.rewards(x, last) - endless.float()
@@ -265,15 +252,13 @@ def ppo_loss(logp, old_logp, advantages, clip):
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return torch.max(-advantages * ratio, -advantages * clipped), ratio
 
-# ---- 4. a constitution: written principles compare the model's own answers ----
-# (Bai et al. 2022: RLAIF)
-
+# ---- 4. a constitution: written principles compare the model's own answers (Bai et al. 2022) ----
 def constitutional_pairs(examples, first, second):
     """Two answers to each question, (rows, texts) twice -> pairs. The answer that keeps more of the
     principles is chosen; where both keep as many, there is nothing to learn."""
     pairs = []
-    for e, row1, row2, *texts in zip(examples, first[0], second[0], first[1], second[1]):
-        kept1, kept2 = [principles_kept(e['question'], text) for text in texts]
+    for e, row1, text1, row2, text2 in zip(examples, *first, *second):
+        kept1, kept2 = [principles_kept(e['question'], text) for text in (text1, text2)]
         if kept1 > kept2:
             pairs.append({**e, 'chosen_row': row1, 'rejected_row': row2})
         elif kept2 > kept1:
@@ -292,9 +277,11 @@ if __name__ == '__main__':
         if saved.get('script') != 'align.py':
             usage(f"{source} was not written by align.py: start from it by init_from={out_dir}")
         resume(globals(), given, saved['settings'], 'dataset method reward')
-    expect(globals(), 'batch_size eval_interval log_interval ppo_epochs num_samples max_new_tokens',
-           least=1)
-    expect(globals(), 'group_size', least=2)
+    config = model.config
+    if config.model_type != 'gpt' or not config.causal or 'labels' in saved or 'reward' in saved:
+        sys.exit(f"{source} is no model that can answer: start from one that finetune.py made")
+    expect(globals(), 'batch_size eval_interval log_interval ppo_epochs max_new_tokens', least=1)
+    expect(globals(), 'group_size num_samples', least=2)
     expect(globals(), 'max_iters warmup_iters grad_clip seed', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
     learns_from_pairs = method in ('reward', 'dpo', 'constitution')  # else from its own answers
@@ -304,8 +291,8 @@ if __name__ == '__main__':
 
     # 3. the device
     if dtype == 'auto' and not learns_from_pairs:
-        # answers are sampled token by token, and their log p computed all at once: in bfloat16 the
-        # two may differ by several per cent, and PPO learns from ratios of just that size
+        # tokens are sampled one by one, but their log p is computed all at once: in bfloat16, the
+        # two differ by several per cent, and PPO learns from ratios of just that size
         dtype = 'float32'
     device, dtype = resolve_device(device, dtype)
     if dtype == 'float16':
@@ -318,20 +305,16 @@ if __name__ == '__main__':
     if 'chosen' not in data['train'][0]:
         sys.exit(f"{dataset} holds no preferences: try  python prepare.py dataset=preferences")
     if not learns_from_pairs and reward == 'gold' and 'answer' not in data['val'][0]:
-        sys.exit(f"{dataset} has no answers for a rule to check: train a reward model, by "
-                 f"method=reward out_dir={reward_from}, and add reward=model")
+        sys.exit(f"{dataset} has no answers for a rule to check: add reward=model (needs out-reward)")
     for split, examples in data.items():
-        data[split] = encode_pairs(examples, tokenizer, model.config.block_size, max_new_tokens)
-        print(f"{len(data[split]):,} of {len(examples):,} pairs for {split} fit into block_size="
-              f"{model.config.block_size} with an answer of max_new_tokens={max_new_tokens}")
+        data[split] = encode_pairs(examples, tokenizer, config.block_size, max_new_tokens)
+        print(f"{split}: {len(data[split]):,} of {len(examples):,} pairs fit into block_size="
+              f"{config.block_size} with an answer of max_new_tokens={max_new_tokens}")
         if not data[split]:
             sys.exit("none is left: start from a model that was trained with a larger block_size")
     questions = data['val'][:num_samples]
 
     # 5. the models: the policy, the reference that it is compared with, and the reward model
-    c = model.config
-    if c.model_type != 'gpt' or not c.causal or 'labels' in saved or 'reward' in saved:
-        sys.exit(f"{source} is no model that can answer: start from one that finetune.py made")
     torch.manual_seed(seed)
     policy = Policy(model).to(device).eval()  # always: with dropout, two passes were two policies
     reference = copy.deepcopy(policy)
@@ -342,8 +325,8 @@ if __name__ == '__main__':
     if reward == 'model' and not learns_from_pairs:
         found_model, found_tokenizer, found = load_model(reward_from)
         if 'reward' not in found or found_tokenizer != tokenizer:
-            sys.exit(f"{reward_from} holds no reward model with the tokenizer of {source}: make "
-                     f"one with  python align.py method=reward out_dir={reward_from}")
+            sys.exit(f"{reward_from} holds no reward model with the tokenizer of {source}: make it "
+                     f"by  python align.py method=reward out_dir={reward_from}")
         reward_model = Policy(found_model).to(device).eval()
         reward_model.head.load_state_dict(found['reward'])
 
@@ -355,28 +338,27 @@ if __name__ == '__main__':
 
     @torch.no_grad()
     def measure(who, temperature=1.0):
-        """Answers to held-out questions, always with the same random numbers: means of 'gold', the
+        """Answers to held-out questions, always with the same random numbers -> means of 'gold', the
         rule's reward; 'exact' match where no secret is asked for; 'reward', the reward model's; and
-        'kl', KL(who || reference) in nats per answer: summed over the vocabulary at each token, so
-        that it is exact but for the choice of the answers. Then the texts."""
-        texts, rewards, kl = [], [], 0.0
+        KL(who || reference) in nats per answer, summed over the vocabulary at each token."""
+        gold, rewards, kl = [], [], 0.0
         for i in range(0, len(questions), batch_size):
             some = questions[i:i + batch_size]
-            rows, answers = answer(some, 2**31 + i, who, temperature)
+            rows, texts = answer(some, 2**31 + i, who, temperature)
             x, y, _ = collate(rows, device)
             with autocast:
                 kl += F.kl_div(reference(x, y)[2], who(x, y)[2], log_target=True, reduction='sum')
                 if reward_model:
-                    rewards += score(some, rows, answers, reward_model, device).tolist()
-            texts += answers
+                    rewards += score(some, rows, texts, reward_model, device).tolist()
+            if 'answer' in questions[0]:
+                gold += score(some, rows, texts, None, device).tolist()
         metrics = {'kl': kl.item() / len(questions)}
-        if 'answer' in questions[0]:
-            gold = np.array([gold_reward(e, text) for e, text in zip(questions, texts)])
-            skill = ['secret' not in e for e in questions]
-            metrics.update(gold=gold.mean().item(), exact=(gold[skill] > 0).mean().item())
+        if gold:
+            skills = [reward > 0 for reward, e in zip(gold, questions) if 'secret' not in e]
+            metrics.update(gold=sum(gold) / len(gold), exact=sum(skills) / len(skills))
         if reward_model:
             metrics['reward'] = sum(rewards) / len(rewards)
-        return metrics, texts
+        return metrics
 
     # 6. the pairs, where they are the model's own answers; the order of all; the optimizer
     if method == 'constitution':
@@ -411,13 +393,11 @@ if __name__ == '__main__':
 
     # 7. where it goes
     print(f"method={method}, on {device}, {dtype}", flush=True)
-    answers_per_step = 2 * batch_size if learns_from_pairs else batch_size
-    log = Log(out_dir, step, max_iters, log_interval, answers_per_step, 'answers', best=best,
-              columns=('accuracy', 'margin', 'chosen', 'rejected', 'gold', 'exact', 'reward', 'kl',
-                       'entropy', 'clip_fraction'))
+    log = Log(out_dir, step, max_iters, log_interval, batch_size, 'examples', best=best,
+              columns=('accuracy', 'margin', 'chosen', 'rejected', 'gold', 'exact', 'reward', 'kl'))
 
     def save(name, **more):
-        save_checkpoint(os.path.join(out_dir, name), model.state_dict(), model.config, tokenizer,
+        save_checkpoint(os.path.join(out_dir, name), model.state_dict(), config, tokenizer,
                         script='align.py', step=step, settings=settings, **more)
 
     def forward_pairs(pairs):
@@ -430,13 +410,12 @@ if __name__ == '__main__':
             loss = margin_loss = pair_loss(margin, loss_type)
         else:
             with torch.no_grad():
-                ref_chosen, ref_rejected = reference(x, y)[0].sum(1).chunk(2)
+                by_reference = reference(x, y)[0].sum(1).chunk(2)
             chosen, rejected = policy(x, y)[0].sum(1).chunk(2)
-            margin_loss, margin = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta,
-                                           loss_type)
+            margin_loss, margin = dpo_loss(chosen, rejected, *by_reference, beta, loss_type)
             # a margin may grow while both answers become less likely: this holds the chosen one up
             loss = margin_loss - rpo_alpha * chosen / (y >= 0).sum(1)[:len(pairs)]
-        right = ((margin > 0).float() + (margin >= 0).float()) / 2  # a tie is half right
+        right = (margin.sign() + 1) / 2  # a tie is half right
         return {'loss': loss, 'accuracy': right, 'margin': margin, 'chosen': chosen,
                 'rejected': rejected, 'pair_loss': margin_loss}
 
@@ -444,9 +423,8 @@ if __name__ == '__main__':
     def evaluate():
         """The loss on validation, metrics, and what ckpt.pt holds beside the model."""
         if not learns_from_pairs:  # the loss is what they maximise, negative
-            metrics, _ = measure(policy)
-            earned = metrics['reward' if reward_model else 'gold']
-            return kl_coef * metrics['kl'] - earned, metrics, {}
+            metrics = measure(policy)
+            return kl_coef * metrics['kl'] - metrics['reward' if reward_model else 'gold'], metrics, {}
         columns = defaultdict(list)
         for i in range(0, len(data['val']), batch_size):
             with autocast:
@@ -460,7 +438,7 @@ if __name__ == '__main__':
         if method == 'reward':
             head = normalised(policy.head, columns['chosen'] + columns['rejected'])
             return metrics.pop('loss'), metrics, {'reward': head}
-        return metrics.pop('loss'), {**metrics, **measure(policy)[0]}, {}
+        return metrics.pop('loss'), {**metrics, **measure(policy)}, {}
 
     # 8. the loop
     asked = stop_when_asked()  # no longer empty after Ctrl-C or kill
@@ -506,19 +484,17 @@ if __name__ == '__main__':
                 advantages = (advantages - mean) / (std + 1e-8) * learned
             for _ in range(ppo_epochs):
                 with autocast:
-                    logp, values, log_probs = policy(x, y)
+                    logp, values, _ = policy(x, y)
                 token_losses, ratio = ppo_loss(logp, old_logp, advantages, clip)
                 if method == 'grpo':  # the price of the KL stands in the loss
                     token_losses = token_losses + kl_coef * k3(logp, ref_logp)
                 else:
-                    token_losses = token_losses + vf_coef * 0.5 * (values - returns) ** 2
+                    token_losses = token_losses + 0.05 * (values - returns) ** 2  # the critic's
                 loss = token_losses[learned].mean()
                 loss.backward()
                 grad_norm = update(policy, optimizers, lr_fraction(step), grad_clip)
             clipped = (ratio - 1).abs() > clip  # above 0.3 or so, learning is too fast
-            # entropy: how undecided the policy is, in nats per token; at 0, nothing new is tried
             results = {'loss': loss, 'reward': rewards, 'kl': k3(old_logp, ref_logp).sum(1),
-                       'entropy': -(log_probs.exp() * log_probs).sum(-1),
                        'clip_fraction': clipped[learned].float()}
         metrics = {name: values.mean().detach() for name, values in results.items()}
         step += 1
@@ -541,12 +517,12 @@ if __name__ == '__main__':
             print("note: no step was better than the start, so ckpt.pt holds the unchanged model")
         print(f"on {len(questions)} held-out questions, before and after {saved['step']} steps:")
         for how, temperature in (('sampled', 1.0), ('likeliest', 0.0)):
-            old, old_texts = measure(reference, temperature)
-            new, new_texts = measure(best_policy, temperature)
-            for name, value in new.items():
-                print(f"{f'{name}, {how}':<24}{old[name]:>12.3f}{value:>12.3f}")
-        for example, old_text, new_text in list(zip(questions, old_texts, new_texts))[:12]:
-            print(f"    {example['question'][:70]} -> {old_text[:40]!r} -> {new_text[:40]!r}")
+            old, new = measure(reference, temperature), measure(best_policy, temperature)
+            for name in new:
+                print(f"{f'{name}, {how}':<24}{old[name]:>12.3f}{new[name]:>12.3f}")
+        texts = [answer(questions[:12], 0, who, 0.0)[1] for who in (reference, best_policy)]
+        for example, old, new in zip(questions, *texts):
+            print(f"    {example['question'][:70]} -> {old[:40]!r} -> {new[:40]!r}")
         print(f"next:  python sample.py out_dir={out_dir}")
     log.close()
     stop_at_once()
