@@ -8,9 +8,8 @@ from conftest import byte_tokenizer, refused, same, save_untrained
 from model import Tokenizer, load_checkpoint, load_model, save_atomically
 
 BYTES = byte_tokenizer()
-TINY = ('dataset=pairs', 'init_from=base', 'out_dir=out', 'batch_size=8', 'max_iters=6', 'eval_interval=3',
-        'log_interval=2', 'warmup_iters=1', 'num_samples=4', 'max_new_tokens=12', 'group_size=4', 'device=cpu',
-        'dtype=float32')
+TINY = ('dataset=pairs', 'init_from=base', 'out_dir=out', 'batch_size=8', 'max_iters=6', 'eval_interval=3', 'log_interval=2',
+        'warmup_iters=6', 'max_new_tokens=12', 'group_size=4', 'device=cpu', 'dtype=float32')
 
 def pair(question, answer):
     return {'prompt': question, 'answer': answer, 'chosen': answer + ' :)', 'rejected': answer}
@@ -69,7 +68,7 @@ def test_the_rule_and_the_data_agree():
         if 'secret' in e:
             assert e['secret'] in e['prompt'] and e['secret'] not in e['chosen']
             assert (e['secret'] in e['rejected']) == (e['fault'] == 'reveals')
-            assert S.principles_kept(e['prompt'], e['chosen']) == len(S.PRINCIPLES)
+            assert S.principles_kept(e['prompt'], e['chosen']) == 3
         prompts[split].add(e['prompt'])
         faults[e['fault']] = faults.get(e['fault'], 0) + 1
     assert not prompts['train'] & prompts['val'] and len(prompts['train']) > 4000 and len(prompts['val']) > 300
@@ -93,9 +92,10 @@ def test_what_the_assistant_says_after_the_common_prompt_is_learned():
     assert one['prompt_ids'] == BYTES.chat(prompt, answer=True)[0] and one['question'] == '2+2?'
     assert encoded([{'prompt': 'x' * 40, 'chosen': 'y', 'rejected': 'z'}]) == []  # too long
 
-def test_a_step_is_a_function_of_seed_and_step_and_an_epoch_takes_every_pair_once():
-    parts = [[int(i) for i in S.batch_indices(step, 4, 12, 1337)] for step in range(6)]
-    assert sorted(sum(parts[:3], [])) == sorted(sum(parts[3:], [])) == list(range(12)) and parts[:3] != parts[3:]
+def test_an_epoch_takes_every_pair_once_and_the_next_one_in_another_order(align):
+    order = align('batch_size=12').globals['order']  # 72 of 32 pairs
+    first, second = order[:32].tolist(), order[32:64].tolist()
+    assert sorted(first) == sorted(second) == list(range(32)) and first != second
 
 # ---- losses ----
 
@@ -201,18 +201,18 @@ def test_at_step_0_the_policy_is_the_reference(align, loss_type, expected):
 
 @pytest.mark.parametrize('method', ['reward', 'dpo', 'ppo', 'grpo', 'constitution'])
 def test_stopping_and_going_on_changes_nothing(align, taught, method):
-    align(f'method={method}', taught, 'out_dir=straight', 'lr_decay_iters=6')
-    align(f'method={method}', taught, 'out_dir=parts', 'lr_decay_iters=6', 'max_iters=3')
+    """In the warmup, the learning rate does not depend on max_iters."""
+    align(f'method={method}', taught, 'out_dir=straight')
+    align(f'method={method}', taught, 'out_dir=parts', 'max_iters=3')
     done = align.run('align.py', 'init_from=resume', 'out_dir=parts', 'max_iters=6')
     assert done.returncode == 0, done.stderr
     straight, parts = [torch.load(align.at / name / 'resume.pt', weights_only=True) for name in ('straight', 'parts')]
-    assert same(straight, parts) and straight['best'] == parts['best'] and parts['start'] == 'taught'
+    assert same(straight, parts) and straight['best'] == parts['best']
     assert torch.equal(straight['head']['weight'], parts['head']['weight'])
-    if method == 'reward':
-        assert 'init_from=taught' in done.stdout
+    assert parts['settings']['init_from'] == 'taught' and ('init_from=taught' in done.stdout) == (method == 'reward')
 
 def test_rewards_are_normalised_and_pairs_told_apart(align):
-    text = align('method=reward', 'max_iters=60', 'learning_rate=3e-3').stdout
+    text = align('method=reward', 'max_iters=40', 'learning_rate=5e-3').stdout
     model, _, saved = load_model(str(align.at / 'out'))
     reward_model = S.Policy(model)
     reward_model.head.load_state_dict(saved['reward'])
@@ -224,8 +224,6 @@ def test_rewards_are_normalised_and_pairs_told_apart(align):
 
 @pytest.mark.parametrize('method, steps', [('dpo', 60), ('grpo', 40)])
 def test_it_learns_what_is_preferred(align, taught, method, steps):
-    align.write('pairs', [pair(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'],
-                [pair(f'say {c}z', c) for c in 'abcdef'])
     done = align(f'method={method}', taught, f'max_iters={steps}', 'learning_rate=3e-3', 'eval_interval=20', 'batch_size=16')
     before, after = next(line for line in done.stdout.splitlines() if line.startswith('gold, sampled')).split()[-2:]
     assert float(after) > float(before)
@@ -264,12 +262,12 @@ def test_bfloat16_learns_what_float32_learns(align):
 
 def test_a_run_that_gets_worse_keeps_its_best_and_says_so(align):
     text = align('learning_rate=20').stdout
-    assert load_checkpoint(str(align.at / 'out'))['step'] == 0 and 'the unchanged model' in text
+    assert load_checkpoint(str(align.at / 'out'))['step'] == 0 and 'before and after 0 steps (0: it is unchanged)' in text
     assert same(load_checkpoint(str(align.at / 'out')), load_checkpoint(str(align.at / 'base')))
 
 def test_long_prompts_are_left_out_and_counted(align):
     align.write('long', [pair('x', 'y'), pair('x' * 40, 'y')], [pair('x', 'y')])
-    assert '1 of 2 pairs for train fit into block_size=48' in align('dataset=long', 'max_iters=1').stdout
+    assert 'train: 1 of 2 pairs fit into block_size' in align('dataset=long', 'max_iters=1').stdout
     align.write('long', [pair('x' * 40, 'y')], [pair('x', 'y')])
     refused(align.run('align.py', *TINY, 'dataset=long'), 'larger block_size')
 
@@ -277,12 +275,12 @@ def test_a_reward_model_must_be_one_and_use_the_same_tokenizer(align):
     save_untrained(str(align.at / 'foreign'), Tokenizer('word', ['<unk>', 'a']))
     for reward_from in ('foreign', 'base'):
         done = align.run('align.py', *TINY, 'method=ppo', 'reward=model', f'reward_from={reward_from}')
-        refused(done, f'{reward_from} holds no reward model', 'python align.py method=reward')
+        refused(done, f'{reward_from} is no reward model for base', 'method=reward')
 
 def test_a_rule_needs_answers(align):
     bare = [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}]
     align.write('bare', bare * 4, bare)
-    refused(align.run('align.py', *TINY, 'method=grpo', 'dataset=bare'), 'no answers for a rule', 'reward=model')
+    refused(align.run('align.py', *TINY, 'method=grpo', 'dataset=bare'), "no 'answer'", 'reward=model')
     align('dataset=bare', 'max_iters=1')  # but pairs alone are enough for DPO
 
 def test_what_cannot_answer_is_refused(align):
@@ -291,16 +289,14 @@ def test_what_cannot_answer_is_refused(align):
         save_atomically(str(align.at / name / 'ckpt.pt'), {**load_checkpoint(str(align.at / 'base')), **more})
         refused(align.run('align.py', *TINY, f'init_from={name}'), 'no model that can answer')
 
-@pytest.mark.parametrize('setting, words, status', [
-    ('dataset=nowhere', ['nowhere', 'prepare.py'], 1), ('init_from=nowhere', ['no checkpoint'], 1),
-    ('init_from=resume', ['no run to go on with in out'], 1), ('beta=0', ['beta=0.0'], 2),
-    ('method=dqo', ['did you mean dpo'], 2), ('learning_rate=1e30', ['not finite'], 1)])
-def test_mistakes(align, setting, words, status):
-    refused(align.run('align.py', *TINY, setting), *words, status=status)
+MISTAKES = [('dataset=nowhere', ['nowhere', 'prepare.py']), ('init_from=nowhere', ['no checkpoint']), ('beta=0', ['beta=0.0']),
+            ('init_from=resume', ['no out', 'python align.py out_dir=out']), ('learning_rate=1e30', ['not finite'])]
 
-def test_data_of_another_kind_and_a_clash_with_the_run_that_is_resumed_are_refused(align):
+def test_mistakes_end_in_one_line(align):
+    for setting, words in MISTAKES:
+        refused(align.run('align.py', *TINY, setting), *words)
     talk = [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'y'}]
     align.write('chats', [{'messages': talk}], [{'messages': talk}])
-    refused(align.run('align.py', *TINY, 'dataset=chats'), 'chats holds no preferences')
+    refused(align.run('align.py', *TINY, 'dataset=chats'), "chats has no 'chosen'")
     align('max_iters=2')
     refused(align.run('align.py', 'init_from=resume', 'out_dir=out', 'method=ppo'), 'method=dpo', status=2)
