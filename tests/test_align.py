@@ -61,18 +61,15 @@ def test_the_rule_by_hand():
 def test_the_rule_and_the_data_agree():
     """The chosen answer of every pair that prepare.py makes earns 1, the rejected one less; no question is in both splits."""
     assert S.COURTESY == P.COURTESY
-    prompts, faults = {'train': set(), 'val': set()}, {}
+    prompts = {'train': set(), 'val': set()}
     for split, e in P.preference_examples():
         assert S.gold_reward(e, e['chosen']) == 1, e
         assert S.gold_reward(e, e['rejected']) == (0.5 if e['fault'] == 'curt' else 0), e
         if 'secret' in e:
-            assert e['secret'] in e['prompt'] and e['secret'] not in e['chosen']
-            assert (e['secret'] in e['rejected']) == (e['fault'] == 'reveals')
+            assert (e['secret'] in e['rejected']) == (e['fault'] == 'reveals') and e['secret'] not in e['chosen']
             assert S.principles_kept(e['prompt'], e['chosen']) == 3
         prompts[split].add(e['prompt'])
-        faults[e['fault']] = faults.get(e['fault'], 0) + 1
     assert not prompts['train'] & prompts['val'] and len(prompts['train']) > 4000 and len(prompts['val']) > 300
-    assert set(faults) == {'curt', 'wrong', 'rambling', 'refuses', 'reveals'} and min(faults.values()) > 250
 
 def test_rows_by_hand():
     x, y, last = S.collate([([5, 6, 7, 8, 9], [0, 0, 0, 1, 1]), ([5, 9], [0, 1])])
@@ -99,13 +96,11 @@ def test_an_epoch_takes_every_pair_once_and_the_next_one_in_another_order(align)
 
 # ---- losses ----
 
-def test_bradley_terry_by_hand():
+def test_the_losses_of_a_pair():
     """Elo's 400 points in natural units: a margin of ln 10 wins 10 of 11 times, and so costs ln 1.1."""
     assert S.pair_loss(torch.tensor(math.log(10)), 'sigmoid').item() == pytest.approx(math.log(1.1), rel=1e-5)
     assert S.pair_loss(torch.tensor([0.0, 0.25, 1, 5]), 'hinge').tolist() == [1, 0.75, 0, 0]
-
-def test_the_losses_of_a_pair():
-    """Stored from trl 1.16.0, whose own lines gave these, and gradients equal to the last bit in float64, for random cases."""
+    # from trl 1.16.0, whose own lines gave these, and gradients equal to the last bit in float64, for random cases
     logp = torch.tensor([[-4., -6], [-3, -9], [-5, -5], [-2.5, -7]])
     for loss_type, expected in (('sigmoid', [0.620957, 0.644397]), ('hinge', [0.85, 0.9])):
         found, margin = S.dpo_loss(*logp, 0.1, loss_type)
@@ -146,8 +141,6 @@ def test_gae_by_hand():
     assert returns.tolist() == [[0, 1, 1, 1], [0, 0.5, 1, 0]]
     advantages, _ = S.gae(rewards, values, learned, 0.0)
     assert advantages.tolist() == [[0, -0.25, 0.25, 0.5], [0, -0.25, 0.5, 0]]  # one step ahead
-    advantages, _ = S.gae(rewards, values, learned, 0.5)
-    assert advantages.tolist() == [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0]]  # 0.25 + 0.5 * 0.5; -0.25 + 0.5 * 0.5
 
 def test_ppo_loss_by_hand():
     """Ratios 1.5 and 0.5, an advantage of +1 and -1 each, clipped at 1 ± 0.2."""
@@ -249,15 +242,6 @@ def test_shapes_are_few(align):
         assert logp.shape == y.shape and torch.allclose(log_probs, plain[y >= 0], atol=1e-5)
     assert shapes == {(2, 32, 32), (128, 32)}
 
-def test_bfloat16_learns_what_float32_learns(align):
-    def loss(folder):
-        policy = S.Policy(load_model(str(align.at / folder))[0])
-        x, y, _ = S.collate([p['chosen_row'] for p in encoded([pair('say xy', c) for c in 'abcdefgh'])])
-        return (-policy(x, y)[0].sum() / (y >= 0).sum()).item()
-    for dtype in ('float32', 'bfloat16'):
-        align(f'dtype={dtype}', f'out_dir={dtype}', 'max_iters=40', 'learning_rate=0.01', 'eval_interval=20')
-    assert loss('float32') < 0.5 * loss('base') and loss('bfloat16') == pytest.approx(loss('float32'), rel=0.1)
-
 # ---- mistakes ----
 
 def test_a_run_that_gets_worse_keeps_its_best_and_says_so(align):
@@ -265,38 +249,25 @@ def test_a_run_that_gets_worse_keeps_its_best_and_says_so(align):
     assert load_checkpoint(str(align.at / 'out'))['step'] == 0 and 'before and after 0 steps (0: it is unchanged)' in text
     assert same(load_checkpoint(str(align.at / 'out')), load_checkpoint(str(align.at / 'base')))
 
-def test_long_prompts_are_left_out_and_counted(align):
+def test_long_pairs_are_left_out_and_counted(align):
     align.write('long', [pair('x', 'y'), pair('x' * 40, 'y')], [pair('x', 'y')])
     assert 'train: 1 of 2 pairs fit into block_size' in align('dataset=long', 'max_iters=1').stdout
-    align.write('long', [pair('x' * 40, 'y')], [pair('x', 'y')])
-    refused(align.run('align.py', *TINY, 'dataset=long'), 'larger block_size')
 
-def test_a_reward_model_must_be_one_and_use_the_same_tokenizer(align):
-    save_untrained(str(align.at / 'foreign'), Tokenizer('word', ['<unk>', 'a']))
-    for reward_from in ('foreign', 'base'):
-        done = align.run('align.py', *TINY, 'method=ppo', 'reward=model', f'reward_from={reward_from}')
-        refused(done, f'{reward_from} is no reward model for base', 'method=reward')
-
-def test_a_rule_needs_answers(align):
-    bare = [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}]
-    align.write('bare', bare * 4, bare)
-    refused(align.run('align.py', *TINY, 'method=grpo', 'dataset=bare'), "no 'answer'", 'reward=model')
-    align('dataset=bare', 'max_iters=1')  # but pairs alone are enough for DPO
-
-def test_what_cannot_answer_is_refused(align):
-    for name, more in (('labels', {'labels': ['a', 'b']}), ('reward', {'reward': {}})):
-        os.makedirs(align.at / name)
-        save_atomically(str(align.at / name / 'ckpt.pt'), {**load_checkpoint(str(align.at / 'base')), **more})
-        refused(align.run('align.py', *TINY, f'init_from={name}'), 'no model that can answer')
-
-MISTAKES = [('dataset=nowhere', ['nowhere', 'prepare.py']), ('init_from=nowhere', ['no checkpoint']), ('beta=0', ['beta=0.0']),
-            ('init_from=resume', ['no out', 'python align.py out_dir=out']), ('learning_rate=1e30', ['not finite'])]
+MISTAKES = [
+    ('dataset=nowhere', ['nowhere', 'prepare.py']), ('init_from=nowhere', ['no checkpoint']), ('beta=0', ['beta=0.0']),
+    ('init_from=resume', ['no out', 'python align.py out_dir=out']), ('learning_rate=1e30', ['not finite']),
+    ('method=ppo reward=model reward_from=base', ['base is no reward model']), ('dataset=chats', ["chats has no 'chosen'"]),
+    ('method=ppo reward=model reward_from=words', ['words is no reward model']), ('dataset=long', ['larger block_size']),
+    ('method=grpo dataset=bare', ["no 'answer'", 'reward=model']), ('init_from=labels', ['labels is no model that can answer'])]
 
 def test_mistakes_end_in_one_line(align):
-    for setting, words in MISTAKES:
-        refused(align.run('align.py', *TINY, setting), *words)
-    talk = [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'y'}]
-    align.write('chats', [{'messages': talk}], [{'messages': talk}])
-    refused(align.run('align.py', *TINY, 'dataset=chats'), "chats has no 'chosen'")
-    align('max_iters=2')
+    save_untrained(str(align.at / 'words'), Tokenizer('word', ['<unk>', 'a']))
+    os.makedirs(align.at / 'labels')
+    save_atomically(str(align.at / 'labels/ckpt.pt'), {**load_checkpoint(str(align.at / 'base')), 'labels': ['a', 'b']})
+    for name, example in (('chats', {'messages': []}), ('bare', {'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}),
+                          ('long', pair('x' * 40, 'y'))):
+        align.write(name, [example], [example])
+    for settings, words in MISTAKES:
+        refused(align.run('align.py', *TINY, *settings.split()), *words)
+    align('max_iters=2', 'dataset=bare')  # pairs alone are enough for DPO
     refused(align.run('align.py', 'init_from=resume', 'out_dir=out', 'method=ppo'), 'method=dpo', status=2)

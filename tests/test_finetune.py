@@ -108,17 +108,13 @@ def test_an_epoch_reads_every_row_once_and_the_next_one_in_another_order(go):
     assert sorted(first) == sorted(second) == list(range(32)) and first != second
 
 def test_the_number_of_targets_is_a_multiple_of_64_and_the_rest_do_not_count():
-    """In bfloat16 on a CPU, oneDNN keeps memory for every shape that it meets."""
-    model = noisy_model()
     rows = S.pack([S.chat_targets(BYTES, chat('hi', 'x' * n)['messages']) for n in (3, 20, 40)], 48).long()
-    h, targets = S.hidden_at_targets(model, rows)
-    assert len(h) == len(targets) == 128 and (targets >= 0).sum() == 4 + 21 + 41  # <|end|> is a target, too
-    assert (targets[:66] >= 0).all()
-    one, padded = (S.distillation_loss(model.logits(h[:n]), model.logits(h[:n]).flip(-1), targets[:n]) for n in (66, 128))
-    assert one.item() == pytest.approx(padded.item(), rel=1e-5)
+    h, targets = S.hidden_at_targets(noisy_model(), rows)
+    assert len(h) == 128 and targets.tolist().count(-100) == 128 - (4 + 21 + 41)  # <|end|> is a target, too
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='memory is read from /proc')
 def test_memory_stays_flat_in_bfloat16():
+    """On a CPU, oneDNN keeps memory for every shape that it meets."""
     model, rows, memory = noisy_model(), torch.zeros(12, 4, 48, dtype=torch.long), []
     for step in range(80):
         rows[:, 1] = torch.where(torch.rand(12, 48) < torch.rand(1), 5, -100)  # each step has another number of targets
@@ -141,9 +137,8 @@ def test_lora_by_hand():
     assert layer(x).tolist() == [32, 26]  # A x = [-3, 4], B A x = [5, -4], and [17, 38] + 6/2 [5, -4]
 
 def test_merged_lora_computes_what_unmerged_does():
-    model = noisy_model(bias=True, mlp='gelu')
-    names, idx = set(model.state_dict()), torch.randint(256, (2, 40))
-    plain = model(idx)
+    model, idx = noisy_model(bias=True, mlp='gelu'), torch.randint(256, (2, 40))
+    plain, names = model(idx), set(model.state_dict())
     S.apply_method(model, 'lora', lora_r=4, lora_alpha=5.0)
     assert torch.equal(model(idx), plain)  # at step 0 nothing has changed
     for name, p in model.named_parameters():
@@ -156,8 +151,6 @@ def test_merged_lora_computes_what_unmerged_does():
     assert (model(idx) - plain).abs().max() > 0.01 and (model(idx) - other(idx)).abs().max() < 1e-5
 
 def test_each_method_moves_what_it_says_and_never_the_base(go):
-    with open('base/ckpt.pt', 'rb') as f:
-        bytes_before = f.read()
     before = load_checkpoint('base')['model']
     for method, frozen in (('full', ()), ('freeze', ('wte', 'blocks.0')), ('lora', ()), ('adapter', ('attention', 'mlp'))):
         names = go(method=method, max_iters=10, out_dir=f'out-{method}').globals
@@ -171,10 +164,9 @@ def test_each_method_moves_what_it_says_and_never_the_base(go):
             for name in ('wte.weight', 'head.weight'):
                 moved = (before[name] != after[name]).any(-1).nonzero().flatten().tolist()
                 assert moved and set(moved) <= set(BYTES.special.values()), (method, name, moved)
-            moving = sum(p.numel() for name, p in names['model'].named_parameters() if p.requires_grad)
+            moving = sum(p.numel() for p in names['model'].parameters() if p.requires_grad)
             assert names['n_trainable'] == moving - 2 * 32 * (len(before['wte.weight']) - len(BYTES.special))
-    with open('base/ckpt.pt', 'rb') as f:
-        assert f.read() == bytes_before
+    assert all(torch.equal(p, load_checkpoint('base')['model'][name]) for name, p in before.items())
 
 def test_an_adapter_changes_nothing_at_first(go):
     go(method='adapter', max_iters=0)
@@ -247,8 +239,7 @@ def test_answers_are_scored_to_the_letter():
     assert len(texts) == 3 and percentage == 0 and right == pytest.approx(100 / 3)  # blanks around it do not count
 
 def test_thin_matrices_learn_labels_at_a_lower_rate(go):
-    for rate, how in ((0.001, dict(method='lora', task='classify', dataset='labels')), (0.005, dict(method='lora')),
-                      (0.005, dict(task='classify', dataset='labels')), (0.3, dict(learning_rate=0.3))):
+    for rate, how in ((0.001, dict(method='lora', task='classify', dataset='labels')), (0.005, dict(method='lora'))):
         assert go(max_iters=0, warmup_iters=0, **how).globals['get_lr'](0) == rate
 
 @pytest.mark.parametrize('causal', [True, False])
@@ -275,13 +266,9 @@ def test_going_on_with_another_text(run, tmp_path, monkeypatch):
     save_untrained('base', **SHAPE)
     (tmp_path / 'text.txt').write_text(prose(3000))
     assert run('prepare.py', 'dataset=text', 'tokenizer=base', 'input=text.txt').returncode == 0
-    tokenizer, data = load_dataset('data/text')
-    assert tokenizer == BYTES
-    assert bytes(data['val'][1:9].tolist()) in prose(3000).encode()  # a byte is a token; the first is <|endoftext|>
-    done = run('train.py', 'init_from=base', 'dataset=text', 'learning_rate=0.005', 'max_iters=40', 'eval_interval=40',
-               'device=cpu', 'dtype=float32')
-    assert done.returncode == 0, done.stderr
-    assert validations()[-1][1] < validations()[0][1] - 0.5
+    assert load_dataset('data/text')[0] == BYTES
+    done = run('train.py', 'init_from=base', 'dataset=text', 'learning_rate=0.005', 'max_iters=30', 'device=cpu')
+    assert done.returncode == 0 and validations()[-1][1] < validations()[0][1] - 0.5, done.stderr
 
 # ---- mistakes ----
 
@@ -304,8 +291,6 @@ def test_mistakes_end_in_one_line(go, run):
     save_untrained('encoder', causal=False, **SHAPE)
     for changes, words in MISTAKES:
         refused(run('finetune.py', *arguments(**changes)), *words)
-
-def test_a_clash_with_the_run_that_is_resumed_is_refused(go, run):
     go(max_iters=2)
     for change, words in (('method=lora', 'method=full'), ('dataset=labels', 'dataset=chats')):
         refused(run('finetune.py', 'init_from=resume', 'out_dir=out', change), words, status=2)
