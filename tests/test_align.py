@@ -14,8 +14,8 @@ TINY = ('dataset=pairs', 'init_from=base', 'out_dir=out', 'batch_size=8', 'max_i
 def pair(question, answer):
     return {'prompt': question, 'answer': answer, 'chosen': answer + ' :)', 'rejected': answer}
 
-def encoded(pairs, block_size=48):
-    return S.encode_pairs(pairs, BYTES, block_size, 12)
+def encoded(pairs):
+    return S.encode_pairs(pairs, BYTES, 48, 12)
 
 @pytest.fixture
 def align(run, tmp_path):
@@ -30,8 +30,7 @@ def align(run, tmp_path):
         assert done.returncode == 0, done.stderr
         return done
     save_untrained(str(tmp_path / 'base'), n_layer=1, block_size=48)
-    write('pairs', [pair(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'],
-          [pair(f'say {c}z', c) for c in 'abcdef'])
+    write('pairs', [pair(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'], [pair(f'say {c}z', c) for c in 'abcdef'])
     go.write, go.at, go.run = write, tmp_path, run
     return go
 
@@ -48,11 +47,9 @@ def taught(align):
         optimizer.step()
         optimizer.zero_grad()
     os.makedirs(align.at / 'taught')
-    save_atomically(str(align.at / 'taught' / 'ckpt.pt'),
-                    {**load_checkpoint(str(align.at / 'base')), 'model': policy.model.state_dict()})
+    saved = load_checkpoint(str(align.at / 'base'))
+    save_atomically(str(align.at / 'taught/ckpt.pt'), {**saved, 'model': policy.model.state_dict()})
     return 'init_from=taught'
-
-# ---- what is wanted ----
 
 def test_the_rule_by_hand():
     texts = ('13 :)', '13', '13, or 14 :)', '14', '14 :)', '')
@@ -78,23 +75,19 @@ def test_rows_by_hand():
 
 def test_what_the_assistant_says_after_the_common_prompt_is_learned():
     """Text, or several messages: each of the assistant's turns counts, the user's words and the prompt's never."""
-    def said(role, content):
-        return {'role': role, 'content': content}
+    said = lambda role, content: {'role': role, 'content': content}
     prompt = [said('user', 'hi'), said('assistant', 'yes?'), said('user', '2+2?')]
     chosen = [said('assistant', '5'), said('user', 'no'), said('assistant', '4')]
     one, = encoded([{'prompt': prompt, 'chosen': chosen, 'rejected': '5'}])
-    def learned(row):
-        return BYTES.decode([i for i, mask in zip(*row) if mask])
+    learned = lambda row: BYTES.decode([i for i, mask in zip(*row) if mask])
     assert learned(one['chosen_row']) == '5<|end|>4<|end|>' and learned(one['rejected_row']) == '5<|end|>'
     assert one['prompt_ids'] == BYTES.chat(prompt, answer=True)[0] and one['question'] == '2+2?'
     assert encoded([{'prompt': 'x' * 40, 'chosen': 'y', 'rejected': 'z'}]) == []  # too long
 
 def test_an_epoch_takes_every_pair_once_and_the_next_one_in_another_order(align):
-    order = align('batch_size=12').globals['order']  # 72 of 32 pairs
+    order = align('batch_size=32', 'max_iters=1').globals['order']
     first, second = order[:32].tolist(), order[32:64].tolist()
     assert sorted(first) == sorted(second) == list(range(32)) and first != second
-
-# ---- losses ----
 
 def test_the_losses_of_a_pair():
     """Elo's 400 points in natural units: a margin of ln 10 wins 10 of 11 times, and so costs ln 1.1."""
@@ -163,8 +156,6 @@ def test_principles_choose():
     # wrong, but no principle sees that; of a tie nothing is learned
     assert [(e['chosen_row'], e['rejected_row']) for e in pairs] == [('5 :)', '4'), ('Sorry :)', 'x :)')]
 
-# ---- what must hold ----
-
 @pytest.mark.parametrize('method', ['ppo', 'grpo'])
 def test_the_ratio_is_exactly_1_before_the_first_update(align, taught, method):
     first = align(f'method={method}', taught, 'max_iters=1', 'ppo_epochs=1').globals['ratio']
@@ -194,7 +185,6 @@ def test_at_step_0_the_policy_is_the_reference(align, loss_type, expected):
 
 @pytest.mark.parametrize('method', ['reward', 'dpo', 'ppo', 'grpo', 'constitution'])
 def test_stopping_and_going_on_changes_nothing(align, taught, method):
-    """In the warmup, the learning rate does not depend on max_iters."""
     align(f'method={method}', taught, 'out_dir=straight')
     align(f'method={method}', taught, 'out_dir=parts', 'max_iters=3')
     done = align.run('align.py', 'init_from=resume', 'out_dir=parts', 'max_iters=6')
@@ -242,11 +232,8 @@ def test_shapes_are_few(align):
         assert logp.shape == y.shape and torch.allclose(log_probs, plain[y >= 0], atol=1e-5)
     assert shapes == {(2, 32, 32), (128, 32)}
 
-# ---- mistakes ----
-
 def test_a_run_that_gets_worse_keeps_its_best_and_says_so(align):
-    text = align('learning_rate=20').stdout
-    assert load_checkpoint(str(align.at / 'out'))['step'] == 0 and 'before and after 0 steps (0: it is unchanged)' in text
+    assert 'before and after 0 steps (0: it is unchanged)' in align('learning_rate=20').stdout
     assert same(load_checkpoint(str(align.at / 'out')), load_checkpoint(str(align.at / 'base')))
 
 def test_long_pairs_are_left_out_and_counted(align):
