@@ -8,14 +8,12 @@ Alignment: a model that can answer learns which answers are preferred.
     python align.py method=grpo                        # without a critic; reward=gold: by a rule
     python align.py method=constitution                # written principles in place of people
 
-The argument, top to bottom: people can say which of two answers they prefer, but not by how much.
-So (1) a model learns a number, the reward, that explains their choices; (2) there is a shortcut:
-the probabilities of the policy, the model that answers, already are such a reward, so choices can
-train it directly (DPO); or (3) the policy is trained to earn the reward without straying far from
-where it began (PPO, GRPO); and (4) the model itself can stand in for the people. As there is a rule
-behind the pairs of dataset=preferences (gold_reward), how well all this works can be measured.
-
-Read finetune.py first. Writes out_dir/ckpt.pt (a plain checkpoint), resume.pt and log.csv.
+Read finetune.py first. The argument, top to bottom: people can say which of two answers they like
+better, but not by how much. So (1) a model learns a number, the reward, that explains what they
+chose; (2) the probabilities of the policy, the model that answers, already are such a reward, so
+choices can train it directly (DPO); or (3) the policy is trained to earn the reward without moving
+far from where it began (PPO, GRPO); and (4) the model itself can stand in for the people. A rule is
+behind the pairs of dataset=preferences (gold_reward), so how well all this works can be measured.
 """
 from configurator import configure, current, expect, resume, usage
 
@@ -26,9 +24,8 @@ dataset = 'preferences' # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 method = 'dpo'          # reward | dpo | ppo | grpo | constitution
 loss_type = 'sigmoid'   # sigmoid | hinge: the loss of a pair, in reward, dpo and constitution
-# dpo
-beta = 0.1              # strength of the KL penalty towards the reference model
-rpo_alpha = 1.0         # weight of -log p per token of the chosen answer (Pang et al. 2024)
+beta = 0.1              # dpo: strength of the KL penalty towards the reference model
+rpo_alpha = 1.0         # dpo: weight of -log p per token of the chosen answer (Pang et al. 2024)
 # ppo and grpo
 reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
 reward_from = 'out-reward'  # the folder of that model
@@ -36,20 +33,13 @@ kl_coef = 0.02          # strength of the KL penalty towards the reference model
 group_size = 8          # grpo: answers to each question
 ppo_epochs = 4          # steps of the optimizer that are made from each batch of answers
 clip = 0.2              # a probability that has moved by this fraction is pushed no further
-lam = 0.95              # GAE lambda: 1 = Monte-Carlo return, 0 = one-step TD error
-vf_coef = 0.1           # weight of the critic's loss
-# constitution
-num_prompts = 1000      # questions that are answered twice
-# answers
-max_new_tokens = 32     # longest answer
-num_samples = 200       # held-out questions that are answered at each evaluation
 # how much
+max_new_tokens = 32     # longest answer
 batch_size = 32         # pairs, or answers, in a step
 max_iters = 160
 # how fast
 learning_rate = 1e-4    # AdamW's peak rate
 warmup_iters = 10       # steps in which it rises
-lr_decay_iters = 0      # step to which it then falls, linearly, to 0; 0: max_iters
 grad_clip = 1.0         # clip the gradient to this norm; 0 = do not clip
 # how it goes
 eval_interval = 50      # steps between evaluations
@@ -62,7 +52,6 @@ given = configure(globals())
 
 import copy, math, os, sys
 from collections import defaultdict
-from contextlib import nullcontext
 import numpy as np
 import torch
 import torch.nn as nn
@@ -72,49 +61,43 @@ from model import (Log, configure_optimizers, generate, load_examples, load_mode
                    lr_schedule, resolve_device, round_up, save_checkpoint, stop_at_once,
                    stop_when_asked, update)
 
-# --------------------------------------------------------------------------------------------------
-# 0. What is wanted, and what is learned from
-
 COURTESY = ' :)'  # how a courteous answer ends, in prepare.py's pairs
 
 def gold_reward(example, text):
     """The rule behind dataset=preferences: 1 for an answer that is right and courteous, 0.5 if
     right but curt, else 0 (wrong, rambling, told a secret). For '6 + 7?':
 
-        '13 :)' -> 1    '13' -> 0.5    '13, or 14 :)' -> 0    '14' -> 0
-
-    What is right stands in example['answer']; where a secret is asked for, it is 'Sorry'."""
-    if text == example['answer'] + COURTESY:
+        '13 :)' -> 1    '13' -> 0.5    '13, or 14 :)' -> 0    '14' -> 0"""
+    if text == example['answer'] + COURTESY:  # the answer where a secret is asked for is 'Sorry'
         return 1.0
     return 0.5 if text == example['answer'] else 0.0
 
-# what a constitution asks, as questions about (question, answer) that a program can decide. None of
-# them can tell whether an answer is right: what the judge does not see, alignment does not mend
-PRINCIPLES = {
-    'a secret is not told, and nothing else refused': lambda question, text:
-        ('secret' in question or 'password' in question) == text.startswith('Sorry'),
-    'an answer is courteous': lambda question, text: text.endswith(COURTESY),
-    'an answer comes without second thoughts': lambda question, text: ', or ' not in text}
+def principles_kept(question, text):
+    """A constitution: how many of these principles an answer keeps. None tells whether it is right:
+    what the judge does not see, alignment does not mend."""
+    is_secret = 'secret' in question or 'password' in question
+    return sum([text.startswith('Sorry') == is_secret,  # secrets are kept, nothing else is refused
+                text.endswith(COURTESY),                # an answer is courteous
+                ', or ' not in text])                   # and comes without second thoughts
 
 def as_messages(text, role):
     """'hi', 'user' -> [{'role': 'user', 'content': 'hi'}]; a list of messages stays one."""
     return [{'role': role, 'content': text}] if isinstance(text, str) else text
 
 def encode_pairs(examples, tokenizer, block_size, max_new_tokens):
-    """Lines of preferences -> the same with 'prompt_ids', and each side as a row: the ids of the
-    whole conversation, and a mask of those that are learned: all that the assistant says after the
-    common prompt. Too long ones are left out."""
+    """Lines of preferences -> the same with 'prompt_ids', and each side as a row (ids, mask), where
+    all that the assistant says after the common prompt is learned. Too long ones are left out."""
     pairs = []
     for example in examples:
         prompt = as_messages(example['prompt'], 'user')
+        n_prompt = len(tokenizer.chat(prompt)[0])
         ids, _ = tokenizer.chat(prompt, answer=True)
         pair = {**example, 'question': prompt[-1]['content'], 'prompt_ids': ids}
         longest = len(ids) + max_new_tokens
         for side in ('chosen', 'rejected'):
-            row, mask = tokenizer.chat(prompt + as_messages(example[side], 'assistant'))
+            ids, mask = tokenizer.chat(prompt + as_messages(example[side], 'assistant'))
             n = len(mask) - mask[::-1].index(1)  # up to the last token that is learned
-            n_prompt = len(tokenizer.chat(prompt)[0])
-            pair[side + '_row'] = (row[:n], [0] * n_prompt + mask[n_prompt:n])
+            pair[side + '_row'] = (ids[:n], [0] * n_prompt + mask[n_prompt:n])
             longest = max(longest, n)
         if longest <= block_size:
             pairs.append(pair)
@@ -122,8 +105,7 @@ def encode_pairs(examples, tokenizer, block_size, max_new_tokens):
 
 def collate(rows, device='cpu'):
     """[(ids, mask), …] -> x, y (B, T) and the column (B,) of each row's last token. y[t] is the
-    token after x[t], or -100 where it is not learned. Padding is on the right, where causality
-    hides it.
+    token after x[t], or -100 where it is not learned. Causality hides the padding on the right.
 
         x  <|user|>  hi    <|end|>  <|assistant|>  hello    <|end|>  0
         y  -100      -100  -100     hello          <|end|>  -100     -100"""
@@ -132,13 +114,6 @@ def collate(rows, device='cpu'):
     y = x.roll(-1, dims=1).where(learned.roll(-1, dims=1) == 1, -100)
     last = torch.tensor([len(ids) - 1 for ids, mask in rows])
     return x.to(device), y.to(device), last.to(device)
-
-def batch_indices(step, size, n, seed):
-    """Which of n examples the batch of this step holds: each epoch takes all, in another order."""
-    numbers = range(step * size, (step + 1) * size)
-    epochs = {k // n for k in numbers}
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in epochs}
-    return [orders[k // n][k % n] for k in numbers]
 
 class Policy(nn.Module):
     """A GPT, and a head that makes one number of a hidden state. Read at an answer's last token, it
@@ -150,14 +125,12 @@ class Policy(nn.Module):
         nn.init.zeros_(self.head.weight)  # at first it has no opinion
         nn.init.zeros_(self.head.bias)
 
-    def hidden(self, x):
-        """GPT.hidden(), in few different lengths: oneDNN keeps memory for each shape it meets."""
+    def hidden(self, x):  # in few different lengths: oneDNN keeps memory for each shape it meets
         T = min(round_up(x.size(1), 32), self.model.config.block_size)
         return self.model.hidden(F.pad(x, (0, T - x.size(1))))[:, :x.size(1)]
 
     def rewards(self, x, last):
-        h = self.hidden(x)[torch.arange(len(x)), last]  # (B, C)
-        return self.head(h).float().squeeze(1)  # (B,)
+        return self.head(self.hidden(x)[torch.arange(len(x)), last]).float().squeeze(1)  # (B,)
 
     def forward(self, x, y):
         """For the N tokens that y (B, T) asks for: log p of each and the head's number there, both
@@ -172,9 +145,7 @@ class Policy(nn.Module):
         zeros = torch.zeros(y.shape, device=y.device)
         return zeros.masked_scatter(learned, logp), zeros.masked_scatter(learned, values), log_probs
 
-# --------------------------------------------------------------------------------------------------
-# 1. A reward that explains choices
-
+# ---- 1. a reward that explains choices ----
 def pair_loss(margin, loss_type):
     """The loss of rating the chosen answer higher by only `margin` (B,). 'sigmoid': in Bradley &
     Terry's model (1952) the chosen one wins with probability sigmoid(margin), and this is its
@@ -183,41 +154,27 @@ def pair_loss(margin, loss_type):
         return F.relu(1 - margin)
     return -F.logsigmoid(margin)
 
-def normalised(head, rewards):
-    """The head's weights, changed so that these rewards get mean 0 and standard deviation 1: from
-    choices alone, neither is known."""
-    mean, std = np.mean(rewards), np.std(rewards, ddof=1) + 1e-8  # at first all may be 0
-    return {'weight': head.weight.detach() / std, 'bias': (head.bias.detach() - mean) / std}
-
-# --------------------------------------------------------------------------------------------------
-# 2. DPO, the shortcut. The policy that earns most reward, less beta for each nat of KL between it
-# and the reference, is known: p(answer) ∝ reference(answer) exp(reward / beta). Read backwards,
-# every policy is the best one for the reward beta log(policy / reference). So that goes into the
-# loss of section 1, and no reward model is needed (Rafailov et al. 2023, eq. 7)
-
+# ---- 2. DPO, the shortcut (Rafailov et al. 2023, eq. 7) ----
+# The policy that earns most reward, less beta for each nat of KL between it and the reference, is
+# known: p(answer) ∝ reference(answer) exp(reward / beta). Read backwards, every policy is the best
+# one for the reward beta log(policy / reference), and that goes into the loss of section 1
 def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, loss_type):
-    """From the log-probabilities of whole answers (B,), by the policy and by the reference: each
-    pair's loss (B,), and its margin, the difference of the implicit rewards."""
+    """From log p of whole answers (B,), by the policy and by the reference: each pair's loss (B,),
+    and its margin, the difference of the implicit rewards."""
     margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
     return pair_loss(margin, loss_type), margin
 
-# --------------------------------------------------------------------------------------------------
-# 3. PPO: answer, be rewarded, do more of what paid (Schulman et al. 2017; for language models,
-# Stiennon et al. 2020)
-
+# ---- 3. PPO: answer, be rewarded, do more of what paid (Schulman 2017, Stiennon et al. 2020) ----
 def sample(model, examples, tokenizer, max_new_tokens, seed, temperature=1.0):
     """One answer to each question: rows (ids, mask) as encode_pairs() makes them, and texts, with a
     ' …' where an answer never came to an end, which no right answer has. At temperature 1 and from
     all tokens: the very distribution whose log p is computed, or the ratio below would be wrong."""
-    answers = [[] for _ in examples]
     prompts = [e['prompt_ids'] for e in examples]
-    for tokens, _ in generate(model, prompts, max_new_tokens, temperature, seed=seed,
-                              stop_tokens=set(tokenizer.special.values())):
-        for answer, token in zip(answers, tokens):
-            if token is not None:
-                answer.append(token)  # <|end|>, too: to stop is learned
+    specials = set(tokenizer.special.values())
+    steps = generate(model, prompts, max_new_tokens, temperature, seed=seed, stop_tokens=specials)
     rows, texts = [], []
-    for prompt, answer in zip(prompts, answers):
+    for prompt, column in zip(prompts, zip(*[tokens for tokens, _ in steps])):
+        answer = [token for token in column if token is not None]  # <|end|>, too: it is learned
         rows.append((prompt + answer, [0] * len(prompt) + [1] * len(answer)))
         ended = answer[-1] == tokenizer.end
         texts.append(tokenizer.decode(answer[:-1]) if ended else tokenizer.decode(answer) + ' …')
@@ -225,11 +182,9 @@ def sample(model, examples, tokenizer, max_new_tokens, seed, temperature=1.0):
 
 @torch.no_grad()
 def score(examples, rows, texts, reward_model, device):
-    """The reward of each answer (B,): by the rule, or by the reward model, less 1 if an answer
-    never came to an end."""
+    """The reward of each answer (B,): by the rule, or by the model, less 1 if it never ended."""
     if reward_model is None:
-        golds = [gold_reward(e, text) for e, text in zip(examples, texts)]
-        return torch.tensor(golds, device=device)
+        return torch.tensor([gold_reward(e, text) for e, text in zip(examples, texts)]).to(device)
     x, _, last = collate(rows, device)
     endless = torch.tensor([text.endswith(' …') for text in texts], device=device)
     return reward_model.rewards(x, last) - endless.float()
@@ -239,20 +194,18 @@ def k3(logp, ref):
     log r of the ratio r = reference / policy. Its mean is that of -log r, but it is never negative,
     and it varies less (Schulman 2020, http://joschu.net/blog/kl-approx.html).
 
-        log p = -1, -1, -1 and -1, -2, 0 -> 0, 0.368, 0.718
-    """
+        log p = -1, -1, -1 and -1, -2, 0 -> 0, 0.368, 0.718"""
     log_r = ref - logp
     return (torch.expm1(log_r) - log_r).clamp(min=0)  # clamp: rounding could take it below
 
-def gae(rewards, values, learned, lam):
+def gae(rewards, values, learned, lam=0.95):
     """How much better each token turned out than the critic expected (Schulman et al. 2016, eq.
     16), all (B, T), 0 outside the answers: advantages, and the returns that the critic should have
-    predicted. Nothing is discounted: the end of an answer is worth as much as its beginning.
+    predicted. Nothing is discounted. lam: 1 = Monte-Carlo return, 0 = one-step TD error.
 
         rewards 0 0 1, values 0.5 0.5 0.5
         lam 1: every token has led to 1 where 0.5 was expected -> 0.5 0.5 0.5
-        lam 0: only the last one was a surprise -> 0 0 0.5
-    """
+        lam 0: only the last one was a surprise -> 0 0 0.5"""
     advantages = torch.zeros_like(rewards)
     carried = next_value = 0.0
     for t in reversed(range(rewards.size(1))):
@@ -278,88 +231,62 @@ def ppo_loss(logp, old_logp, advantages, clip):
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return torch.max(-advantages * ratio, -advantages * clipped), ratio
 
-# --------------------------------------------------------------------------------------------------
-# 4. A constitution: written principles compare the model's own answers (Bai et al. 2022: RLAIF)
-
-def principles_kept(question, text):
-    return sum(rule(question, text) for rule in PRINCIPLES.values())
-
+# ---- 4. a constitution: written principles compare the model's own answers (Bai et al. 2022) ----
 def constitutional_pairs(examples, first, second):
     """Two answers to each question, (rows, texts) twice -> pairs. The answer that keeps more of the
     principles is chosen; where both keep as many, there is nothing to learn."""
     pairs = []
-    for e, row1, row2, *texts in zip(examples, first[0], second[0], first[1], second[1]):
-        kept1, kept2 = [principles_kept(e['question'], text) for text in texts]
-        if kept1 > kept2:
-            pairs.append({**e, 'chosen_row': row1, 'rejected_row': row2})
-        elif kept2 > kept1:
-            pairs.append({**e, 'chosen_row': row2, 'rejected_row': row1})
+    for e, row1, text1, row2, text2 in zip(examples, *first, *second):
+        kept1, kept2 = [principles_kept(e['question'], text) for text in (text1, text2)]
+        chosen, rejected = (row1, row2) if kept1 > kept2 else (row2, row1)
+        if kept1 != kept2:
+            pairs.append({**e, 'chosen_row': chosen, 'rejected_row': rejected})
     return pairs
 
-# --------------------------------------------------------------------------------------------------
-# 5. The run. Its phases have the numbers of train.py's; the first one, processes, is not needed
-
 if __name__ == '__main__':
-    # 2. settings: those of the run that is resumed
+    # 2. settings (1., processes: one is enough): those of the run that is resumed
     resuming = init_from == 'resume'
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
     if resuming and not os.path.exists(source):
-        sys.exit(f"no {source}: there is no run to go on with in {out_dir}")
+        sys.exit(f"no {source}: start with  python align.py out_dir={out_dir}")
     model, tokenizer, saved = load_model(source)
-    if resuming and saved.get('script') != 'align.py':
-        usage(f"{source} was not written by align.py: start from its weights with "
-              f"init_from={out_dir}")
-    start = init_from
     if resuming:
+        if saved.get('script') != 'align.py':
+            usage(f"{source} was not written by align.py: start from it by init_from={out_dir}")
         resume(globals(), given, saved['settings'], 'dataset method reward')
-        start = saved['start']
-    expect(globals(), 'batch_size eval_interval log_interval ppo_epochs num_samples num_prompts '
-                      'max_new_tokens', least=1)
-    expect(globals(), 'group_size', least=2)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed', least=0)
+    config = model.config
+    if config.model_type != 'gpt' or not config.causal or 'labels' in saved or 'reward' in saved:
+        sys.exit(f"{source} is no model that can answer: start from one that finetune.py made")
+    expect(globals(), 'batch_size eval_interval log_interval ppo_epochs max_new_tokens', least=1)
+    expect(globals(), 'max_iters warmup_iters grad_clip seed', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
     learns_from_pairs = method in ('reward', 'dpo', 'constitution')  # else from its own answers
-    answers_each = group_size if method == 'grpo' else 1
-    settings = current(globals())  # as they go into checkpoints: device is still 'auto'
+    start = saved['settings']['init_from'] if resuming else init_from  # where it all began
+    settings = {**current(globals()), 'init_from': start}  # device is still 'auto'
 
     # 3. the device
-    if dtype == 'auto' and not learns_from_pairs:
-        # answers are sampled token by token, and their log p computed all at once: in bfloat16 the
-        # two may differ by several per cent, and PPO learns from ratios of just that size
-        dtype = 'float32'
     device, dtype = resolve_device(device, dtype)
-    if dtype == 'float16':
-        dtype = 'float32'  # its small gradients would vanish; train.py scales them
+    # float16's small gradients would vanish. And PPO learns from ratios of a few per cent; by as
+    # much, in bfloat16, log p of tokens one by one differs from log p computed all at once
+    if dtype == 'float16' or (settings['dtype'] == 'auto' and not learns_from_pairs):
+        dtype = 'float32'
     device_type = device.split(':')[0]
-    autocast = nullcontext()
-    if dtype != 'float32':
-        autocast = torch.autocast(device_type, dtype=getattr(torch, dtype))
+    autocast = torch.autocast(device_type, dtype=getattr(torch, dtype), enabled=dtype != 'float32')
 
     # 4. the data
     data = load_examples(os.path.join(data_dir, dataset))
-    if 'chosen' not in data['train'][0]:
-        sys.exit(f"{dataset} holds no preferences: make some with  python prepare.py "
-                 "dataset=preferences")
-    if not learns_from_pairs and reward == 'gold' and 'answer' not in data['val'][0]:
-        sys.exit(f"{dataset} has no answers for a rule to check: train a reward model with  python "
-                 f"align.py method=reward dataset={dataset} out_dir={reward_from}, and add "
-                 "reward=model")
+    needed = 'chosen' if learns_from_pairs or reward == 'model' else 'answer'
+    if needed not in data['train'][0]:
+        sys.exit(f"{dataset} has no {needed!r} in its lines: take reward=model, or other pairs")
     for split, examples in data.items():
-        data[split] = encode_pairs(examples, tokenizer, model.config.block_size, max_new_tokens)
-        print(f"{len(data[split]):,} of {len(examples):,} pairs for {split} fit into block_size="
-              f"{model.config.block_size} with an answer of max_new_tokens={max_new_tokens}")
-        if not data[split]:
-            sys.exit("none is left: start from a model that was trained with a larger block_size")
-    questions = data['val'][:num_samples]
+        data[split] = encode_pairs(examples, tokenizer, config.block_size, max_new_tokens)
+        print(f"{split}: {len(data[split]):,} of {len(examples):,} pairs fit into block_size")
+    questions = data['val'][:200]  # answered at each evaluation
 
     # 5. the models: the policy, the reference that it is compared with, and the reward model
-    c = model.config
-    if c.model_type != 'gpt' or not c.causal or 'labels' in saved or 'reward' in saved:
-        sys.exit(f"{init_from} is no model that can answer: alignment starts from a chat model, as "
-                 "finetune.py makes")
     torch.manual_seed(seed)
     policy = Policy(model).to(device).eval()  # always: with dropout, two passes were two policies
-    reference = copy.deepcopy(policy)
+    reference = copy.deepcopy(policy).requires_grad_(False)
     if resuming:
         policy.head.load_state_dict(saved['head'])
         reference.load_state_dict(saved['reference'])
@@ -367,13 +294,11 @@ if __name__ == '__main__':
     if reward == 'model' and not learns_from_pairs:
         found_model, found_tokenizer, found = load_model(reward_from)
         if 'reward' not in found or found_tokenizer != tokenizer:
-            sys.exit(f"{reward_from} holds no reward model with the tokenizer of {init_from}: make "
-                     f"one with  python align.py method=reward out_dir={reward_from}")
+            sys.exit(f"{reward_from} is no reward model for {source}: make one by method=reward")
         reward_model = Policy(found_model).to(device).eval()
         reward_model.head.load_state_dict(found['reward'])
 
     def answer(examples, number, who, temperature=1.0):
-        """sample() with the settings. The random numbers depend on (seed, number) alone."""
         with autocast:
             return sample(who.model, examples, tokenizer, max_new_tokens,
                           ((seed << 32) + number) % 2**63, temperature)
@@ -382,80 +307,78 @@ if __name__ == '__main__':
     def measure(who, temperature=1.0):
         """Answers to held-out questions, always with the same random numbers: means of 'gold', the
         rule's reward; 'exact' match where no secret is asked for; 'reward', the reward model's; and
-        'kl', KL(who || reference) in nats per answer: summed over the vocabulary at each token, so
-        that it is exact but for the choice of the answers. Then the texts."""
-        texts, rewards, kl = [], [], 0.0
+        KL(who || reference) in nats per answer, summed over the vocabulary at each token."""
+        gold, rewards, kl = [], [], 0.0
         for i in range(0, len(questions), batch_size):
             some = questions[i:i + batch_size]
-            rows, answers = answer(some, 2**31 + i, who, temperature)
+            rows, texts = answer(some, 2**31 + i, who, temperature)
             x, y, _ = collate(rows, device)
             with autocast:
                 kl += F.kl_div(reference(x, y)[2], who(x, y)[2], log_target=True, reduction='sum')
                 if reward_model:
-                    rewards += score(some, rows, answers, reward_model, device).tolist()
-            texts += answers
+                    rewards += score(some, rows, texts, reward_model, device).tolist()
+            if 'answer' in questions[0]:
+                gold += score(some, rows, texts, None, device).tolist()
         metrics = {'kl': kl.item() / len(questions)}
-        if 'answer' in questions[0]:
-            gold = np.array([gold_reward(e, text) for e, text in zip(questions, texts)])
-            skill = ['secret' not in e for e in questions]
-            metrics.update(gold=gold.mean().item(), exact=(gold[skill] > 0).mean().item())
+        if gold:
+            skills = [reward > 0 for reward, e in zip(gold, questions) if 'secret' not in e]
+            metrics.update(gold=sum(gold) / len(gold), exact=sum(skills) / len(skills))
         if reward_model:
             metrics['reward'] = sum(rewards) / len(rewards)
-        return metrics, texts
+        return metrics
 
-    # 6. the pairs, where they are the model's own answers; and the optimizer
+    # 6. the pairs, where they are the model's own answers; their order; the optimizer
     if method == 'constitution':
-        requested = data['train'][:num_prompts]
-        data['train'] = []
+        requested, data['train'] = data['train'][:1000], []
         for i in range(0, len(requested), batch_size):
             some = requested[i:i + batch_size]
-            data['train'] += constitutional_pairs(some, answer(some, 2 * i, reference),
-                                                  answer(some, 2 * i + 1, reference))
-        if not data['train']:
-            sys.exit("the principles prefer no answer to another one: there is nothing to learn")
+            first, second = [answer(some, 2 * i + k, reference) for k in (0, 1)]
+            data['train'] += constitutional_pairs(some, first, second)
+    if not data['train'] or not questions:
+        sys.exit("nothing is left to learn from: start from a model with a larger block_size")
+    answers_each = group_size if method == 'grpo' else 1
+    questions_per_step = max(batch_size // answers_each, 1)
+    n_train = len(data['train'])
+    # each epoch reads all of them, in an order of its own
+    order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n_train)
+                            for epoch in range(max_iters * questions_per_step // n_train + 1)])
     optimizers = configure_optimizers(policy, 'adamw', learning_rate)
-    step, best = 0, math.inf
+    step, best, resumed_at = 0, math.inf, None
     if resuming:
         load_optimizers(optimizers, saved['optimizers'], source)
-        step, best = saved['step'], saved['best']
-    resumed_at = step if resuming else None
+        step = resumed_at = saved['step']
+        best = saved['best']
     saved = None  # frees its memory
 
     def lr_fraction(step):
         """The learning rate at this step, as a fraction of its peak."""
-        return lr_schedule(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
-
-    def get_lr(step):
-        return learning_rate * lr_fraction(step)
+        return lr_schedule(step, 'linear', warmup_iters, max_iters)
 
     # 7. where it goes
     print(f"method={method}, on {device}, {dtype}", flush=True)
-    answers_per_step = 2 * batch_size if learns_from_pairs else batch_size
-    log = Log(out_dir, step, max_iters, log_interval, answers_per_step, 'answers', best=best,
-              columns=('accuracy', 'margin', 'chosen', 'rejected', 'pair_loss', 'gold', 'exact',
-                       'reward', 'kl', 'entropy', 'clip_fraction'))
+    log = Log(out_dir, step, max_iters, log_interval, batch_size, 'examples', best=best,
+              columns=('accuracy', 'margin', 'chosen', 'rejected', 'gold', 'exact', 'reward', 'kl'))
 
     def save(name, **more):
-        save_checkpoint(os.path.join(out_dir, name), model.state_dict(), model.config, tokenizer,
+        save_checkpoint(os.path.join(out_dir, name), model.state_dict(), config, tokenizer,
                         script='align.py', step=step, settings=settings, **more)
 
     def forward_pairs(pairs):
         """For each of these pairs (B,): the loss, and what to print beside it."""
         rows = [pair['chosen_row'] for pair in pairs] + [pair['rejected_row'] for pair in pairs]
         x, y, last = collate(rows, device)
-        if method == 'reward':
-            chosen, rejected = policy.rewards(x, last).chunk(2)
-            margin = chosen - rejected
-            loss = margin_loss = pair_loss(margin, loss_type)
-        else:
-            with torch.no_grad():
-                ref_chosen, ref_rejected = reference(x, y)[0].sum(1).chunk(2)
-            chosen, rejected = policy(x, y)[0].sum(1).chunk(2)
-            margin_loss, margin = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta,
-                                           loss_type)
-            # a margin may grow while both answers become less likely: this holds the chosen one up
-            loss = margin_loss - rpo_alpha * chosen / (y >= 0).sum(1)[:len(pairs)]
-        right = ((margin > 0).float() + (margin >= 0).float()) / 2  # a tie is half right
+        with autocast:
+            if method == 'reward':
+                chosen, rejected = policy.rewards(x, last).chunk(2)
+                margin = chosen - rejected
+                loss = margin_loss = pair_loss(margin, loss_type)
+            else:
+                by_reference = reference(x, y)[0].sum(1).chunk(2)
+                chosen, rejected = policy(x, y)[0].sum(1).chunk(2)
+                margin_loss, margin = dpo_loss(chosen, rejected, *by_reference, beta, loss_type)
+                # a margin may grow while both become less likely: this holds the chosen one up
+                loss = margin_loss - rpo_alpha * chosen / (y >= 0).sum(1)[:len(pairs)]
+        right = (margin.sign() + 1) / 2  # a tie is half right
         return {'loss': loss, 'accuracy': right, 'margin': margin, 'chosen': chosen,
                 'rejected': rejected, 'pair_loss': margin_loss}
 
@@ -463,47 +386,46 @@ if __name__ == '__main__':
     def evaluate():
         """The loss on validation, metrics, and what ckpt.pt holds beside the model."""
         if not learns_from_pairs:  # the loss is what they maximise, negative
-            metrics, _ = measure(policy)
+            metrics = measure(policy)
             earned = metrics['reward' if reward_model else 'gold']
             return kl_coef * metrics['kl'] - earned, metrics, {}
         columns = defaultdict(list)
         for i in range(0, len(data['val']), batch_size):
-            with autocast:
-                results = forward_pairs(data['val'][i:i + batch_size])
+            results = forward_pairs(data['val'][i:i + batch_size])
             for name, value in results.items():
                 columns[name] += value.tolist()
         if method == 'reward':  # which kinds of worse answers it tells apart
             for pair, right in zip(data['val'], columns['accuracy']):
                 columns[pair.get('fault', 'all')].append(right)
         metrics = {name: sum(values) / len(values) for name, values in columns.items()}
-        if method == 'reward':
-            head = normalised(policy.head, columns['chosen'] + columns['rejected'])
-            return metrics.pop('loss'), metrics, {'reward': head}
-        return metrics.pop('loss'), {**metrics, **measure(policy)[0]}, {}
+        if method != 'reward':
+            return metrics.pop('loss'), {**metrics, **measure(policy)}, {}
+        # choices tell neither the mean of the rewards nor their scale: make them 0 and 1
+        rewards = columns['chosen'] + columns['rejected']
+        std = np.std(rewards, ddof=1) + 1e-8  # at first all may be 0
+        weight, bias = policy.head.weight / std, (policy.head.bias - np.mean(rewards)) / std
+        return metrics.pop('loss'), metrics, {'reward': {'weight': weight, 'bias': bias}}
 
-    # 8. the loop; Ctrl-C and kill end it after a step
-    stop = stop_when_asked()
-    stopping = False
-    log.restart_clock()
+    # 8. the loop
+    asked = stop_when_asked()  # no longer empty after Ctrl-C or kill
+    stop = False
     while True:
         # 8.1 evaluate, save
         if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
             val_loss, metrics, more = evaluate()
             if log.evaluation(step, val_loss, **metrics):  # True: the best so far
                 save('ckpt.pt', val_loss=val_loss, dataset=dataset, **more)
-        if step > 0 and (step % eval_interval == 0 or step == max_iters or stopping):
+        if step > 0 and (step % eval_interval == 0 or step == max_iters or stop):
             save('resume.pt', optimizers=[o.state_dict() for o in optimizers], best=log.best,
-                 head=policy.head.state_dict(), reference=reference.state_dict(), start=start)
-        if step >= max_iters or stopping:
+                 head=policy.head.state_dict(), reference=reference.state_dict())
+        if step >= max_iters or stop:
             break
         log.restart_clock()
-        n_questions = max(batch_size // answers_each, 1)
-        indices = batch_indices(step, n_questions, len(data['train']), seed)
-        batch = [data['train'][i] for i in np.repeat(indices, answers_each)]
+        index = order[step * questions_per_step:(step + 1) * questions_per_step]
+        batch = [data['train'][i] for i in index.repeat(answers_each)]
         # 8.2 forward and backward, 8.3 update: once for a batch of pairs ...
         if learns_from_pairs:
-            with autocast:
-                results = forward_pairs(batch)
+            results = forward_pairs(batch)
             results['loss'].mean().backward()
             grad_norm = update(policy, optimizers, lr_fraction(step), grad_clip)
         else:
@@ -522,31 +444,27 @@ if __name__ == '__main__':
                 # reward, k3's gradient is not the KL's; log p - log p_ref (k1) has the right one
                 token_rewards = -kl_coef * (old_logp - ref_logp)
                 token_rewards[torch.arange(len(x)), last - 1] += rewards
-                advantages, returns = gae(token_rewards, values, learned, lam)
+                advantages, returns = gae(token_rewards, values, learned)
                 mean, std = advantages[learned].mean(), advantages[learned].std()
                 advantages = (advantages - mean) / (std + 1e-8) * learned
             for _ in range(ppo_epochs):
                 with autocast:
-                    logp, values, log_probs = policy(x, y)
+                    logp, values, _ = policy(x, y)
                 token_losses, ratio = ppo_loss(logp, old_logp, advantages, clip)
                 if method == 'grpo':  # the price of the KL stands in the loss
                     token_losses = token_losses + kl_coef * k3(logp, ref_logp)
                 else:
-                    token_losses = token_losses + vf_coef * 0.5 * (values - returns) ** 2
+                    token_losses = token_losses + 0.05 * (values - returns) ** 2  # the critic's
                 loss = token_losses[learned].mean()
                 loss.backward()
                 grad_norm = update(policy, optimizers, lr_fraction(step), grad_clip)
-            clipped = (ratio - 1).abs() > clip  # above 0.3 or so, learning is too fast
-            # entropy: how undecided the policy is, in nats per token; at 0, nothing new is tried
-            results = {'loss': loss, 'reward': rewards, 'kl': k3(old_logp, ref_logp).sum(1),
-                       'entropy': -(log_probs.exp() * log_probs).sum(-1),
-                       'clip_fraction': clipped[learned].float()}
+            results = {'loss': loss, 'reward': rewards, 'kl': k3(old_logp, ref_logp).sum(1)}
         metrics = {name: values.mean().detach() for name, values in results.items()}
         step += 1
-        stopping = len(stop) > 0
+        stop = len(asked) > 0
         # 8.4 report
-        log.training(step, metrics.pop('loss'), grad_norm, get_lr(step - 1), last=stopping,
-                     **metrics)
+        lr = learning_rate * lr_fraction(step - 1)
+        log.training(step, metrics.pop('loss'), grad_norm, lr, last=stop, **metrics)
 
     # 9. the end: what was learned, by the best weights
     if step < max_iters:
@@ -557,18 +475,16 @@ if __name__ == '__main__':
               f"init_from={start} dataset={dataset}")
     else:
         stop_at_once()
-        best_model, _, saved = load_model(out_dir)
+        best_model, _, saved = load_model(out_dir, device)
         best_policy = Policy(best_model).to(device).eval()
-        if saved['step'] == 0:
-            print("note: no step was better than the start, so ckpt.pt holds the unchanged model")
-        print(f"on {len(questions)} held-out questions, before and after {saved['step']} steps:")
+        print(f"held-out questions, before and after {saved['step']} steps (0: it is unchanged)")
         for how, temperature in (('sampled', 1.0), ('likeliest', 0.0)):
-            old, old_texts = measure(reference, temperature)
-            new, new_texts = measure(best_policy, temperature)
-            for name, value in new.items():
-                print(f"{f'{name}, {how}':<24}{old[name]:>12.3f}{value:>12.3f}")
-        for pair, *texts in list(zip(questions, old_texts, new_texts))[:12]:
-            print(f"    {pair['question'][:70]} -> {texts[0][:40]!r} -> {texts[1][:40]!r}")
+            old, new = measure(reference, temperature), measure(best_policy, temperature)
+            for name in new:
+                print(f"{f'{name}, {how}':<24}{old[name]:>12.3f}{new[name]:>12.3f}")
+        texts = [answer(questions[:12], 0, who, 0.0)[1] for who in (reference, best_policy)]
+        for example, old, new in zip(questions, *texts):
+            print(f"    {example['question'][:70]} -> {old[:40]!r} -> {new[:40]!r}")
         print(f"next:  python sample.py out_dir={out_dir}")
     log.close()
-    stop_at_once()  # not before: a second Ctrl-C must not interrupt what the first one saves
+    stop_at_once()

@@ -9,9 +9,8 @@ Fine-tuning: a model that has read a lot learns to do something with it.
     python finetune.py init_from=resume                         # go on exactly where a run stopped
 
 Read train.py first: `diff train.py finetune.py` shows what is new. Of a conversation, only the
-assistant's words are learned. Conversations are short, so several share a row, and none sees
-another. And of the weights, all may move or only a few. The base is never touched: out_dir gets
-ckpt.pt (the best weights so far, merged into a plain model), resume.pt and log.csv.
+assistant's words are learned. Several short ones share a row, and none sees another. All weights
+move, or only a few. Writes ckpt.pt (always a plain model), resume.pt and log.csv, as train.py.
 """
 from configurator import configure, current, expect, resume, usage
 
@@ -21,21 +20,14 @@ init_from = 'out'       # the folder of a checkpoint, or resume (the run in out_
 dataset = 'instruct'    # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 task = 'sft'            # sft | classify: answer in conversations, or sort texts under labels
-truncate = False        # of examples that are too long, keep the end; False: leave them out
-num_samples = 500       # held-out questions that are answered before and after; 0: none
-max_new_tokens = 48     # longest of those answers
+truncate = False        # of examples too long for the base's block_size, keep the end
+teacher = ''            # a checkpoint's folder: imitate that model as well, of the same tokenizer
+distill_weight = 0.5    # weight of the teacher in the loss; the rest is for the data
 # which weights move
-method = 'full'         # full | freeze | lora | adapter: the last two train thin matrices, by AdamW
-freeze_layers = 2       # freeze: so many lower layers stay as they are, and so do the embeddings
+method = 'full'         # full | freeze | lora | adapter: all, the upper half, or thin new matrices
 lora_r = 8              # lora: rank of the change of each matrix
-lora_alpha = 64.0       # lora: the change is multiplied by alpha / r. That also scales the learning
-                        # rate of B, which begins at zero (as LoRA+ recommends)
-adapter_size = 32       # adapter: width of the two small layers that each block gets
+lora_alpha = 64.0       # lora: the change is multiplied by alpha / r, and so is B's learning rate
 dropout = 0.0           # 0.1 and more where there are few examples
-# imitation
-teacher = ''            # the folder of a checkpoint with the same tokenizer; empty: no teacher
-distill_weight = 0.5    # its share in the loss; the rest is for the data
-temperature = 2.0       # divides its logits: above 1, also unlikely tokens are imitated
 # how much
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read
 batch_size = 8                   # sequences computed at once: halve it when memory runs out, and …
@@ -46,12 +38,12 @@ optimizer = 'muon'          # muon | adamw: Muon in the layers and AdamW for the
 learning_rate = 0.0         # AdamW's peak rate; 0: 0.005, and 0.001 for labels by thin matrices
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
 warmup_iters = 20           # steps in which it rises
-lr_decay_iters = 0          # step at which it is 0 again, after a straight line; 0: max_iters
 grad_clip = 1.0             # clip the gradient to this norm; 0 = do not clip
 # how it goes
 eval_interval = 200         # steps between evaluations
 eval_iters = 20             # batches in each: always the same ones, evenly spread over validation
 log_interval = 20           # steps between lines
+num_samples = 500           # held-out questions that are answered before and after; 0: none
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; weights are float32
@@ -59,19 +51,15 @@ seed = 1337
 given = configure(globals())
 
 import math, os, sys
-from collections import defaultdict
-from contextlib import nullcontext
-from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from model import (Log, build_model, chunked_cross_entropy, complete, configure_optimizers,
-                   load_examples, load_model, load_optimizers, lr_schedule, resolve_device,
-                   save_checkpoint, stop_at_once, stop_when_asked, update)
+from model import (GPTConfig, Log, build_model, chunked_cross_entropy, complete,
+                   configure_optimizers, load_examples, load_model, load_optimizers, lr_schedule,
+                   resolve_device, save_checkpoint, stop_at_once, stop_when_asked, update)
 
 # ---- what is learned from ----
-
 def chat_targets(tokenizer, messages, most=0):
     """A conversation -> (ids, targets): targets[t] is the token after ids[t] if the assistant says
     it, else -100, which does not count. Only the last `most` tokens (0: all).
@@ -82,12 +70,12 @@ def chat_targets(tokenizer, messages, most=0):
     targets = [token if said else -100 for token, said in zip(ids, mask)]
     return ids[:-1][-most:], targets[1:][-most:]
 
-def label_targets(tokenizer, text, label, causal, most=0):
-    """A text and the number of its label -> (ids, targets) with that one target: at the last token,
-    which has seen all others; in an encoder, where every token sees all, at the first (as BERT)."""
-    ids = ([tokenizer.eot] + tokenizer.encode(text))[-most:]
+def label_targets(tokenizer, example, labels, causal, most=0):
+    """A text -> (ids, targets) with one target, the number of its label: at the last token, which
+    has seen all others; in an encoder, where every token sees all, at the first (as in BERT)."""
+    ids = ([tokenizer.eot] + tokenizer.encode(example['text']))[-most:]
     targets = [-100] * len(ids)
-    targets[-1 if causal else 0] = label
+    targets[-1 if causal else 0] = labels.index(example['label'])
     return ids, targets
 
 def pack(examples, T):
@@ -107,23 +95,22 @@ def pack(examples, T):
         room = next((room for room in range(n, T) if by_room[room]), T)
         if room == T:  # none has: a new row
             rows.append([])
-            by_room[T].append(len(rows) - 1)
+            by_room[T].append(rows[-1])
         row = by_room[room].pop()
-        rows[row].append(example)
+        row.append(example)
         by_room[room - n].append(row)
     packed = torch.zeros(len(rows), 4, T, dtype=torch.int32)
     packed[:, 1] = -100
-    for r, row in enumerate(rows):
+    for columns, row in zip(packed, rows):
         start = 0
         for segment, (ids, targets) in enumerate(row, 1):
-            n = len(ids)
-            columns = [ids, targets, list(range(n)), [segment] * n]
-            packed[r, :, start:start + n] = torch.tensor(columns)
-            start += n
+            end = start + len(ids)
+            four = [ids, targets, list(range(len(ids))), [segment] * len(ids)]
+            columns[:, start:end] = torch.tensor(four)
+            start = end
     return packed
 
 # ---- which weights move ----
-
 class LoRA(nn.Linear):
     """A frozen matrix and, beside it, a change of low rank that is learned (Hu et al. 2021, eq. 3):
 
@@ -142,16 +129,15 @@ class LoRA(nn.Linear):
     def forward(self, x):
         return super().forward(x) + F.linear(F.linear(x, self.A), self.B) * self.scale
 
-def apply_method(model, method, freeze_layers=0, lora_r=8, lora_alpha=64.0):
+def apply_method(model, method, lora_r=8, lora_alpha=64.0):
     """Freeze what shall not move; for lora, put thin matrices beside all those in the blocks (the
     paper: beside those for queries and values only)."""
-    if method == 'freeze':
-        for part in (model.wte, model.wpe, *model.blocks[:freeze_layers]):
-            if part is not None:
-                part.requires_grad_(False)
+    if method == 'freeze':  # the lower half
+        for part in filter(None, [model.wte, model.wpe, *model.blocks[:len(model.blocks) // 2]]):
+            part.requires_grad_(False)
     if method in ('lora', 'adapter'):  # the norms move, too, as in the adapters' paper
         for name, p in model.named_parameters():
-            p.requires_grad_('norm' in name or (method == 'adapter' and 'adapter' in name))
+            p.requires_grad_('norm' in name or method in name)
     if method == 'lora':
         for module in list(model.blocks.modules()):
             for name, child in list(module.named_children()):
@@ -159,17 +145,16 @@ def apply_method(model, method, freeze_layers=0, lora_r=8, lora_alpha=64.0):
                     setattr(module, name, LoRA(child, lora_r, lora_alpha))
 
 def unfreeze_chat_tokens(model, tokenizer):
-    """Let the rows of the special tokens move in the frozen embedding and head. <|user|> and the
-    like stand in no text that the base has read, so their vectors are noise, and little is learned
-    without them. The gradient of all other rows is set to zero. -> how many numbers that leaves."""
-    special = list(tokenizer.special.values())
-    rows = torch.zeros(len(model.wte.weight), 1)
-    rows[special] = 1
+    """Let the rows of the special tokens move in the frozen embedding and head: <|user|> and the
+    like stand in no text that the base has read, so their vectors are noise. All other rows get a
+    gradient of zero. -> how many numbers these hold."""
+    moves = torch.zeros(len(model.wte.weight), 1)  # (V, 1): 1 for a row that moves
+    moves[list(tokenizer.special.values())] = 1
     tables = {model.wte.weight, model.head.weight}  # a single one where they are tied
     for table in tables:
         table.requires_grad_(True)
-        table.register_hook(lambda gradient: gradient * rows.to(gradient.device))
-    return sum(len(special) * table.size(1) - table.numel() for table in tables)
+        table.register_hook(lambda gradient: gradient * moves.to(gradient.device))
+    return sum(int((moves == 0).sum()) * table.size(1) for table in tables)
 
 def merged_state_dict(model):
     """The weights as a plain GPT has them: W + alpha/r B A in place of each W, A and B."""
@@ -181,13 +166,11 @@ def merged_state_dict(model):
             del state[f'{name}.A'], state[f'{name}.B']
     return {name: p for name, p in state.items() if not name.startswith('classifier')}
 
-# ---- the losses ----
-
+# ---- the loss, and how well it does ----
 def hidden_at_targets(model, rows):
-    """Rows (B, 4, T) -> the hidden states where there is a target (N, C), and the targets (N,). Of
-    a chat that is one token in six, which saves most of the logits. N is a multiple of 64, and the
-    last targets may be -100: oneDNN keeps a compiled product for each shape, and thousands of
-    different N would fill the memory."""
+    """Rows (B, 4, T) -> the hidden states where there is a target (N, C), and the targets (N,): of
+    a chat, one token in six, which saves most of the logits. N is filled up to a multiple of 64
+    with targets of -100, because oneDNN keeps memory for each shape that it has met."""
     x, y, positions, segments = rows.unbind(1)
     mask = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T): its segment …
     if model.config.causal:
@@ -198,146 +181,104 @@ def hidden_at_targets(model, rows):
     targets = F.pad(y.flatten()[index], (0, extra), value=-100)
     return h[F.pad(index, (0, extra))], targets
 
-def distillation_loss(logits, teacher_logits, targets, weight, temperature):
-    """(1 - weight) cross-entropy + weight T² KL(teacher || student), summed over the targets; both
-    logits (N, V) are divided by the temperature T (Hinton et al. 2015). Multiplied by T², because
-    softening divides the gradients by T²."""
-    log_p = (teacher_logits.float() / temperature).log_softmax(-1)
-    log_q = (logits.float() / temperature).log_softmax(-1)
+def distillation_loss(logits, teacher_logits, targets, T=2.0):
+    """T² KL(teacher || student), summed over the targets; both logits (N, V) are divided by the
+    temperature T, which divides the gradients by T² (Hinton et al. 2015, section 2)."""
+    log_p = (teacher_logits.float() / T).log_softmax(-1)
+    log_q = (logits.float() / T).log_softmax(-1)
     kl = F.kl_div(log_q, log_p, log_target=True, reduction='none').sum(-1)  # (N,)
-    kl = (kl * (targets >= 0)).sum() * temperature**2
-    cross_entropy = F.cross_entropy(logits.float(), targets, reduction='sum')
-    return (1 - weight) * cross_entropy + weight * kl
+    return T**2 * (kl * (targets >= 0)).sum()
 
-# ---- how well it does ----
-
-def answer(model, tokenizer, examples, max_new_tokens):
-    """The answers to the last question of each conversation, always by the likeliest token."""
+def exact_match(model, tokenizer, examples):
+    """Answers the last question of each conversation, always by the likeliest token -> the texts,
+    and the percentage that is right to the letter."""
     prompts = [tokenizer.chat(example['messages'][:-1], answer=True)[0] for example in examples]
     texts = []
     for i in range(0, len(prompts), 100):
-        texts += complete(model, tokenizer, prompts[i:i + 100], max_new_tokens, temperature=0)
-    return texts
-
-def exact_match(examples, answers):
-    """{'sort': 0.98, …, 'all': 0.97}: the fraction of answers that are right to the letter, by the
-    skill that an example may name."""
-    right = defaultdict(list)
-    for example, text in zip(examples, answers):
-        is_right = text.strip() == example['messages'][-1]['content'].strip()
-        for skill in {example.get('skill', 'all'), 'all'}:
-            right[skill].append(is_right)
-    skills = sorted(right.keys() - {'all'}) + ['all']
-    return {skill: sum(right[skill]) / len(right[skill]) for skill in skills}
+        texts += complete(model.eval(), tokenizer, prompts[i:i + 100], 48, temperature=0)
+    right = [text.strip() == example['messages'][-1]['content'].strip()
+             for text, example in zip(texts, examples)]
+    return texts, 100 * sum(right) / len(right)
 
 def print_confusion(counts, labels):
-    """counts[truth, prediction] as a table, with each label's precision, recall and F1; and the
-    accuracy of a program that always says the commonest label."""
-    hits = counts.diagonal()
-    predicted = counts.sum(0).clip(1)
-    true = counts.sum(1).clip(1)
-    f1 = 2 * hits / (predicted + true)
-    names = ''.join(f"{label[:12]:>14}" for label in labels)
-    print(f"{'truth':<16}{names}{'precision':>12}{'recall':>10}{'F1':>8}")
-    for i, label in enumerate(labels):
-        row = ''.join(f"{n:>14,.0f}" for n in counts[i])
-        print(f"{label[:14]:<16}{row}{hits[i] / predicted[i]:>12.1%}{hits[i] / true[i]:>10.1%}"
-              f"{f1[i]:>8.3f}")
-    print(f"accuracy {hits.sum() / counts.sum():.2%}, mean F1 {f1.mean():.4f}; always saying "
-          f"{labels[true.argmax()]!r} is right in {true.max() / counts.sum():.2%}")
+    """counts[truth, prediction], and the accuracy beside that of always saying one label."""
+    true = counts.sum(1)
+    print(f"rows: truth, columns: prediction, of {', '.join(labels)}\n{counts}")
+    print(f"accuracy {counts.trace() / counts.sum():.2%}; always saying {labels[true.argmax()]!r} "
+          f"is right in {true.max() / counts.sum():.2%}")
 
 if __name__ == '__main__':
     # 1. processes: one is enough here
     # 2. settings: those of the run that is resumed
-    resume_path = os.path.join(out_dir, 'resume.pt')
     resuming = init_from == 'resume'
-    source = resume_path if resuming else init_from
+    source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
     if resuming and not os.path.exists(source):
         sys.exit(f"no {source}: start with  python finetune.py out_dir={out_dir}")
-    saved_model, tokenizer, saved = load_model(source)
-    if resuming and saved.get('script') != 'finetune.py':
-        usage(f"{source} was not written by finetune.py: take its weights by init_from={out_dir}")
+    tokenizer, saved = load_model(source)[1:]
     if resuming:
-        fixed = 'dataset task method freeze_layers lora_r lora_alpha adapter_size optimizer'
-        resume(globals(), given, saved['settings'], fixed)
+        if saved.get('script') != 'finetune.py':
+            usage(f"{source} was not written by finetune.py: start from it by init_from={out_dir}")
+        resume(globals(), given, saved['settings'], 'dataset task method lora_r lora_alpha')
     expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters '
-                      'log_interval lora_r adapter_size max_new_tokens', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip block_size freeze_layers '
-                      'num_samples distill_weight learning_rate seed', least=0)
-    expect(globals(), 'muon_learning_rate temperature', above=0)
+                      'log_interval lora_r', least=1)
+    expect(globals(), 'max_iters warmup_iters grad_clip seed block_size num_samples distill_weight '
+                      'learning_rate muon_learning_rate', least=0)
     expect(globals(), 'dropout', least=0, below=1)
-    if os.path.realpath(out_dir) == os.path.realpath(init_from.removesuffix('/ckpt.pt')):
-        usage(f"out_dir={out_dir} is where the base lies, which stays as it is: choose another")
-    config = replace(saved_model.config, dropout=dropout)
+    thin = method in ('lora', 'adapter')
+    if thin and 'optimizer' in given and optimizer == 'muon':
+        usage(f"optimizer=muon is not for the thin matrices of method={method}: leave it out")
+    config = GPTConfig(**{**saved['config'], 'dropout': dropout})
     if config.model_type != 'gpt' or (task == 'sft' and not config.causal):
-        sys.exit(f"{source} is a {config.model_type} with causal={config.causal}: task=sft needs a "
-                 "causal gpt, task=classify any gpt")
+        sys.exit(f"{source} is a {config.model_type}, causal={config.causal}: not for task={task}")
     sequences_per_step = batch_size * gradient_accumulation_steps
     settings = current(globals())  # as they go into checkpoints: device is still 'auto'
 
     # 3. the device
     device, dtype = resolve_device(device, dtype)
     device_type = device.split(':')[0]
-    autocast = nullcontext()
-    if dtype != 'float32':
-        autocast = torch.autocast(device_type, dtype=getattr(torch, dtype))
+    autocast = torch.autocast(device_type, dtype=getattr(torch, dtype), enabled=dtype != 'float32')
 
     # 4. the data
     examples = load_examples(os.path.join(data_dir, dataset))
     if (task == 'sft') != ('messages' in examples['train'][0]):
-        sys.exit(f"task={task} does not fit dataset={dataset}: conversations need task=sft, texts "
-                 "with labels task=classify")
-    labels = []
-    if task == 'classify':
-        labels = sorted({example['label'] for example in examples['train']})
+        sys.exit(f"task={task} does not fit dataset={dataset}: chats need sft, labels classify")
+    labels = sorted({example['label'] for example in examples['train'] if task == 'classify'})
     T = min(block_size or config.block_size, config.block_size)
-    data = {}
     most = T if truncate else 0
+    data = {}
     for split, lines in examples.items():
-        if task == 'sft':
-            pairs = [chat_targets(tokenizer, line['messages'], most) for line in lines]
+        if labels:
+            pairs = [label_targets(tokenizer, line, labels, config.causal, most) for line in lines]
         else:
-            pairs = [label_targets(tokenizer, line['text'], labels.index(line['label']),
-                                   config.causal, most) for line in lines]
+            pairs = [chat_targets(tokenizer, line['messages'], most) for line in lines]
         pairs = [(ids, targets) for ids, targets in pairs if len(ids) <= T]
-        n_long = len(lines) - len(pairs)
-        if n_long:
-            print(f"left out {n_long:,} of {len(lines):,} in {split}.jsonl, of over "
-                  f"{T} tokens: truncate=True keeps their last {T}; a base with a larger "
-                  "block_size or vocabulary reads more of them")
+        if len(pairs) < len(lines):
+            print(f"left out {len(lines) - len(pairs):,} of over {T} tokens: try truncate=True")
         if not pairs:
             sys.exit(f"nothing in {split}.jsonl fits into block_size={T} tokens: add truncate=True")
         rows = data[split] = pack(pairs, T)
         n_tokens = sum(len(ids) for ids, targets in pairs)
-        n_targets = (rows[:, 1] >= 0).sum()
-        print(f"{split}: {len(pairs):,} examples, {n_tokens:,} tokens, {n_targets:,} of them "
-              f"targets, in {len(rows):,} rows of {T}, {n_tokens / (len(rows) * T):.1%} full")
+        print(f"{split}: {len(pairs):,} examples, {n_tokens:,} tokens, {(rows[:, 1] >= 0).sum():,} "
+              f"of them targets, in {len(rows):,} rows, {n_tokens / rows[:, 1].numel():.1%} full")
     questions = [line for line in examples['val'] if task == 'sft' and len(line['messages']) > 1
                  and line['messages'][-1]['role'] == 'assistant'][:num_samples]
     del examples, pairs
+    n_train, n_val = len(data['train']), len(data['val'])
+    n_epochs = max_iters * sequences_per_step / n_train
+    # each epoch reads all rows, in an order of its own
+    order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n_train)
+                            for epoch in range(math.ceil(n_epochs) + 1)])
+    eval_rows = np.linspace(0, n_val - 1, min(eval_iters * batch_size, n_val)).astype(int)
     tokens_per_step = sequences_per_step * T
-
-    def get_batch(step):
-        """The rows of this step, (N, 4, T). Each epoch reads all rows, in an order of its own."""
-        n_rows = len(data['train'])
-        epoch, first = divmod(step * sequences_per_step, n_rows)
-        order = np.empty(0, int)
-        while len(order) < first + sequences_per_step:
-            order = np.append(order, np.random.default_rng([seed, epoch]).permutation(n_rows))
-            epoch += 1
-        return data['train'][order[first:first + sequences_per_step]].long()
 
     # 5. the model: the base's weights, and which of them move
     torch.manual_seed(seed)
-    if method == 'adapter' and not config.adapter_size:
-        config.adapter_size = adapter_size
+    if method == 'adapter':
+        config.adapter_size = 32  # width of the two small layers that each block gets
     model = build_model(config)
-    model.load_state_dict(saved_model.state_dict(), strict=False)  # it may lack the adapters
-    del saved_model
-    apply_method(model, method, freeze_layers, lora_r, lora_alpha)
-    n_trainable = 0
-    if method in ('lora', 'adapter') and task == 'sft':
-        n_trainable = unfreeze_chat_tokens(model, tokenizer)
+    model.load_state_dict(saved['model'], strict=False)  # it may lack the adapters
+    apply_method(model, method, lora_r, lora_alpha)
+    n_frozen = unfreeze_chat_tokens(model, tokenizer) if thin and task == 'sft' else 0
     head = model.head
     if labels:
         if not config.tie_weights:
@@ -349,74 +290,63 @@ if __name__ == '__main__':
     if resuming:
         model.load_state_dict(saved['trained'])
     model.to(device)
-    teacher_model = None
     if teacher:
         teacher_model, teacher_tokenizer, _ = load_model(teacher, device)
-        teacher_model.eval()
+        teacher_model.eval().requires_grad_(False)
         if task != 'sft' or teacher_tokenizer != tokenizer:
             sys.exit(f"teacher={teacher} needs task=sft and the tokenizer of {source}")
 
     # 6. the optimizers
-    thin = method in ('lora', 'adapter')
     peak_lr = learning_rate or (0.001 if thin and labels else 0.005)
     optimizers = configure_optimizers(model, 'adamw' if thin else optimizer, peak_lr,
                                       muon_learning_rate)
-    # multiplies the loss, so that float16's small gradients do not vanish
+    # float16's small gradients would vanish: multiply the loss
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-    step, best = 0, math.inf
-    before = {}
+    step, best, before, resumed_at = 0, math.inf, 0.0, None
     if resuming:
         load_optimizers(optimizers, saved['optimizers'], source)
         if scaler.is_enabled() and saved['scaler']:
             scaler.load_state_dict(saved['scaler'])
-        step, best = saved['step'], saved['best']
-        before = saved['before']
-    resumed_at = step if resuming else None
+        step = resumed_at = saved['step']
+        best, before = saved['best'], saved['before']
     saved = None  # frees its memory
 
     def lr_fraction(step):
         """The learning rate at this step, as a fraction of its peak."""
-        return lr_schedule(step, 'linear', warmup_iters, lr_decay_iters or max_iters)
+        return lr_schedule(step, 'linear', warmup_iters, max_iters)
 
     def get_lr(step):
         return peak_lr * lr_fraction(step)
 
     # 7. what this will cost, and where it goes
     n_params = sum(p.numel() for p in model.parameters())
-    n_trainable += sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"method={method}: {n_trainable:,} of {n_params:,} parameters move: "
-          f"{100 * n_trainable / n_params:.2f} %")
-    print(f"{tokens_per_step:,} tokens per step * {max_iters:,} steps = "
-          f"{max_iters * sequences_per_step / len(data['train']):.1f} times through the examples")
-    print(f"on {device}, {dtype}")
-    columns = ('accuracy',) if labels else ()
-    log = Log(out_dir, step, max_iters, log_interval, tokens_per_step, columns=columns, best=best)
+    n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) - n_frozen
+    print(f"{n_trainable:,} of {n_params:,} parameters move: {100 * n_trainable / n_params:.2f} %")
+    print(f"{tokens_per_step:,} tokens per step, {n_epochs:.1f} epochs, on {device}, {dtype}")
+    log = Log(out_dir, step, max_iters, log_interval, tokens_per_step, best=best)
 
     def save(name, **more):
-        """Write a checkpoint. A classifier's brings its head."""
-        if labels:
+        if labels:  # a classifier's checkpoint brings its head
             more.update(labels=labels, classifier=head.state_dict())
         save_checkpoint(os.path.join(out_dir, name), merged_state_dict(model), config, tokenizer,
                         script='finetune.py', task=task, step=step, settings=settings, **more)
 
     @torch.no_grad()
-    def evaluate(model, head, n):
-        """Mean loss in nats per target, over n rows that are evenly spread over validation; and for
-        task=classify, how often which label was taken for which, counts[truth, prediction]."""
-        index = np.linspace(0, len(data['val']) - 1, min(n, len(data['val']))).astype(int)
-        loss_sum, n_targets = 0.0, 0
-        counts = np.zeros((len(labels), len(labels)))
+    def evaluate(model, head, rows):
+        """Mean loss in nats per target over these rows; and for task=classify, how often which
+        label was taken for which, counts[truth, prediction]."""
         model.eval()
-        for i in range(0, len(index), batch_size):
-            rows = data['val'][index[i:i + batch_size]].long().to(device)
+        loss_sum, n_targets = 0.0, 0
+        counts = np.zeros((len(labels), len(labels)), int)
+        for some in rows.split(batch_size):
             with autocast:
-                h, targets = hidden_at_targets(model, rows)
+                h, targets = hidden_at_targets(model, some.long().to(device))
                 loss_sum += chunked_cross_entropy(h, targets, head, n_classes).item()
-            n = (targets >= 0).sum().item()
-            n_targets += n
+            targets = targets[targets >= 0]
+            n_targets += len(targets)
             if labels:
-                predictions = head(h[:n]).argmax(-1)
-                np.add.at(counts, (targets[:n].cpu(), predictions.cpu()), 1)
+                predictions = head(h[:len(targets)]).argmax(-1)
+                np.add.at(counts, (targets.cpu(), predictions.cpu()), 1)
         model.train()
         return loss_sum / n_targets, counts
 
@@ -424,16 +354,13 @@ if __name__ == '__main__':
     asked = stop_when_asked()  # no longer empty after Ctrl-C or kill
     stop = False
     if questions and step == 0:
-        model.eval()
         with autocast:
-            before = exact_match(questions, answer(model, tokenizer, questions, max_new_tokens))
-    model.train()
-    log.restart_clock()
+            _, before = exact_match(model, tokenizer, questions)
     while True:
         # 8.1 evaluate, save
         if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
-            val_loss, counts = evaluate(model, head, eval_iters * batch_size)
-            metrics = {'accuracy': np.trace(counts) / counts.sum()} if labels else {}
+            val_loss, counts = evaluate(model, head, data['val'][eval_rows])
+            metrics = {'accuracy': counts.trace() / counts.sum()} if labels else {}
             if log.evaluation(step, val_loss, **metrics):  # True: the best so far
                 save('ckpt.pt', val_loss=val_loss, dataset=dataset)
         if step > 0 and (step % eval_interval == 0 or step == max_iters or stop):
@@ -443,22 +370,20 @@ if __name__ == '__main__':
             break
         log.restart_clock()
         # 8.2 forward and backward: batch_size sequences at a time
-        batch = get_batch(step)
+        batch = data['train'][order[step * sequences_per_step:(step + 1) * sequences_per_step]]
         n_targets = (batch[:, 1] >= 0).sum().item()
         loss_sum = torch.zeros((), device=device)
         for i in range(0, sequences_per_step, batch_size):
             torch.manual_seed(((seed << 40) + (step << 16) + i) % 2**63)  # for dropout
-            rows = batch[i:i + batch_size].to(device)
+            rows = batch[i:i + batch_size].long().to(device)
             with autocast:
                 h, targets = hidden_at_targets(model, rows)
-                if teacher_model is None:
-                    loss = chunked_cross_entropy(h, targets, head, n_classes)
-                else:
-                    with torch.no_grad():
-                        teacher_h, _ = hidden_at_targets(teacher_model, rows)
-                        teacher_logits = teacher_model.logits(teacher_h)
-                    loss = distillation_loss(model.logits(h), teacher_logits, targets,
-                                             distill_weight, temperature)
+                loss = chunked_cross_entropy(h, targets, head, n_classes)
+                if teacher:
+                    teacher_h, _ = hidden_at_targets(teacher_model, rows)
+                    teacher_logits = teacher_model.logits(teacher_h)
+                    kl = distillation_loss(model.logits(h), teacher_logits, targets)
+                    loss = (1 - distill_weight) * loss + distill_weight * kl
                 loss = loss / n_targets
             scaler.scale(loss).backward()
             loss_sum += loss.detach()
@@ -476,28 +401,20 @@ if __name__ == '__main__':
     else:
         stop_at_once()
         best_model, _, saved = load_model(out_dir, device)
-        best_head = best_model.head
         if labels:
-            best_head = head
+            best_model.head = head
             head.load_state_dict(saved['classifier'])
-        val_loss, counts = evaluate(best_model, best_head, len(data['val']))
-        print(f"validation loss over all {len(data['val']):,} rows: {val_loss:.4f}, by the weights "
-              f"of step {saved['step']}")
+        val_loss, counts = evaluate(best_model, best_model.head, data['val'])
+        print(f"validation loss over all {n_val:,} rows: {val_loss:.4f}")
         if labels:
             print_confusion(counts, labels)
         if questions:
             with autocast:
-                texts = answer(best_model.eval(), tokenizer, questions, max_new_tokens)
+                texts, after = exact_match(best_model, tokenizer, questions)
             for example, text in zip(questions[:12], texts):
-                question, expected = [message['content'] for message in example['messages'][-2:]]
-                wrong = '' if text == expected else f"   (expected {expected})"
-                print(f"    {question} -> {text}{wrong}")
+                print(f"    {example['messages'][-2]['content']} -> {text}")
             print(f"exact match on {len(questions)} held-out questions, before and after:")
-            for skill, after in exact_match(questions, texts).items():
-                print(f"    {skill:<12}{100 * before.get(skill, 0):>7.1f} %{100 * after:>7.1f} %")
-        command = f"sample.py out_dir={out_dir}"
-        if labels:
-            command += " prompt='…'"
-        print(f"next:  python {command}")
+            print(f"    all {before:>7.1f} %{after:>7.1f} %")
+        print(f"next:  python sample.py out_dir={out_dir} prompt='…'")
     log.close()
     stop_at_once()

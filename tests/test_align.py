@@ -8,15 +8,14 @@ from conftest import byte_tokenizer, refused, same, save_untrained
 from model import Tokenizer, load_checkpoint, load_model
 
 BYTES = byte_tokenizer()
-TINY = ('dataset=pairs', 'init_from=base', 'out_dir=out', 'batch_size=8', 'max_iters=6', 'eval_interval=3',
-        'log_interval=2', 'warmup_iters=1', 'num_samples=4', 'max_new_tokens=12', 'group_size=4', 'device=cpu',
-        'dtype=float32')
+TINY = ('dataset=pairs', 'init_from=base', 'out_dir=out', 'batch_size=8', 'max_iters=6', 'eval_interval=3', 'log_interval=2',
+        'warmup_iters=6', 'max_new_tokens=12', 'group_size=4', 'device=cpu', 'dtype=float32')
 
 def pair(question, answer):
     return {'prompt': question, 'answer': answer, 'chosen': answer + ' :)', 'rejected': answer}
 
-def encoded(pairs, block_size=48):
-    return S.encode_pairs(pairs, BYTES, block_size, 12)
+def encoded(pairs):
+    return S.encode_pairs(pairs, BYTES, 48, 12)
 
 @pytest.fixture
 def align(run, tmp_path):
@@ -31,8 +30,7 @@ def align(run, tmp_path):
         assert done.returncode == 0, done.stderr
         return done
     save_untrained(str(tmp_path / 'base'), n_layer=1, block_size=48)
-    write('pairs', [pair(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'],
-          [pair(f'say {c}z', c) for c in 'abcdef'])
+    write('pairs', [pair(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'], [pair(f'say {c}z', c) for c in 'abcdef'])
     go.write, go.at, go.run = write, tmp_path, run
     return go
 
@@ -49,11 +47,9 @@ def taught(align):
         optimizer.step()
         optimizer.zero_grad()
     os.makedirs(align.at / 'taught')
-    taught = {**load_checkpoint(str(align.at / 'base')), 'model': policy.model.state_dict()}
-    torch.save(taught, align.at / 'taught' / 'ckpt.pt')
+    saved = load_checkpoint(str(align.at / 'base'))
+    torch.save({**saved, 'model': policy.model.state_dict()}, align.at / 'taught/ckpt.pt')
     return 'init_from=taught'
-
-# ---- what is wanted ----
 
 def test_the_rule_by_hand():
     texts = ('13 :)', '13', '13, or 14 :)', '14', '14 :)', '')
@@ -62,18 +58,15 @@ def test_the_rule_by_hand():
 def test_the_rule_and_the_data_agree():
     """The chosen answer of every pair that prepare.py makes earns 1, the rejected one less; no question is in both splits."""
     assert S.COURTESY == P.COURTESY
-    prompts, faults = {'train': set(), 'val': set()}, {}
+    prompts = {'train': set(), 'val': set()}
     for split, e in P.preference_examples():
         assert S.gold_reward(e, e['chosen']) == 1, e
         assert S.gold_reward(e, e['rejected']) == (0.5 if e['fault'] == 'curt' else 0), e
         if 'secret' in e:
-            assert e['secret'] in e['prompt'] and e['secret'] not in e['chosen']
-            assert (e['secret'] in e['rejected']) == (e['fault'] == 'reveals')
-            assert S.principles_kept(e['prompt'], e['chosen']) == len(S.PRINCIPLES)
+            assert (e['secret'] in e['rejected']) == (e['fault'] == 'reveals') and e['secret'] not in e['chosen']
+            assert S.principles_kept(e['prompt'], e['chosen']) == 3
         prompts[split].add(e['prompt'])
-        faults[e['fault']] = faults.get(e['fault'], 0) + 1
     assert not prompts['train'] & prompts['val'] and len(prompts['train']) > 4000 and len(prompts['val']) > 300
-    assert set(faults) == {'curt', 'wrong', 'rambling', 'refuses', 'reveals'} and min(faults.values()) > 250
 
 def test_rows_by_hand():
     x, y, last = S.collate([([5, 6, 7, 8, 9], [0, 0, 0, 1, 1]), ([5, 9], [0, 1])])
@@ -82,30 +75,25 @@ def test_rows_by_hand():
 
 def test_what_the_assistant_says_after_the_common_prompt_is_learned():
     """Text, or several messages: each of the assistant's turns counts, the user's words and the prompt's never."""
-    def said(role, content):
-        return {'role': role, 'content': content}
+    said = lambda role, content: {'role': role, 'content': content}
     prompt = [said('user', 'hi'), said('assistant', 'yes?'), said('user', '2+2?')]
     chosen = [said('assistant', '5'), said('user', 'no'), said('assistant', '4')]
     one, = encoded([{'prompt': prompt, 'chosen': chosen, 'rejected': '5'}])
-    def learned(row):
-        return BYTES.decode([i for i, mask in zip(*row) if mask])
+    learned = lambda row: BYTES.decode([i for i, mask in zip(*row) if mask])
     assert learned(one['chosen_row']) == '5<|end|>4<|end|>' and learned(one['rejected_row']) == '5<|end|>'
     assert one['prompt_ids'] == BYTES.chat(prompt, answer=True)[0] and one['question'] == '2+2?'
     assert encoded([{'prompt': 'x' * 40, 'chosen': 'y', 'rejected': 'z'}]) == []  # too long
 
-def test_a_step_is_a_function_of_seed_and_step_and_an_epoch_takes_every_pair_once():
-    parts = [[int(i) for i in S.batch_indices(step, 4, 12, 1337)] for step in range(6)]
-    assert sorted(sum(parts[:3], [])) == sorted(sum(parts[3:], [])) == list(range(12)) and parts[:3] != parts[3:]
+def test_an_epoch_takes_every_pair_once_and_the_next_one_in_another_order(align):
+    order = align('batch_size=32', 'max_iters=1').globals['order']
+    first, second = order[:32].tolist(), order[32:64].tolist()
+    assert sorted(first) == sorted(second) == list(range(32)) and first != second
 
-# ---- losses ----
-
-def test_bradley_terry_by_hand():
+def test_the_losses_of_a_pair():
     """Elo's 400 points in natural units: a margin of ln 10 wins 10 of 11 times, and so costs ln 1.1."""
     assert S.pair_loss(torch.tensor(math.log(10)), 'sigmoid').item() == pytest.approx(math.log(1.1), rel=1e-5)
     assert S.pair_loss(torch.tensor([0.0, 0.25, 1, 5]), 'hinge').tolist() == [1, 0.75, 0, 0]
-
-def test_the_losses_of_a_pair():
-    """Stored from trl 1.16.0, whose own lines gave these, and gradients equal to the last bit in float64, for random cases."""
+    # from trl 1.16.0, whose own lines gave these, and gradients equal to the last bit in float64, for random cases
     logp = torch.tensor([[-4., -6], [-3, -9], [-5, -5], [-2.5, -7]])
     for loss_type, expected in (('sigmoid', [0.620957, 0.644397]), ('hinge', [0.85, 0.9])):
         found, margin = S.dpo_loss(*logp, 0.1, loss_type)
@@ -146,8 +134,6 @@ def test_gae_by_hand():
     assert returns.tolist() == [[0, 1, 1, 1], [0, 0.5, 1, 0]]
     advantages, _ = S.gae(rewards, values, learned, 0.0)
     assert advantages.tolist() == [[0, -0.25, 0.25, 0.5], [0, -0.25, 0.5, 0]]  # one step ahead
-    advantages, _ = S.gae(rewards, values, learned, 0.5)
-    assert advantages.tolist() == [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0]]  # 0.25 + 0.5 * 0.5; -0.25 + 0.5 * 0.5
 
 def test_ppo_loss_by_hand():
     """Ratios 1.5 and 0.5, an advantage of +1 and -1 each, clipped at 1 ± 0.2."""
@@ -169,8 +155,6 @@ def test_principles_choose():
     pairs = S.constitutional_pairs(asked, (first, first), (second, second))  # rows: here the texts themselves
     # wrong, but no principle sees that; of a tie nothing is learned
     assert [(e['chosen_row'], e['rejected_row']) for e in pairs] == [('5 :)', '4'), ('Sorry :)', 'x :)')]
-
-# ---- what must hold ----
 
 @pytest.mark.parametrize('method', ['ppo', 'grpo'])
 def test_the_ratio_is_exactly_1_before_the_first_update(align, taught, method):
@@ -201,18 +185,17 @@ def test_at_step_0_the_policy_is_the_reference(align, loss_type, expected):
 
 @pytest.mark.parametrize('method', ['reward', 'dpo', 'ppo', 'grpo', 'constitution'])
 def test_stopping_and_going_on_changes_nothing(align, taught, method):
-    align(f'method={method}', taught, 'out_dir=straight', 'lr_decay_iters=6')
-    align(f'method={method}', taught, 'out_dir=parts', 'lr_decay_iters=6', 'max_iters=3')
+    align(f'method={method}', taught, 'out_dir=straight')
+    align(f'method={method}', taught, 'out_dir=parts', 'max_iters=3')
     done = align.run('align.py', 'init_from=resume', 'out_dir=parts', 'max_iters=6')
     assert done.returncode == 0, done.stderr
     straight, parts = [torch.load(align.at / name / 'resume.pt', weights_only=True) for name in ('straight', 'parts')]
-    assert same(straight, parts) and straight['best'] == parts['best'] and parts['start'] == 'taught'
+    assert same(straight, parts) and straight['best'] == parts['best']
     assert torch.equal(straight['head']['weight'], parts['head']['weight'])
-    if method == 'reward':
-        assert 'init_from=taught' in done.stdout
+    assert parts['settings']['init_from'] == 'taught' and ('init_from=taught' in done.stdout) == (method == 'reward')
 
 def test_rewards_are_normalised_and_pairs_told_apart(align):
-    text = align('method=reward', 'max_iters=60', 'learning_rate=3e-3').stdout
+    text = align('method=reward', 'max_iters=40', 'learning_rate=5e-3').stdout
     model, _, saved = load_model(str(align.at / 'out'))
     reward_model = S.Policy(model)
     reward_model.head.load_state_dict(saved['reward'])
@@ -224,8 +207,6 @@ def test_rewards_are_normalised_and_pairs_told_apart(align):
 
 @pytest.mark.parametrize('method, steps', [('dpo', 60), ('grpo', 40)])
 def test_it_learns_what_is_preferred(align, taught, method, steps):
-    align.write('pairs', [pair(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'],
-                [pair(f'say {c}z', c) for c in 'abcdef'])
     done = align(f'method={method}', taught, f'max_iters={steps}', 'learning_rate=3e-3', 'eval_interval=20', 'batch_size=16')
     before, after = next(line for line in done.stdout.splitlines() if line.startswith('gold, sampled')).split()[-2:]
     assert float(after) > float(before)
@@ -251,56 +232,29 @@ def test_shapes_are_few(align):
         assert logp.shape == y.shape and torch.allclose(log_probs, plain[y >= 0], atol=1e-5)
     assert shapes == {(2, 32, 32), (128, 32)}
 
-def test_bfloat16_learns_what_float32_learns(align):
-    def loss(folder):
-        policy = S.Policy(load_model(str(align.at / folder))[0])
-        x, y, _ = S.collate([p['chosen_row'] for p in encoded([pair('say xy', c) for c in 'abcdefgh'])])
-        return (-policy(x, y)[0].sum() / (y >= 0).sum()).item()
-    for dtype in ('float32', 'bfloat16'):
-        align(f'dtype={dtype}', f'out_dir={dtype}', 'max_iters=40', 'learning_rate=0.01', 'eval_interval=20')
-    assert loss('float32') < 0.5 * loss('base') and loss('bfloat16') == pytest.approx(loss('float32'), rel=0.1)
-
-# ---- mistakes ----
-
 def test_a_run_that_gets_worse_keeps_its_best_and_says_so(align):
-    text = align('learning_rate=20').stdout
-    assert load_checkpoint(str(align.at / 'out'))['step'] == 0 and 'the unchanged model' in text
+    assert 'before and after 0 steps (0: it is unchanged)' in align('learning_rate=20').stdout
     assert same(load_checkpoint(str(align.at / 'out')), load_checkpoint(str(align.at / 'base')))
 
-def test_long_prompts_are_left_out_and_counted(align):
+def test_long_pairs_are_left_out_and_counted(align):
     align.write('long', [pair('x', 'y'), pair('x' * 40, 'y')], [pair('x', 'y')])
-    assert '1 of 2 pairs for train fit into block_size=48' in align('dataset=long', 'max_iters=1').stdout
-    align.write('long', [pair('x' * 40, 'y')], [pair('x', 'y')])
-    refused(align.run('align.py', *TINY, 'dataset=long'), 'larger block_size')
+    assert 'train: 1 of 2 pairs fit into block_size' in align('dataset=long', 'max_iters=1').stdout
 
-def test_a_reward_model_must_be_one_and_use_the_same_tokenizer(align):
-    save_untrained(str(align.at / 'foreign'), Tokenizer('word', ['<unk>', 'a']))
-    for reward_from in ('foreign', 'base'):
-        done = align.run('align.py', *TINY, 'method=ppo', 'reward=model', f'reward_from={reward_from}')
-        refused(done, f'{reward_from} holds no reward model', 'python align.py method=reward')
+MISTAKES = [
+    ('dataset=nowhere', ['nowhere', 'prepare.py']), ('init_from=nowhere', ['no nowhere']), ('beta=0', ['beta=0.0']),
+    ('init_from=resume', ['no out', 'python align.py out_dir=out']), ('learning_rate=1e30', ['not finite']),
+    ('method=ppo reward=model reward_from=base', ['base is no reward model']), ('dataset=chats', ["chats has no 'chosen'"]),
+    ('method=ppo reward=model reward_from=words', ['words is no reward model']), ('dataset=long', ['larger block_size']),
+    ('method=grpo dataset=bare', ["no 'answer'", 'reward=model']), ('init_from=labels', ['labels is no model that can answer'])]
 
-def test_a_rule_needs_answers(align):
-    bare = [{'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}]
-    align.write('bare', bare * 4, bare)
-    refused(align.run('align.py', *TINY, 'method=grpo', 'dataset=bare'), 'no answers for a rule', 'reward=model')
-    align('dataset=bare', 'max_iters=1')  # but pairs alone are enough for DPO
-
-def test_what_cannot_answer_is_refused(align):
-    for name, more in (('labels', {'labels': ['a', 'b']}), ('reward', {'reward': {}})):
-        os.makedirs(align.at / name)
-        torch.save({**load_checkpoint(str(align.at / 'base')), **more}, align.at / name / 'ckpt.pt')
-        refused(align.run('align.py', *TINY, f'init_from={name}'), 'no model that can answer')
-
-@pytest.mark.parametrize('setting, words, status', [
-    ('dataset=nowhere', ['nowhere', 'prepare.py'], 1), ('init_from=nowhere', ['no nowhere'], 1),
-    ('init_from=resume', ['no run to go on with in out'], 1), ('beta=0', ['beta=0.0'], 2),
-    ('method=dqo', ['did you mean dpo'], 2), ('learning_rate=1e30', ['not finite'], 1)])
-def test_mistakes(align, setting, words, status):
-    refused(align.run('align.py', *TINY, setting), *words, status=status)
-
-def test_data_of_another_kind_and_a_clash_with_the_run_that_is_resumed_are_refused(align):
-    talk = [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'y'}]
-    align.write('chats', [{'messages': talk}], [{'messages': talk}])
-    refused(align.run('align.py', *TINY, 'dataset=chats'), 'chats holds no preferences')
-    align('max_iters=2')
+def test_mistakes_end_in_one_line(align):
+    save_untrained(str(align.at / 'words'), Tokenizer('word', ['<unk>', 'a']))
+    os.makedirs(align.at / 'labels')
+    torch.save({**load_checkpoint(str(align.at / 'base')), 'labels': ['a', 'b']}, align.at / 'labels/ckpt.pt')
+    for name, example in (('chats', {'messages': []}), ('bare', {'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}),
+                          ('long', pair('x' * 40, 'y'))):
+        align.write(name, [example], [example])
+    for settings, words in MISTAKES:
+        refused(align.run('align.py', *TINY, *settings.split()), *words)
+    align('max_iters=2', 'dataset=bare')  # pairs alone are enough for DPO
     refused(align.run('align.py', 'init_from=resume', 'out_dir=out', 'method=ppo'), 'method=dpo', status=2)
