@@ -157,8 +157,7 @@ def questions_about(scene):
     return [topic for topic in (colours, shapes, counts, presence, places, between) if topic]
 
 # ---- 2. examples: pictures (H, W, 3) uint8 with something to read, from scenes or files ----
-# texts: (question, answer, …); '' asks what is there: to caption is to answer; scene: () if own
-Example = namedtuple('Example', 'picture texts scene')
+Example = namedtuple('Example', 'picture texts scene')  # texts: (question or '', answer, …)
 
 @dataclass
 class Scenes:
@@ -185,6 +184,8 @@ def load_own_pictures(folder, task):
             texts += sum(questions, caption)
             for pair in questions if task == 'vqa' else [caption]:  # an Example for each
                 data[split].append(Example(picture, pair, ()))
+        if not data[split]:
+            sys.exit(f"{folder}/{split}.jsonl asks no questions (qa), which task=vqa needs")
     return data, texts
 
 def stack(examples):
@@ -368,7 +369,7 @@ class Reader(nn.Module):
 # ---- 4. measures of {'val': its examples, …}; a gallery is a list of (picture, right, text) ----
 
 @torch.no_grad()
-def measure_clip(model, tokenizer, splits, classes, device):
+def measure_clip(model, tokenizer, splits, names, device):
     """Retrieval among 100 pictures of different things; and zero-shot: which class name, none of
     which was trained on as such, is nearest? The gallery shows each picture's nearest caption."""
     def similarity(examples, texts):  # (pictures, texts)
@@ -388,11 +389,11 @@ def measure_clip(model, tokenizer, splits, classes, device):
             print(f"{f'{TITLES[split]}: {what}, of {n}':46}{recall}{1 / n:8.1%}")
         nearest = s.argmax(1).tolist()
         gallery = [(e.picture, e.texts[1] == texts[i], texts[i]) for e, i in zip(examples, nearest)]
-        examples = list(islice((e for e in stream if label(e) in classes), 1000))
+        examples = list(islice((e for e in stream if label(e) in names), 1000))
         if examples:  # else your own captions are no classes
-            nearest = similarity(examples, classes).argmax(1).tolist()
-            hits = np.mean([label(e) == classes[i] for e, i in zip(examples, nearest)])
-            print(f"{f'{TITLES[split]}: {len(classes)} classes':46}{hits:8.1%}{1 / len(classes):24.1%}")
+            nearest = similarity(examples, names).argmax(1).tolist()
+            hits = np.mean([label(e) == names[i] for e, i in zip(examples, nearest)])
+            print(f"{f'{TITLES[split]}: {len(names)} classes':46}{hits:8.1%}{1 / len(names):24.1%}")
     return gallery
 
 def judge(text, example):
@@ -532,8 +533,7 @@ if __name__ == '__main__':
         best = saved['best']
 
     # 7. what this will cost, and where it goes
-    n_params = sum(p.numel() for p in model.parameters())
-    print(f"{n_params:,} parameters; {n_patches} patches in a picture; on {device}, {dtype}")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, on {device}, {dtype}")
     log = Log(out_dir, step, max_iters, log_interval, batch_size, unit='pictures', best=best)
 
     def save(name, **more):
