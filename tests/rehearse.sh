@@ -15,7 +15,7 @@ tiny() {
     train.py) echo n_layer=2 n_head=1 n_embd=32 block_size=128 batch_size=4 max_iters=2 eval_interval=1 eval_iters=1 ;;
     finetune.py) echo max_iters=2 eval_interval=1 eval_iters=1 batch_size=2 num_samples=4 ;;
     align.py) echo max_iters=1 batch_size=4 group_size=4 max_new_tokens=4 ;;
-    vlm.py) echo n_layer=1 n_embd=32 text_layers=1 batch_size=8 max_iters=2 eval_interval=1 eval_iters=1 ;;
+    vlm.py) echo n_layer=1 n_embd=32 batch_size=8 max_iters=2 eval_interval=1 eval_iters=1 ;;
     eval.py) echo limit=4 num_samples=2 max_new_tokens=4 ;;
     sample.py) echo max_new_tokens=4 ;;
   esac
