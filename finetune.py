@@ -27,12 +27,12 @@ distill_weight = 0.5    # weight of the teacher in the loss; the rest is for the
 method = 'full'         # full | freeze | lora | adapter: all, the upper half, or thin new matrices
 lora_r = 8              # lora: rank of the change of each matrix
 lora_alpha = 64.0       # lora: the change is multiplied by alpha / r, and so is B's learning rate
-dropout = 0.0           # 0.1 and more where there are few examples
+dropout = 0.05          # 0.1 and more where there are few examples
 # how much
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read
 batch_size = 8                   # sequences computed at once: halve it when memory runs out, and …
 gradient_accumulation_steps = 1  # … double this: a step has batch_size * this many sequences
-max_iters = 1700                 # 1700 steps * 8 sequences * 256 tokens = 3.5M tokens
+max_iters = 2000                 # 2000 steps * 8 sequences * 256 tokens = 4.1M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon in the layers and AdamW for the rest, or AdamW only
 learning_rate = 0.0         # AdamW's peak rate; 0: 0.005, and 0.001 for labels by thin matrices
