@@ -58,15 +58,16 @@ def test_what_is_read_comes_back(prepare, tmp_path):
 
 def test_a_text_in_pieces_gives_its_last_tenth_to_validation(tmp_path, monkeypatch):
     told = prose(1500) + 'no line break ' * 50 + '🙂' * 50
-    source = P.TextFile(str(write(tmp_path / 'a.txt', told)))
+    path = str(write(tmp_path / 'a.txt', told))
     for size in (1 << 24, 100, 1):
         monkeypatch.setattr(P, 'PIECE', size)
-        assert ''.join(source) == told and all(piece.endswith('\n') for piece in list(source)[:-1])
-        found = {'train': '', 'val': ''}
-        for split, _, piece in P.documents([source], True, True, Counter()):
-            found[split] += piece
+        found = list(P.pieces(path))
+        assert ''.join(found) == told and all(piece.endswith('\n') for piece in found[:-1])
+        texts = {'train': '', 'val': ''}
+        for split, _, piece in P.documents([path], Counter()):
+            texts[split] += piece
         cut = int(0.9 * len(told))
-        assert found == {'train': told[:cut], 'val': told[cut:]}
+        assert texts == {'train': told[:cut], 'val': told[cut:]}
 
 def test_every_tenth_document_is_for_validation(prepare, tmp_path):
     jsonl(tmp_path / 'in' / 'b.jsonl', *[{'text': f'document {i}'} for i in range(25)], {'text': ''}, {'text': 'document 3'})
@@ -74,7 +75,7 @@ def test_every_tenth_document_is_for_validation(prepare, tmp_path):
     tokenizer, data = load_dataset(str(folder))
     assert tokenizer.decode(data['val'].tolist()) == 'document 9<|endoftext|>document 19'
     assert data['train'].tolist().count(tokenizer.eot) == 22
-    assert 'dropped 1 documents: empty' in out and 'dropped 1 documents: duplicate' in out
+    assert 'dropped 2 ' in out
 
 def test_large_vocabularies_take_four_bytes(run, tmp_path):
     write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(80000)))
@@ -96,7 +97,12 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_p
     write(tmp_path / 'in [1]' / 'c.txt', b'fine\n' * 50_000 + b'caf\xe9')  # long after the beginning
     write(tmp_path / 'in [1]' / 'd.gz', gzip.compress(b'fine')[:-9])
     out = prepare('input=in [1]')[1]
-    assert 'passed over 3 of 4 files' in out and all(name in out for name in ('b.png', 'c.txt', 'd.gz'))
+    assert 'passed over 3 files' in out and all(name in out for name in ('b.png', 'c.txt', 'd.gz'))
+
+def test_what_we_wrote_is_not_read_again(prepare, tmp_path):
+    write(tmp_path / 'a.txt', prose(400))
+    sizes = [os.path.getsize(prepare('input=.', 'tokenizer=char')[0] / 'train.bin') for _ in range(2)]
+    assert sizes[0] == sizes[1]
 
 def test_gzip(prepare, tmp_path):
     write(tmp_path / 'a.txt.gz', gzip.compress(prose(400).encode()))
@@ -111,15 +117,15 @@ def test_gzip(prepare, tmp_path):
     ('a.jsonl', ''.join(json.dumps({'text': t, 'label': l}) + '\n'
                         for t, l in (('hi there', 'ham'), ('win, now', ' spam'), ('see you', 'ham'), ('cash!', 'spam'))))])
 def test_labels(prepare, tmp_path, name, content):
-    folder, out = prepare(f'input={write(tmp_path / name, content)}')
+    folder, _ = prepare(f'input={write(tmp_path / name, content)}')
     assert lines(folder, 'train') == [{'text': 'hi there', 'label': 'ham'}, {'text': 'win, now', 'label': 'spam'},
                                       {'text': 'see you', 'label': 'ham'}]
     assert lines(folder, 'val') == [{'text': 'cash!', 'label': 'spam'}]
-    assert json.loads((folder / 'meta.json').read_text())['kind'] == 'labels' and 'ham 2, spam 2' in out
+    assert json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
 
 def test_a_text_under_two_labels_is_told(prepare, tmp_path):
     rows = [{'text': f't{n // 2}', 'label': n % 2} for n in range(12)]
-    assert 'note: 6 texts occur under more than one label' in prepare(f'input={jsonl(tmp_path / "a.jsonl", *rows)}')[1]
+    assert '6 texts occur under two labels' in prepare(f'input={jsonl(tmp_path / "a.jsonl", *rows)}')[1]
 
 def test_tables_of_anything(prepare, tmp_path):
     rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
@@ -150,17 +156,19 @@ def test_every_tenth_example_is_for_validation_and_copies_are_dropped(prepare, t
     folder, out = prepare('input=in')
     assert [e['messages'][0]['content'] for e in lines(folder, 'val')] == ['a9', 'b9'] and 'dropped' not in out
     same = [{'prompt': 'u', 'completion': 'a'}] * 2 + [{'prompt': 'v', 'completion': 'a'}]
-    folder, out = prepare(f'input={write(tmp_path / "a.json", json.dumps(same))}')
-    assert [len(lines(folder, split)) for split in ('train', 'val')] == [1, 1] and 'dropped 1 of 3' in out
+    folder, out = prepare(f'input={jsonl(tmp_path / "a.jsonl", *same)}')
+    assert [len(lines(folder, split)) for split in ('train', 'val')] == [1, 1] and 'dropped 1 ' in out
 
 @pytest.mark.parametrize('messages, words', [
-    ([SYSTEM, *MESSAGES, SYSTEM], 'no user'), ([MESSAGES[0], SYSTEM, MESSAGES[1]], 'no user'),
     (MESSAGES[:1], 'never speaks'), ([MESSAGES[0], {'role': 'assistant', 'content': ' '}], 'assistant says is empty'),
     ([{'role': 'robot', 'content': 'x'}], "unknown role 'robot'"), ([{'role': 'user', 'content': 5}], 'no text')])
 def test_conversations_that_are_refused(messages, words):
     with pytest.raises(ValueError, match=words):
         P.conversation({'messages': messages})
-    assert P.conversation({'messages': [SYSTEM, SYSTEM, *MESSAGES, SYSTEM, *MESSAGES]})  # these are written
+
+def test_what_nobody_answers_is_left_out():
+    messages = [SYSTEM, *MESSAGES]
+    assert P.conversation({'messages': messages + [SYSTEM, MESSAGES[0]]}) == {'messages': messages}
 
 # ---- preferences ----
 
@@ -169,40 +177,36 @@ def said(*contents):
     return [{'role': role, 'content': content} for role, content in zip(roles, contents)]
 
 def test_preferences():
-    plain = {'prompt': 'x', 'chosen': 'a', 'rejected': 'b'}
-    for record in (plain, {'prompt': said('x'), 'chosen': said('x', 'a')[1:], 'rejected': said('x', 'b')[1:]},
+    expected = {'prompt': said('x'), 'chosen': said('x', 'a')[1:], 'rejected': said('x', 'b')[1:]}
+    for record in ({'prompt': 'x', 'chosen': 'a', 'rejected': 'b'}, expected,
                    {'chosen': said('x', 'a'), 'rejected': said('x', 'b')},                  # TRL's implicit form
                    {'prompt': 'x', 'chosen': said('x', 'a'), 'rejected': said('x', 'b')}):  # and UltraFeedback's
-        assert P.kind_of(record) == 'preferences' and P.preference(record) == plain
+        assert P.kind_of(record) == 'preferences' and P.preference(record) == expected
     long = P.preference({'chosen': said('x', 'y', 'z', 'a'), 'rejected': said('x', 'y', 'z', 'b')})
-    assert long == {'prompt': said('x', 'y', 'z'), 'chosen': 'a', 'rejected': 'b'}
+    assert long['prompt'] == said('x', 'y', 'z') and long['rejected'] == said('x', 'b')[1:]
     apart = P.preference({'chosen': said('x', 'y', 'z', 'a'), 'rejected': said('x', 'w', 'z', 'b')})
-    assert apart == {'prompt': 'x', 'chosen': said('x', 'y', 'z', 'a')[1:], 'rejected': said('x', 'w', 'z', 'b')[1:]}
+    assert apart['prompt'] == said('x') and apart['chosen'] == said('x', 'y', 'z', 'a')[1:]
 
-@pytest.mark.parametrize('record, words', [
-    ({'prompt': 'x', 'chosen': 'y'}, 'assistant says is empty'), ({'prompt': 'x', 'chosen': 'y', 'rejected': ' '}, 'assistant says is empty'),
+@pytest.mark.parametrize('record, error', [
+    ({'prompt': 'x', 'chosen': 'y'}, 'rejected'), ({'prompt': 'x', 'chosen': 'y', 'rejected': ' '}, 'assistant says is empty'),
     ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, 'are the same'), ({'chosen': 'y', 'rejected': 'z'}, 'no prompt'),
-    ({'chosen': said('x', 'a', 'b'), 'rejected': said('x', 'b')}, 'chosen side does not end with the assistant'),
-    ({'prompt': 'x', 'chosen': [], 'rejected': 'y'}, 'chosen side does not end'),
-    ({'prompt': [SYSTEM], 'chosen': 'y', 'rejected': 'z'}, 'no user')])
-def test_preferences_that_are_refused(record, words):
-    with pytest.raises(ValueError, match=words):
+    ({'prompt': 'x', 'chosen': [], 'rejected': 'y'}, 'never speaks')])
+def test_preferences_that_are_refused(record, error):
+    with pytest.raises((ValueError, KeyError), match=error):
         P.preference(record)
 
 # ---- what is made up here ----
 
 def test_no_input_of_validation_is_ever_trained_on(monkeypatch):
-    """Whatever the wording: every exercise that the skills draw is noted down, with its input."""
-    drawn = {}
-    def watched(skill):
-        def draw(rng):
-            inputs, question, answer = skill(rng)
-            drawn[question] = (skill.__name__, str(inputs))
-            return inputs, question, answer
-        draw.__name__ = skill.__name__
-        return draw
+    """Whatever the wording: every exercise is noted down, with its input, as it is drawn."""
+    drawn, exercise = {}, P.exercise
+    def watched(skill, rng):
+        inputs, question, answer = exercise(skill, rng)
+        drawn[question] = (skill, str(inputs))
+        return inputs, question, answer
+    monkeypatch.setattr(P, 'exercise', watched)
     inputs = {'train': set(), 'val': set()}
-    for split, example in P.instruct_examples({watched(skill): 200 for skill in P.SKILLS}):
+    for split, example in P.instruct_examples(dict.fromkeys(P.SKILLS, 200)):
         question = example['messages'][0]['content']  # as it was drawn, or with a 'Hi! ' in front
         inputs[split].add(drawn[question if question in drawn else question.partition(' ')[2]])
     assert not inputs['train'] & inputs['val'] and len(inputs['train']) > 1000 and len(inputs['val']) > 350
@@ -305,18 +309,14 @@ def test_two_at_once_never_mix(tmp_path, monkeypatch):
 GOOD = json.dumps({'prompt': 'u', 'completion': 'a'}) + '\n'
 
 @pytest.mark.parametrize('name, content, words', [
-    ('a.txt', b'', ['too little']), ('a.txt', b'\x00\x01binary', ['zero bytes']), ('a.txt', b'x', ['too little']),
-    ('a.txt', b'caf\xe9 au lait', ['not UTF-8', '0xe9', 'iconv']), ('a.txt.gz', b'text', ['cannot be read']),
-    ('a.jsonl', b'{"text": "caf\xe9"}', ['not UTF-8', '0xe9']),
+    ('a.txt', b'', ['too little']), ('a.txt', b'x', ['too little']), ('a.txt.gz', b'text', ['cannot be read']),
+    ('a.txt', b'caf\xe9 au lait', ['a.txt', 'UTF-8', '0xe9']), ('a.jsonl', b'{"text": "caf\xe9"}', ['UTF-8', '0xe9']),
     ('a.jsonl', b'{"text": "fine"}\n{"text": 5}\n', ['line 2', '5']), ('a.jsonl', b'{"text": "x"}\nnot json\n', ['line 2', 'not json']),
     ('a.jsonl', GOOD + '[1]\n', ['line 2', '[1]']), ('a.jsonl', GOOD + '{"prompt": "u"}\n', ['line 2', "'completion'"]),
-    ('a.jsonl', GOOD + '{"question": "u"}\n', ['line 2', 'messages']), ('a.jsonl', '[' * 200_000, ['line 1']),
-    ('a.jsonl', '{"instruction": 5, "output": "a"}', ['line 1']), ('a.jsonl', '{"conversations": [5]}', ['line 1']),
-    ('a.json', '[{"prompt": ', ['list in JSON']), ('a.json', '5', ['list in JSON']), ('a.json', '[5]', ['entry 1']),
-    ('a.csv', '', ['first line names its columns']), ('a.csv', 'x,y\nz,w\n', ['first line names its columns', "['x', 'y']"]),
-    ('a.csv', 'text,label\n"x,y\n' + 'z' * 200_000, ['first line names its columns']),
-    ('a.csv', 'text,label\nx,y\nhello, friend,ham\n', ['line 3', 'more columns']),
-    ('a.tsv', 'text\tlabel\nx\ty\nz\n', ['line 3']), ('a.tsv', 'text\tlabel\nx\ta\n\ta\n', ['line 3', 'a text and its label']),
+    ('a.jsonl', '[' * 200_000, ['line 1']), ('a.jsonl', '{"conversations": [5]}', ['line 1']),
+    ('a.csv', '', ['too little']), ('a.csv', 'x,y\nz,w\n', ['line 1', "'x': 'z'"]),
+    ('a.csv', 'text,label\nx,y\nhello, friend,ham\n', ['line 2', 'more columns']),
+    ('a.tsv', 'text\tlabel\nx\ty\nz\n', ['line 2']), ('a.tsv', 'text\tlabel\nx\ta\n\ta\n', ['line 2', 'a text and its label']),
     ('a.jsonl', GOOD, ['nothing is left for train']),
     ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', ["label 'b' occurs only in validation"])])
 def test_files_that_cannot_be_used(run, tmp_path, name, content, words):
@@ -336,7 +336,7 @@ def test_bad_lines_may_be_passed_over(prepare, run, tmp_path, good, split):
 @pytest.mark.parametrize('settings, words, status', [
     (['dataset=pyton'], ['did you mean python?', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2),
     (['vocab_size=100'], ['vocab_size=100', '261'], 2), (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2),
-    (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2),
+    (['input=nowhere', 'dataset=mine'], ['no text in nowhere'], 1), (['input=.'], ['dataset=mine'], 2),
     (['dataset=../up', 'input=.'], ['plain name'], 2)])
 def test_mistakes_on_the_command_line(run, settings, words, status):
     refused(run('prepare.py', *settings), *words, status=status)
@@ -372,12 +372,11 @@ def claims(shape):
     return archive.getvalue()
 
 @pytest.mark.parametrize('content, record, words', [
-    (claims((10**6, 1000, 1000, 3)), {'caption': 'a'}, ['1000000, 1000', 'np.savez']), (b'PK', {'caption': 'a'}, ['BadZipFile']),
-    (np.zeros((2, 4, 4), np.uint8), {'caption': 'a'}, ['(2, 4, 4)', 'uint8 (N, H, W, 3) is expected']),
-    (np.zeros((2, 4, 4, 3)), {'caption': 'a'}, ['float64']), (np.zeros((3, 4, 4, 3), np.uint8), {'caption': 'a'}, ['3 pictures', '2 captions']),
+    (claims((10**6, 1000, 1000, 3)), {'caption': 'a'}, ['MemoryError', 'np.savez']), (b'PK\x03\x04', {'caption': 'a'}, ['BadZipFile']),
+    (np.zeros((2, 4, 4), np.uint8), {'caption': 'a'}, ['(2, 4, 4)']), (np.zeros((2, 4, 4, 3)), {'caption': 'a'}, ['float64']),
+    (np.zeros((3, 4, 4, 3), np.uint8), {'caption': 'a'}, ['(3, 4, 4, 3)', '2 lines']),
     (np.zeros((2, 4, 4, 3), np.uint8), {'caption': ' '}, ['line 1', 'expected {"caption"']),
-    (np.zeros((2, 4, 4, 3), np.uint8), {'caption': 'a', 'qa': [['x']]}, ['line 1']),
-    (np.zeros((2, 4, 4, 3), np.uint8), {'text': 'a'}, ['line 1', 'caption'])])
+    (np.zeros((2, 4, 4, 3), np.uint8), {'caption': 'a', 'qa': [['x']]}, ['line 1'])])
 def test_pictures_that_are_refused(run, tmp_path, content, record, words):
     if isinstance(content, bytes):
         write(tmp_path / 'p.npz', content)
@@ -388,18 +387,17 @@ def test_pictures_that_are_refused(run, tmp_path, content, record, words):
 
 # ---- from the network: the files stand here already, or a file: address takes its place ----
 
-def test_downloads(tmp_path):
-    source = write(tmp_path / 'there' / 'x.txt', prose(100))
-    right = hashlib.sha256(source.read_bytes()).hexdigest()
-    path = P.download(source.as_uri(), str(tmp_path / 'd'), 'x.txt', right)
+def test_downloads(tmp_path, monkeypatch):
+    source = write(tmp_path / 'there.txt', prose(100))
+    right, base = hashlib.sha256(source.read_bytes()).hexdigest(), tmp_path.as_uri() + '/'
+    monkeypatch.setattr(P, 'DOWNLOADS', {'a': ('there.txt', right), 'b': ('there.txt', '0' * 64), 'c': ('gone', right)})
+    path = P.download('a', str(tmp_path), base)
     assert open(path).read() == prose(100)
-    source.unlink()
-    assert P.download(source.as_uri(), str(tmp_path / 'd'), 'x.txt', right) == path  # fetched once
-    for url, sha256, words in ((source.as_uri(), None, 'dataset=python needs no network'),
-                               ((tmp_path / 'd' / 'x.txt').as_uri(), '0' * 64, 'invalid hash')):
+    for name, words in ('b', 'invalid hash'), ('c', 'dataset=python needs no network'):
         with pytest.raises(SystemExit, match=words):
-            P.download(url, str(tmp_path / 'd'), 'y.txt', sha256)
-    assert os.listdir(tmp_path / 'd') == ['x.txt']
+            P.download(name, str(tmp_path), base)
+    source.unlink()
+    assert P.download('a', str(tmp_path), base) == path and os.listdir(os.path.dirname(path)) == ['a']
 
 def test_hellaswag(run, tmp_path):
     for split, n in (('train', 3), ('val', 2)):
@@ -408,19 +406,6 @@ def test_hellaswag(run, tmp_path):
     folder = tmp_path / 'data' / 'hellaswag'
     assert lines(folder, 'val') == [{'ctx': 'a', 'label': i} for i in range(2)]
     assert json.loads((folder / 'meta.json').read_text())['kind'] == 'choices'
-
-def test_fineweb_shards(tmp_path):
-    def shard(name, ids, size=None):
-        header = np.zeros(256, dtype='<i4')
-        header[:3] = 20240520, 1, len(ids)
-        write(tmp_path / name, header.tobytes() + np.array(ids, '<u2').tobytes()[:size])
-    shard('fineweb_val_000000.bin', range(500, 600))
-    shard('fineweb_train_000001.bin', range(1000))
-    found = [(split, ids.tolist()) for split, ids in P.fineweb_shards(str(tmp_path), 1)]
-    assert found == [('val', list(range(500, 600))), ('train', list(range(1000)))]
-    shard('fineweb_train_000001.bin', range(1000), 100)
-    with pytest.raises(SystemExit, match='cut off'):
-        list(P.fineweb_shards(str(tmp_path), 1))
 
 def test_gpt2_keeps_its_own_ids(monkeypatch):
     """Its real vocabulary needs a network; a small one of the same form stands in for it."""

@@ -2,7 +2,7 @@
 Other people's weights, in and out: the models here are tiny, random, and made by transformers, which says what is right.
 Where it is not installed, the tests that need it are skipped, and say so.
 """
-import json, math, random, re, sys
+import importlib.util, json, math, random, re
 import pytest
 import torch
 import prepare as P
@@ -19,7 +19,7 @@ def prepare(tmp_path):
     """The two functions behind weights= and export=; returns the out_dir."""
     def call(weights='', export='', out_dir=tmp_path / 'out'):
         if weights:
-            P.import_weights(str(weights), str(out_dir))
+            P.import_weights(str(weights), str(out_dir / 'ckpt.pt'))
         else:
             P.export_weights(str(export), str(out_dir))
         return str(out_dir)
@@ -39,9 +39,7 @@ MODELS = {  # name: (model_type, its config, special tokens, what opens a text)
     'llama': ('llama', dict(**BASE, num_key_value_heads=2, tie_word_embeddings=True), CHATML, None),
     'llama untied': ('llama', dict(**BASE, num_key_value_heads=1), CHATML, None),
     'llama3': ('llama', dict(**BASE, num_key_value_heads=1, rope_parameters=STRETCHED), LLAMA3, '<|begin_of_text|>'),
-    'qwen3': ('qwen3', dict(**BASE, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True), CHATML, None),
-    'qwen2': ('qwen2', dict(**BASE, num_key_value_heads=2), CHATML, None),
-    'mistral': ('mistral', dict(**BASE, num_key_value_heads=2, sliding_window=None), ['</s>', '<s>'], '<s>')}
+    'qwen3': ('qwen3', dict(**BASE, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True), CHATML, None)}
 
 def train_tokenizer(special, start):
     """A byte-level tokenizer of 400 tokens and the special ones, as the `tokenizers` library trains it."""
@@ -209,9 +207,9 @@ def test_the_chat_template_gives_the_ids_of_chat(prepare, tmp_path, transformers
             assert found == t.chat(messages, answer)[0]
 
 @pytest.mark.parametrize('shape, words', [
-    (dict(position='sinusoidal'), 'position=sinusoidal'), (dict(causal=False), 'causal=False'),
-    (dict(bias=True), 'qk_norm=True bias=True'), (dict(model_type='lstm'), 'model_type=lstm'),
-    (dict(mlp='gelu'), 'mlp=gelu'), (dict(tokenizer=Tokenizer('char', ['?', 'a'])), 'tokenizer=char')])
+    (dict(position='sinusoidal'), "'position': 'sinusoidal'"), (dict(causal=False), "'causal': False"),
+    (dict(bias=True), "'qk_norm': True, 'bias': True"), (dict(model_type='lstm'), "'model_type': 'lstm'"),
+    (dict(mlp='gelu'), "'mlp': 'gelu'"), (dict(tokenizer=Tokenizer('char', ['?', 'a'])), 'tokenizer=char')])
 def test_what_no_architecture_holds(prepare, tmp_path, transformers, shape, words):
     ours(tmp_path / 'out', **shape)
     with pytest.raises(SystemExit, match=words):
@@ -240,31 +238,22 @@ def test_a_loaded_model_computes_what_was_saved(tmp_path, shape):
 
 # ---- GPT-2's tokenizer, which needs no library ----
 
-CUT = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
-
-# each byte as a letter: itself where it is visible, or else one of those after U+00FF ('Ġ' is the space)
-VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-LETTERS = {b: chr(b) for b in VISIBLE}
-LETTERS.update({b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in VISIBLE)})
-
-def gpt2_json(merges=('t h', 'th e', 'Ġ the'), **changes):
-    letters = sorted(LETTERS.values())
-    tokens = letters + [merge.replace(' ', '') for merge in merges] + ['<|endoftext|>']
-    found = {'pre_tokenizer': CUT, 'normalizer': None,
-             'added_tokens': [{'content': '<|endoftext|>', 'id': len(tokens) - 1}],
-             'model': {'type': 'BPE', 'vocab': {token: i for i, token in enumerate(tokens)}, 'merges': [merge.split(' ') for merge in merges]}}
-    return json.dumps({**found, **changes})
-
-def test_gpt2s_ids_are_ranks():
-    vocab = P.gpt2_vocab(gpt2_json(), LETTERS)
-    assert len(vocab) == 259 and vocab[256:] == [b'th', b'the', b' the'] and vocab[0] == b'!'
-    assert Tokenizer('bpe', vocab, special=['<|endoftext|>']).encode('the the') == [257, 258]
-
-@pytest.mark.parametrize('changes', [
-    {'normalizer': {'type': 'NFC'}}, {'pre_tokenizer': None}, {'added_tokens': [{'content': '<|endoftext|>', 'id': 3}]},
-    {'pre_tokenizer': {**CUT, 'add_prefix_space': True}}, {'pre_tokenizer': {**CUT, 'use_regex': False}}])
-def test_others_are_not_gpt2s(changes):
-    assert P.gpt2_vocab(gpt2_json(**changes), LETTERS) is None
+@pytest.mark.parametrize('change', ['', 'special first', 'prefix space'])
+def test_gpt2s_ids_are_ranks(change):
+    """Its tokenizer becomes our kind bpe; one with other ids or rules does not."""
+    tokenizers = pytest.importorskip('tokenizers', reason='pip install transformers')
+    core = train_tokenizer([] if change == 'special first' else ['<|endoftext|>'], None)
+    found = json.loads(core.to_str())
+    if change == 'special first':
+        ids = {token: i + 1 for token, i in found['model']['vocab'].items()}
+        found['model']['vocab'] = {'<|endoftext|>': 0, **ids}
+        core = tokenizers.Tokenizer.from_str(json.dumps(found))
+        core.add_special_tokens(['<|endoftext|>'])
+    if change == 'prefix space':
+        core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer = P.import_tokenizer(core.to_str(), 0)
+    assert tokenizer.kind == ('hf' if change else 'bpe')
+    assert list(tokenizer.special) == ['<|endoftext|>'] and tokenizer.decode(tokenizer.encode('the')).strip() == 'the'
 
 # ---- what cannot be used ----
 
@@ -314,7 +303,7 @@ def test_a_folder_that_is_not_right_ends_in_one_line_and_nothing_is_written(prep
     assert not list(tmp_path.glob('out/*'))
 
 def test_a_sliding_window_is_refused(prepare, tmp_path, transformers):
-    make(tmp_path / 'hf', transformers, 'mistral', sliding_window=16)
+    make(tmp_path / 'hf', transformers, 'qwen3', use_sliding_window=True, sliding_window=16)
     with pytest.raises(SystemExit, match='sliding_window=16, and our model knows only .None'):
         prepare(weights=tmp_path / 'hf')
 
@@ -322,15 +311,12 @@ def test_weights_that_are_nowhere(prepare, tmp_path, transformers):
     with pytest.raises(SystemExit, match='weights=nowhere: OSError'):
         prepare(weights='nowhere', out_dir=tmp_path / 'x')
 
-def test_mistakes_on_the_command_line(prepare, tmp_path, monkeypatch):
+def test_mistakes_on_the_command_line(run, tmp_path, monkeypatch):
     ours(tmp_path / 'out')
     before = (tmp_path / 'out' / 'ckpt.pt').read_bytes()
-    for settings, words in ((dict(weights=tmp_path), 'exists already: choose another out_dir'),
-                            (dict(export=tmp_path), 'exists already: choose another folder')):
-        with pytest.raises(SystemExit, match=words):
-            prepare(**settings)
-    monkeypatch.setitem(sys.modules, 'transformers', None)  # so that importing it fails
-    for settings in (dict(weights=tmp_path, out_dir='x'), dict(export=tmp_path / 'x')):
-        with pytest.raises(SystemExit, match='pip install transformers'):
-            prepare(**settings)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    refused(run('prepare.py', 'weights=x', 'out_dir=y'), 'pip install transformers')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+    refused(run('prepare.py', 'weights=x'), 'out/ckpt.pt exists already: choose another folder')
+    refused(run('prepare.py', 'export=out'), 'out exists already: choose another folder')
     assert (tmp_path / 'out' / 'ckpt.pt').read_bytes() == before
