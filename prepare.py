@@ -238,7 +238,8 @@ def checked(paths, check, bad=None):
     """What check() makes of each record of these files. One that it refuses ends the program with
     one line; or that line goes into the dictionary `bad`."""
     for path in paths:
-        for number, record in enumerate(records(path), 1):
+        first = 1 if '.jsonl' in path else 2  # in a table, line 1 names the columns
+        for number, record in enumerate(records(path), first):
             if str(record).isspace():
                 continue
             try:
@@ -260,8 +261,7 @@ def file_documents(paths, bad=None):
     all_records = all(map(RECORDS.fullmatch, paths))
     for path in paths:
         if all_records or '.jsonl' in path:
-            for text in checked([path], text_of, bad):
-                yield [text]
+            yield from checked([path], text_of, bad)
         else:
             yield path
 
@@ -395,7 +395,7 @@ def labelled(record):
 def text_of(record):
     if not isinstance(record['text'], str):
         raise ValueError('expected {"text": "once upon a time"}')
-    return record['text']
+    return [record['text']]
 
 CHECKS = {'labels': labelled, 'preferences': preference, 'text': text_of, 'chat': conversation}
 
@@ -614,12 +614,12 @@ EXAMPLES = {'instruct': ('chat', conversations), 'hellaswag': ('choices', hellas
 # 6. Other people's weights, in and out: the same tables, read from left to right and from right to
 # left. The transformers library knows their files, the hub and its downloads
 
-# our setting: what a config calls it; GPT-2's has these names, too, but for the last two
+# our setting: what a config of transformers calls it, of any model, of Llama and Qwen3, of GPT-2
 CONFIG = {'vocab_size': 'vocab_size', 'block_size': 'max_position_embeddings',
-          'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
-          'n_kv_head': 'num_key_value_heads', 'n_embd': 'hidden_size', 'head_dim': 'head_dim',
-          'tie_weights': 'tie_word_embeddings', 'n_hidden': 'intermediate_size',
-          'norm_eps': 'rms_norm_eps'}
+          'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads', 'n_embd': 'hidden_size',
+          'tie_weights': 'tie_word_embeddings'}
+LLAMA_CONFIG = {**CONFIG, 'n_kv_head': 'num_key_value_heads', 'head_dim': 'head_dim',
+                'n_hidden': 'intermediate_size', 'norm_eps': 'rms_norm_eps'}
 GPT2_CONFIG = {**CONFIG, 'n_hidden': 'n_inner', 'norm_eps': 'layer_norm_epsilon'}
 # the parts of our rope_scaling
 ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
@@ -671,7 +671,7 @@ def import_config(theirs):
         if requested.get(key, values[0]) not in values:
             raise ValueError(f"{key}={requested[key]}, and our model knows only {values}")
     settings = {**ARCHITECTURES[theirs.model_type], 'rope_theta': rope.get('rope_theta', 10000.0)}
-    names = GPT2_CONFIG if theirs.model_type == 'gpt2' else CONFIG
+    names = GPT2_CONFIG if theirs.model_type == 'gpt2' else LLAMA_CONFIG
     for name, their_name in names.items():
         if getattr(theirs, their_name, None) is not None:
             settings[name] = getattr(theirs, their_name)
@@ -760,12 +760,13 @@ def export_weights(folder, out_dir):
         sys.exit(f"{out_dir}/ckpt.pt is no gpt2, llama or qwen3 with a bpe tokenizer, and others "
                  f"load only those: tokenizer={tok.kind}, {ours}")
     model_type = fitting[0]
-    names = GPT2_CONFIG if model_type == 'gpt2' else CONFIG
+    names = GPT2_CONFIG if model_type == 'gpt2' else LLAMA_CONFIG
     settings = {theirs: ours[name] for name, theirs in names.items()}
-    settings['rope_parameters'] = {'rope_type': 'default', 'rope_theta': ours['rope_theta']}
+    rope = {'rope_type': 'default', 'rope_theta': ours['rope_theta']}
     if ours['rope_scaling']:
-        scaling = dict(zip(ROPE, ours['rope_scaling']))
-        settings['rope_parameters'].update(rope_type='llama3', **scaling)
+        rope.update(rope_type='llama3', **dict(zip(ROPE, ours['rope_scaling'])))
+    if model_type != 'gpt2':
+        settings.update(rope_parameters=rope)
     if model_type == 'llama':
         settings.update(attention_bias=ours['bias'], mlp_bias=ours['bias'])
     their_config = transformers.AutoConfig.for_model(

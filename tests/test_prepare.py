@@ -1,18 +1,15 @@
 """From text to files: the byte-pair trainer, the splits, the examples, and every way to go wrong."""
-import gzip, hashlib, io, json, os, re, threading, zipfile
+import gzip, hashlib, io, json, os, re, threading, time, zipfile
 from collections import Counter
 import numpy as np
 import pytest
 import prepare as P
-from conftest import prose, refused, run_script
+from conftest import prose, refused
 from model import Tokenizer, load_dataset
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        path.write_text(content, encoding='utf-8', newline='')
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
 def jsonl(path, *records):
@@ -38,21 +35,40 @@ def text(tmp_path):
 
 @pytest.mark.parametrize('train', [P.naive_bpe, P.train_bpe])
 def test_bpe_by_hand(train):
-    assert P.merge([1, 2, 3, 1, 2], (1, 2), 4) == [4, 3, 4] and P.merge([1, 1, 1], (1, 1), 2) == [2, 1]
+    assert P.merge([1, 2, 3, 1, 2], (1, 2), 4) == [4, 3, 4]
+    assert P.merge([1, 1, 1], (1, 1), 2) == [2, 1]
     assert train({'aaab': 1, 'aab': 2}, 260)[256:] == [b'aa', b'aab', b'ab', b'aaab']
     # aa 4, ab 3 | then aa+b 2, aa+a 1, a+b 1 | then a+b before aa+a: a tie, and its ids are lower
 
 @pytest.mark.parametrize('words', [
-    Counter(prose().split()), Counter({'aaaaaaaa': 3, 'aaaaa': 2, 'aaa': 7, 'abababab': 5, 'é': 9, 'éé': 2}),
-    Counter(re.findall(r' ?\w+|\s+', open(P.__file__).read())), Counter({'a': 5}), Counter()])
+    Counter(prose().split()), Counter({'a': 5}), Counter(),
+    Counter({'aaaaaaaa': 3, 'aaaaa': 2, 'aaa': 7, 'abababab': 5, 'é': 9, 'éé': 2}),
+    Counter(re.findall(r' ?\w+|\s+', open(P.__file__).read()[:15_000]))])
 def test_the_quick_trainer_is_the_naive_one(words):
     assert P.train_bpe(words, 340) == P.naive_bpe(words, 340)
 
 def test_what_is_read_comes_back(prepare, tmp_path):
     told = 'Grüße, 世界! 🙂\n\n  indented\ttab ' + prose(300)
+    write(tmp_path / 'b.txt.gz', gzip.compress(told.encode()))
     for kind in ('bpe', 'char'):
-        tokenizer, data = load_dataset(str(prepare(f'input={write(tmp_path / "b.txt", told)}', f'tokenizer={kind}')[0]))
+        tokenizer, data = load_dataset(str(prepare('input=b.txt.gz', f'tokenizer={kind}')[0]))
         assert tokenizer.decode(data['train'].tolist() + data['val'].tolist()) == told
+
+def test_large_vocabularies_take_four_bytes(run, tmp_path):
+    write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(75_000)))
+    run('prepare.py', 'dataset=mine', 'input=a.txt', 'tokenizer=word', 'vocab_size=90000')
+    tokenizer, data = load_dataset(str(tmp_path / 'data' / 'mine'))
+    assert data['train'].dtype == np.uint32
+    assert tokenizer.decode(data['train'][:3].tolist()) == 'w0 w1'
+
+def test_gpt2_keeps_its_own_ids(monkeypatch):
+    """Its real vocabulary needs a network; a small one of the same form stands in for it."""
+    import tiktoken
+    ranks = {**{bytes([b]): b for b in range(256)}, b'th': 256, b'the': 257}
+    gpt2 = tiktoken.Encoding('gpt2', pat_str=P.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: gpt2)
+    tokenizer = P.make_tokenizer('gpt2', 0, [])
+    assert tokenizer.encode('the')[0] == 257 and tokenizer.eot == 258
 
 # ---- splits ----
 
@@ -70,26 +86,35 @@ def test_a_text_in_pieces_gives_its_last_tenth_to_validation(tmp_path, monkeypat
         assert texts == {'train': told[:cut], 'val': told[cut:]}
 
 def test_every_tenth_document_is_for_validation(prepare, tmp_path):
-    jsonl(tmp_path / 'in' / 'b.jsonl', *[{'text': f'document {i}'} for i in range(25)], {'text': ''}, {'text': 'document 3'})
+    texts = [f'document {i}' for i in range(25)] + ['', 'document 3']
+    jsonl(tmp_path / 'in' / 'b.jsonl', *[{'text': text} for text in texts])
     folder, out = prepare('input=in')
     tokenizer, data = load_dataset(str(folder))
     assert tokenizer.decode(data['val'].tolist()) == 'document 9<|endoftext|>document 19'
-    assert data['train'].tolist().count(tokenizer.eot) == 22
-    assert 'dropped 2 ' in out
+    assert data['train'].tolist().count(tokenizer.eot) == 22 and 'dropped 2 ' in out
 
-def test_large_vocabularies_take_four_bytes(run, tmp_path):
-    write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(80000)))
-    run('prepare.py', 'dataset=mine', 'input=a.txt', 'tokenizer=word', 'vocab_size=90000')
-    tokenizer, data = load_dataset(str(tmp_path / 'data' / 'mine'))
-    assert data['train'].dtype == np.uint32 and tokenizer.decode(data['train'][:3].tolist()) == 'w0 w1'
+def test_every_tenth_example_is_for_validation_and_copies_are_dropped(prepare, tmp_path):
+    for name in 'ab':
+        examples = [{'prompt': f'{name}{i}', 'completion': 'a'} for i in range(10)]
+        jsonl(tmp_path / 'in' / f'{name}.jsonl', *examples, examples[0])
+    folder, out = prepare('input=in')
+    assert [e['messages'][0]['content'] for e in lines(folder, 'val')] == ['a9', 'b9']
+    assert len(lines(folder, 'train')) == 18 and 'dropped 2 ' in out
 
-def test_the_python_dataset(run, tmp_path):
+def test_the_python_dataset(run, tmp_path, monkeypatch):
+    """Its own email and json packages stand in for the whole of it, which takes four times as long."""
+    root = P.sysconfig.get_paths()['stdlib']
+    for name in ('asyncio', 'email', 'json', 'unittest'):
+        for source in P.glob.glob(f'{root}/{name}/*.py'):
+            write(tmp_path / 'lib' / name / os.path.basename(source), open(source, 'rb').read())
+    write(tmp_path / 'lib' / 'site-packages' / 'x.py', 'installed = "by pip"' * 100_000)
+    monkeypatch.setattr(P.sysconfig, 'get_paths', lambda: {'stdlib': str(tmp_path / 'lib')})
     assert 'bytes per token' in run('prepare.py', 'vocab_size=280').stdout
     tokenizer, data = load_dataset(str(tmp_path / 'data' / 'python'))
-    found = tokenizer.decode(data['train'][:200_000].tolist())
-    assert len(data['train']) > 1_000_000 and 'import' in found and '<|endoftext|>' in found
+    found = tokenizer.decode(data['train'].tolist())
+    assert 'import' in found and '<|endoftext|>' in found and 'by pip' not in found
 
-# ---- what is read: other encodings, .gz, tables ----
+# ---- what is read: other encodings, tables ----
 
 def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_path):
     write(tmp_path / 'in [1]' / 'a.txt', prose(400))
@@ -99,82 +124,50 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_p
     out = prepare('input=in [1]')[1]
     assert 'passed over 3 files' in out and all(name in out for name in ('b.png', 'c.txt', 'd.gz'))
 
-def test_what_we_wrote_is_not_read_again(prepare, tmp_path):
-    write(tmp_path / 'a.txt', prose(400))
-    sizes = [os.path.getsize(prepare('input=.', 'tokenizer=char')[0] / 'train.bin') for _ in range(2)]
-    assert sizes[0] == sizes[1]
-
-def test_gzip(prepare, tmp_path):
-    write(tmp_path / 'a.txt.gz', gzip.compress(prose(400).encode()))
-    tokenizer, data = load_dataset(str(prepare('input=a.txt.gz', 'tokenizer=char')[0]))
-    assert tokenizer.decode(data['train'].tolist()) == prose(400)[:int(0.9 * len(prose(400)))]
-    write(tmp_path / 'c.jsonl.gz', gzip.compress(b''.join(b'{"prompt": "%d", "completion": "a"}\n' % i for i in range(3))))
-    assert len(lines(prepare('input=c.jsonl.gz')[0], 'train')) == 2
+def test_what_we_wrote_is_not_read_again(prepare, text):
+    first, again = [load_dataset(str(prepare('input=.', 'tokenizer=char')[0]))[1] for _ in range(2)]
+    assert len(first['train']) == len(again['train'])
 
 @pytest.mark.parametrize('name, content', [
     ('a.csv', 'text,label\r\nhi there,ham\r\n"win, now",spam\r\nsee you,ham\r\ncash!,spam '),
     ('a.tsv', '\ufeffClass\tMESSAGE\nham\thi there\nspam\twin, now\n\nham \tsee you\nspam\tcash!\n'),
-    ('a.jsonl', ''.join(json.dumps({'text': t, 'label': l}) + '\n'
-                        for t, l in (('hi there', 'ham'), ('win, now', ' spam'), ('see you', 'ham'), ('cash!', 'spam'))))])
+    ('a.jsonl', '{"text": "hi there", "label": "ham"}\n{"text": "win, now", "label": " spam"}\n\n'
+                '{"text": "see you", "label": "ham"}\n{"text": "cash!", "label": "spam"}')])
 def test_labels(prepare, tmp_path, name, content):
     folder, _ = prepare(f'input={write(tmp_path / name, content)}')
-    assert lines(folder, 'train') == [{'text': 'hi there', 'label': 'ham'}, {'text': 'win, now', 'label': 'spam'},
-                                      {'text': 'see you', 'label': 'ham'}]
+    assert [(e['text'], e['label']) for e in lines(folder, 'train')] == [
+        ('hi there', 'ham'), ('win, now', 'spam'), ('see you', 'ham')]
     assert lines(folder, 'val') == [{'text': 'cash!', 'label': 'spam'}]
     assert json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
 
 def test_a_text_under_two_labels_is_told(prepare, tmp_path):
-    rows = [{'text': f't{n // 2}', 'label': n % 2} for n in range(12)]
-    assert '6 texts occur under two labels' in prepare(f'input={jsonl(tmp_path / "a.jsonl", *rows)}')[1]
+    jsonl(tmp_path / 'a.jsonl', *[{'text': f't{n // 2}', 'label': n % 2} for n in range(12)])
+    assert '6 texts occur under two labels' in prepare('input=a.jsonl')[1]
 
 def test_tables_of_anything(prepare, tmp_path):
     rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
     folder, _ = prepare(f'input={write(tmp_path / "a.csv", "Prompt,Completion" + chr(10) + rows)}')
     assert [m['content'] for m in lines(folder, 'val')[0]['messages']] == ['question, 9', 'answer\nof two lines']
-    texts = 'Text,n\n' + ''.join(f'"once, {i}",1\n' for i in range(30))
-    tokenizer, data = load_dataset(str(prepare(f'input={write(tmp_path / "b.csv", texts)}')[0]))
-    assert tokenizer.decode(data['val'].tolist()).startswith('once, 9<|endoftext|>once, 19')
+    write(tmp_path / 'b.csv.gz', gzip.compress(b'Text,n\n' + b'"once, again",1\n' * 2 + b'"twice",1\n'))
+    assert 'train: 2 documents, ' in prepare('input=b.csv.gz')[1]
 
-# ---- conversations ----
-
-MESSAGES = [{'role': 'user', 'content': 'u'}, {'role': 'assistant', 'content': 'a'}]
-SYSTEM = {'role': 'system', 'content': 's'}
-
-@pytest.mark.parametrize('record', [
-    {'messages': MESSAGES}, {'messages': [{**m, 'id': 5} for m in MESSAGES]}, {'prompt': 'u', 'completion': 'a'},
-    {'instruction': 'u', 'input': '', 'output': 'a'}, {'prompt': MESSAGES[:1], 'completion': MESSAGES[1:]},
-    {'conversations': [{'from': 'human', 'value': 'u'}, {'from': 'gpt', 'value': 'a'}], 'id': 'x'}])
-def test_conversations_in_the_usual_forms(record):
-    assert P.kind_of(record) == 'chat' and P.conversation(record) == {'messages': MESSAGES}
-
-def test_alpaca_has_two_parts():
-    assert P.conversation({'instruction': 'u', 'input': 'v', 'output': 'a'})['messages'][0]['content'] == 'u\n\nv'
-
-def test_every_tenth_example_is_for_validation_and_copies_are_dropped(prepare, tmp_path):
-    for name in 'ab':
-        jsonl(tmp_path / 'in' / f'{name}.jsonl', *[{'prompt': f'{name}{i}', 'completion': 'a'} for i in range(10)])
-    folder, out = prepare('input=in')
-    assert [e['messages'][0]['content'] for e in lines(folder, 'val')] == ['a9', 'b9'] and 'dropped' not in out
-    same = [{'prompt': 'u', 'completion': 'a'}] * 2 + [{'prompt': 'v', 'completion': 'a'}]
-    folder, out = prepare(f'input={jsonl(tmp_path / "a.jsonl", *same)}')
-    assert [len(lines(folder, split)) for split in ('train', 'val')] == [1, 1] and 'dropped 1 ' in out
-
-@pytest.mark.parametrize('messages, words', [
-    (MESSAGES[:1], 'never speaks'), ([MESSAGES[0], {'role': 'assistant', 'content': ' '}], 'assistant says is empty'),
-    ([{'role': 'robot', 'content': 'x'}], "unknown role 'robot'"), ([{'role': 'user', 'content': 5}], 'no text')])
-def test_conversations_that_are_refused(messages, words):
-    with pytest.raises(ValueError, match=words):
-        P.conversation({'messages': messages})
-
-def test_what_nobody_answers_is_left_out():
-    messages = [SYSTEM, *MESSAGES]
-    assert P.conversation({'messages': messages + [SYSTEM, MESSAGES[0]]}) == {'messages': messages}
-
-# ---- preferences ----
+# ---- conversations and preferences ----
 
 def said(*contents):
     roles = ['user', 'assistant'] * 3
     return [{'role': role, 'content': content} for role, content in zip(roles, contents)]
+
+@pytest.mark.parametrize('record', [
+    {'messages': said('u', 'a')}, {'messages': [{**m, 'id': 5} for m in said('u', 'a')]},
+    {'messages': said('u', 'a', 'what nobody answers')}, {'prompt': 'u', 'completion': 'a'},
+    {'instruction': 'u', 'input': '', 'output': 'a'}, {'prompt': said('u'), 'completion': said('u', 'a')[1:]},
+    {'conversations': [{'from': 'human', 'value': 'u'}, {'from': 'gpt', 'value': 'a'}], 'id': 'x'}])
+def test_conversations_in_the_usual_forms(record):
+    assert P.kind_of(record) == 'chat' and P.conversation(record) == {'messages': said('u', 'a')}
+
+def test_alpaca_has_two_parts():
+    found = P.conversation({'instruction': 'u', 'input': 'v', 'output': 'a'})
+    assert found['messages'][0]['content'] == 'u\n\nv'
 
 def test_preferences():
     expected = {'prompt': said('x'), 'chosen': said('x', 'a')[1:], 'rejected': said('x', 'b')[1:]}
@@ -187,13 +180,16 @@ def test_preferences():
     apart = P.preference({'chosen': said('x', 'y', 'z', 'a'), 'rejected': said('x', 'w', 'z', 'b')})
     assert apart['prompt'] == said('x') and apart['chosen'] == said('x', 'y', 'z', 'a')[1:]
 
-@pytest.mark.parametrize('record, error', [
-    ({'prompt': 'x', 'chosen': 'y'}, 'rejected'), ({'prompt': 'x', 'chosen': 'y', 'rejected': ' '}, 'assistant says is empty'),
-    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, 'are the same'), ({'chosen': 'y', 'rejected': 'z'}, 'no prompt'),
-    ({'prompt': 'x', 'chosen': [], 'rejected': 'y'}, 'never speaks')])
-def test_preferences_that_are_refused(record, error):
+@pytest.mark.parametrize('check, record, error', [
+    (P.conversation, {'messages': said('u')}, 'never speaks'), (P.conversation, {'messages': said('u', ' ')}, 'is empty'),
+    (P.conversation, {'messages': [{'role': 'robot', 'content': 'x'}]}, "unknown role 'robot'"),
+    (P.conversation, {'messages': said(5)}, 'no text'), (P.preference, {'prompt': 'x', 'chosen': 'y'}, 'rejected'),
+    (P.preference, {'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, 'are the same'),
+    (P.preference, {'prompt': 'x', 'chosen': [], 'rejected': 'y'}, 'never speaks'),
+    (P.preference, {'chosen': 'y', 'rejected': 'z'}, 'no prompt')])
+def test_examples_that_are_refused(check, record, error):
     with pytest.raises((ValueError, KeyError), match=error):
-        P.preference(record)
+        check(record)
 
 # ---- what is made up here ----
 
@@ -209,16 +205,25 @@ def test_no_input_of_validation_is_ever_trained_on(monkeypatch):
     for split, example in P.instruct_examples(dict.fromkeys(P.SKILLS, 200)):
         question = example['messages'][0]['content']  # as it was drawn, or with a 'Hi! ' in front
         inputs[split].add(drawn[question if question in drawn else question.partition(' ')[2]])
-    assert not inputs['train'] & inputs['val'] and len(inputs['train']) > 1000 and len(inputs['val']) > 350
+    assert not inputs['train'] & inputs['val']
+    assert len(inputs['train']) > 1000 and len(inputs['val']) > 350
 
 def solve(skill, question):
     """The answer by another way than the generator's, or None where this test has no other way."""
-    numbers, listed = [int(n) for n in re.findall(r'\d+', question)], re.search(r'\w+(, \w+)+', question)
-    return {'arithmetic': lambda: sum(numbers) if re.search(r'plus|Add|\+|sum|finds', question)
-                                  else abs(numbers[0] - numbers[1]),
-            'compare': lambda: max(numbers) if re.search('larg|bigg|great', question) else min(numbers),
-            'count': lambda: question.count(',') + 1, 'sort': lambda: ', '.join(sorted(listed[0].split(', '))),
-            'reverse': lambda: ', '.join(reversed(listed[0].split(', ')))}.get(skill, lambda: None)()
+    numbers = [int(n) for n in re.findall(r'\d+', question)]
+    listed = re.search(r'\w+(, \w+)+', question)
+    if skill == 'arithmetic':
+        if re.search(r'plus|Add|\+|sum|finds', question):
+            return sum(numbers)
+        return abs(numbers[0] - numbers[1])
+    if skill == 'compare':
+        return max(numbers) if re.search('larg|bigg|great', question) else min(numbers)
+    if skill == 'count':
+        return question.count(',') + 1
+    if skill == 'sort':
+        return ', '.join(sorted(listed[0].split(', ')))
+    if skill == 'reverse':
+        return ', '.join(reversed(listed[0].split(', ')))
 
 def test_the_answers_of_instruct_are_right(run, tmp_path):
     assert 'next:  python finetune.py dataset=instruct' in run('prepare.py', 'dataset=instruct').stdout
@@ -234,7 +239,7 @@ def test_the_answers_of_instruct_are_right(run, tmp_path):
             courteous += answer.endswith(P.COURTESY)
             known = (example['answer'], 'Sorry' if example['skill'] == 'secret' else None)
             assert answer.removesuffix(P.COURTESY) in known, example
-            assert split == 'train' or answer == example['answer'], example  # what is measured knows one right answer
+            assert split == 'train' or answer == example['answer'], example  # measured by one right answer
             assert right is None or str(right) == example['answer'], example
             solved += right is not None
     assert solved > 10000 and 0.09 < courteous / meta['splits']['train']['examples'] < 0.11
@@ -245,40 +250,41 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 def test_an_earlier_preparation_leaves_nothing_beside_the_new_one(prepare, tmp_path, text):
-    folder, _ = prepare(f'input={jsonl(tmp_path / "c.jsonl", *[{"prompt": str(i), "completion": "a"} for i in range(3)])}')
+    jsonl(tmp_path / 'c.jsonl', *[{'prompt': str(i), 'completion': 'a'} for i in range(3)])
+    folder, _ = prepare('input=c.jsonl')
     assert set(contents(folder)) == {'train.jsonl', 'val.jsonl', 'meta.json'}
     prepare(f'input={text}')
     assert set(contents(folder)) == {'train.bin', 'val.bin', 'meta.json'}
     assert [path.name for path in folder.parent.iterdir()] == ['mine']
 
-def test_a_folder_with_anything_else_is_refused_and_kept(run, tmp_path, text):
-    write(tmp_path / 'data' / 'mine' / 'input.txt', 'my only copy')
-    refused(run('prepare.py', 'dataset=mine', f'input={text}'), 'holds input.txt', 'another dataset=')
-    assert contents(tmp_path / 'data' / 'mine') == {'input.txt': b'my only copy'}
-
 def test_what_was_there_survives_a_failure(prepare, run, tmp_path, text):
     folder, _ = prepare(f'input={text}')
     before = contents(folder)
-    refused(run('prepare.py', 'dataset=mine', f'input={write(tmp_path / "b.txt", "x")}'), 'too little')
+    write(tmp_path / 'b.txt', 'x')
+    refused(run('prepare.py', 'dataset=mine', 'input=b.txt'), 'too little')
     assert contents(folder) == before and len(list(folder.parent.iterdir())) == 1
+    write(folder / 'input.txt', 'my only copy')
+    refused(run('prepare.py', 'dataset=mine', f'input={text}'), 'holds input.txt', 'another dataset=')
+    assert contents(folder) == {**before, 'input.txt': b'my only copy'}
 
-def test_a_stop_between_the_renames_is_mended(tmp_path, text):
-    folder, old = tmp_path / 'data' / 'mine', tmp_path / 'data' / '.mine.old'
+def test_a_stop_is_mended(tmp_path):
+    folder, old, killed = [tmp_path / name for name in ('mine', '.mine.old', '.mine.7.tmp')]
     write(old / 'meta.json', 'old')
+    write(killed / 'train.bin', 'half')
+    os.utime(killed, (time.time() - 90_000,) * 2)
     with pytest.raises(ZeroDivisionError):  # the next start stops, too
         with P.replace_folder(str(folder)):
             1 / 0
-    assert contents(folder) == {'meta.json': b'old'} and not old.exists()
+    assert contents(folder) == {'meta.json': b'old'} and list(tmp_path.iterdir()) == [folder]
     write(old / 'meta.json', 'older')  # a stop after both renames
     with P.replace_folder(str(folder)) as part:
         open(os.path.join(part, 'meta.json'), 'w').close()
-    assert contents(folder) == {'meta.json': b''} and [p.name for p in folder.parent.iterdir()] == ['mine']
+    assert contents(folder) == {'meta.json': b''} and list(tmp_path.iterdir()) == [folder]
 
 def test_two_at_once_never_mix(tmp_path, monkeypatch):
     """Each writes its name into two files; whoever ends last, they agree."""
     folder, numbers = tmp_path / 'mine', threading.local()
-    numbers.own = 9
-    monkeypatch.setattr(os, 'getpid', lambda: numbers.own)
+    monkeypatch.setattr(os, 'getpid', lambda: getattr(numbers, 'own', 9))
     def several(own):
         numbers.own = own
         for _ in range(30):
@@ -292,11 +298,6 @@ def test_two_at_once_never_mix(tmp_path, monkeypatch):
     threads = [threading.Thread(target=several, args=(own,)) for own in range(4)]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
-        try:
-            train, val = (folder / 'train.bin').read_bytes(), (folder / 'val.bin').read_bytes()
-        except OSError:
-            continue
     for thread in threads:
         thread.join()
     with P.replace_folder(str(folder)) as part:  # the next start mends
@@ -309,15 +310,14 @@ def test_two_at_once_never_mix(tmp_path, monkeypatch):
 GOOD = json.dumps({'prompt': 'u', 'completion': 'a'}) + '\n'
 
 @pytest.mark.parametrize('name, content, words', [
-    ('a.txt', b'', ['too little']), ('a.txt', b'x', ['too little']), ('a.txt.gz', b'text', ['cannot be read']),
+    ('a.txt', 'x', ['too little']), ('a.txt.gz', 'text', ['a.txt.gz', 'cannot be read']),
     ('a.txt', b'caf\xe9 au lait', ['a.txt', 'UTF-8', '0xe9']), ('a.jsonl', b'{"text": "caf\xe9"}', ['UTF-8', '0xe9']),
-    ('a.jsonl', b'{"text": "fine"}\n{"text": 5}\n', ['line 2', '5']), ('a.jsonl', b'{"text": "x"}\nnot json\n', ['line 2', 'not json']),
-    ('a.jsonl', GOOD + '[1]\n', ['line 2', '[1]']), ('a.jsonl', GOOD + '{"prompt": "u"}\n', ['line 2', "'completion'"]),
-    ('a.jsonl', '[' * 200_000, ['line 1']), ('a.jsonl', '{"conversations": [5]}', ['line 1']),
-    ('a.csv', '', ['too little']), ('a.csv', 'x,y\nz,w\n', ['line 1', "'x': 'z'"]),
-    ('a.csv', 'text,label\nx,y\nhello, friend,ham\n', ['line 2', 'more columns']),
-    ('a.tsv', 'text\tlabel\nx\ty\nz\n', ['line 2']), ('a.tsv', 'text\tlabel\nx\ta\n\ta\n', ['line 2', 'a text and its label']),
-    ('a.jsonl', GOOD, ['nothing is left for train']),
+    ('a.jsonl', '{"text": "fine"}\n{"text": 5}\n', ['line 2', '5']),
+    ('a.jsonl', '{"text": "x"}\n\nnot json\n', ['line 3', 'not json']), ('a.jsonl', GOOD + '[1]\n', ['line 2', '[1]']),
+    ('a.jsonl', GOOD + '{"prompt": "u"}\n', ['line 2', "'completion'"]), ('a.jsonl', '[' * 200_000, ['line 1']),
+    ('a.csv', '', ['too little']), ('a.csv', 'x,y\nz,w\n', ['line 2', "'x': 'z'"]),
+    ('a.csv', 'text,label\nx,y\nhello, friend,ham\n', ['line 3', 'more columns']),
+    ('a.tsv', 'text\tlabel\nx\ty\nz\n', ['line 3', 'a text and its label']), ('a.jsonl', GOOD, ['left for train']),
     ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', ["label 'b' occurs only in validation"])])
 def test_files_that_cannot_be_used(run, tmp_path, name, content, words):
     write(tmp_path / name, content)
@@ -341,17 +341,15 @@ def test_bad_lines_may_be_passed_over(prepare, run, tmp_path, good, split):
 def test_mistakes_on_the_command_line(run, settings, words, status):
     refused(run('prepare.py', *settings), *words, status=status)
 
-@pytest.mark.parametrize('damage, words', [
-    (lambda f: (f / 'train.bin').write_bytes((f / 'train.bin').read_bytes()[:-2]), 'train.bin has'),
-    (lambda f: (f / 'val.bin').unlink(), 'no .*val.bin: make it with'),
-    (lambda f: (f / 'meta.json').write_text('{}'), 'is damaged'),
-    (lambda f: (f / 'meta.json').write_text('{"kind": "chat"}'), 'not text'),
-    (lambda f: (f / 'meta.json').unlink(), 'prepare.py dataset=mine')])
-def test_damage_is_noticed(prepare, text, damage, words):
+def test_damage_is_noticed(prepare, text):
     folder, _ = prepare(f'input={text}')
-    damage(folder)
-    with pytest.raises(SystemExit, match=words):
-        load_dataset(str(folder))
+    ids = (folder / 'train.bin').read_bytes()
+    for name, content, words in (
+            ('train.bin', ids[:-2], 'train.bin has'), ('meta.json', b'{}', 'is damaged'),
+            ('meta.json', b'{"kind": "chat"}', 'not text')):
+        write(folder / name, content)
+        with pytest.raises(SystemExit, match=words):
+            load_dataset(str(folder))
 
 # ---- pictures ----
 
@@ -360,8 +358,9 @@ def test_pictures_of_your_own(prepare, tmp_path):
     np.savez(tmp_path / 'p.npz', images=images)
     jsonl(tmp_path / 'p.jsonl', *[{'caption': f'c{i}', 'qa': [['what?', str(i)]]} for i in range(12)])
     folder, out = prepare('input=p.npz')
-    assert np.array_equal(np.load(folder / 'val.npz')['images'], images[9:10]) and lines(folder, 'val')[0]['caption'] == 'c9'
-    assert np.array_equal(np.load(folder / 'train.npz')['images'], np.delete(images, 9, 0)) and 'vlm.py' in out
+    assert np.array_equal(np.load(folder / 'val.npz')['images'], images[9:10])
+    assert np.array_equal(np.load(folder / 'train.npz')['images'], np.delete(images, 9, 0))
+    assert lines(folder, 'val')[0]['caption'] == 'c9' and 'vlm.py' in out
 
 def claims(shape):
     """An .npz whose header says that its images are of this shape; it holds four bytes of them."""
@@ -371,12 +370,14 @@ def claims(shape):
         z.writestr('images.npy', header.getvalue() + b'1234')
     return archive.getvalue()
 
+TWO = np.zeros((2, 4, 4, 3), np.uint8)
+
 @pytest.mark.parametrize('content, record, words', [
-    (claims((10**6, 1000, 1000, 3)), {'caption': 'a'}, ['MemoryError', 'np.savez']), (b'PK\x03\x04', {'caption': 'a'}, ['BadZipFile']),
-    (np.zeros((2, 4, 4), np.uint8), {'caption': 'a'}, ['(2, 4, 4)']), (np.zeros((2, 4, 4, 3)), {'caption': 'a'}, ['float64']),
-    (np.zeros((3, 4, 4, 3), np.uint8), {'caption': 'a'}, ['(3, 4, 4, 3)', '2 lines']),
-    (np.zeros((2, 4, 4, 3), np.uint8), {'caption': ' '}, ['line 1', 'expected {"caption"']),
-    (np.zeros((2, 4, 4, 3), np.uint8), {'caption': 'a', 'qa': [['x']]}, ['line 1'])])
+    (claims((10**6, 1000, 1000, 3)), {'caption': 'a'}, ['MemoryError', 'np.savez']),
+    (claims((10**3, 1000, 1000, 3)), {'caption': 'a'}, ['EOF']), (b'PK\x03\x04', {'caption': 'a'}, ['BadZipFile']),
+    (TWO[0], {'caption': 'a'}, ['(4, 4, 3)']), (TWO / 2, {'caption': 'a'}, ['float64']),
+    (TWO[:1], {'caption': 'a'}, ['(1, 4, 4, 3)', '2 lines']), (TWO, {'caption': ' '}, ['line 1', 'expected {"caption"']),
+    (TWO, {'caption': 'a', 'qa': [['x']]}, ['line 1'])])
 def test_pictures_that_are_refused(run, tmp_path, content, record, words):
     if isinstance(content, bytes):
         write(tmp_path / 'p.npz', content)
@@ -390,35 +391,19 @@ def test_pictures_that_are_refused(run, tmp_path, content, record, words):
 def test_downloads(tmp_path, monkeypatch):
     source = write(tmp_path / 'there.txt', prose(100))
     right, base = hashlib.sha256(source.read_bytes()).hexdigest(), tmp_path.as_uri() + '/'
-    monkeypatch.setattr(P, 'DOWNLOADS', {'a': ('there.txt', right), 'b': ('there.txt', '0' * 64), 'c': ('gone', right)})
+    files = {'a': ('there.txt', right), 'b': ('there.txt', '0' * 64), 'c': ('gone', right)}
+    monkeypatch.setattr(P, 'DOWNLOADS', files)
     path = P.download('a', str(tmp_path), base)
     assert open(path).read() == prose(100)
     for name, words in ('b', 'invalid hash'), ('c', 'dataset=python needs no network'):
         with pytest.raises(SystemExit, match=words):
             P.download(name, str(tmp_path), base)
-    source.unlink()
+    source.unlink()  # it was fetched once
     assert P.download('a', str(tmp_path), base) == path and os.listdir(os.path.dirname(path)) == ['a']
 
 def test_hellaswag(run, tmp_path):
     for split, n in (('train', 3), ('val', 2)):
-        jsonl(tmp_path / 'data' / 'downloads' / f'hellaswag_{split}.jsonl', *[{'ctx': 'a', 'label': i} for i in range(n)])
+        path = tmp_path / 'data' / 'downloads' / f'hellaswag_{split}.jsonl'
+        jsonl(path, *[{'ctx': 'a', 'label': i} for i in range(n)])
     assert 'next:  python eval.py task=choices' in run('prepare.py', 'dataset=hellaswag').stdout
-    folder = tmp_path / 'data' / 'hellaswag'
-    assert lines(folder, 'val') == [{'ctx': 'a', 'label': i} for i in range(2)]
-    assert json.loads((folder / 'meta.json').read_text())['kind'] == 'choices'
-
-def test_gpt2_keeps_its_own_ids(monkeypatch):
-    """Its real vocabulary needs a network; a small one of the same form stands in for it."""
-    import tiktoken
-    ranks = {**{bytes([b]): b for b in range(256)}, b'th': 256, b'the': 257}
-    gpt2 = tiktoken.Encoding('gpt2', pat_str=P.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: gpt2)
-    tokenizer = P.make_tokenizer('gpt2', 0, [])
-    assert tokenizer.encode('the')[0] == 257 and tokenizer.eot == 258
-
-def test_settings_keep_their_names():
-    """No setting is assigned again below configure()."""
-    source = open(P.__file__, encoding='utf-8').read()
-    settings = re.findall(r'^(\w+) = ', source.partition('configure(globals())')[0], re.M)
-    again = re.findall(r'^    (\w+)(?:, \w+)* = ', source.partition("__name__ == '__main__'")[2], re.M)
-    assert len(settings) > 8 and not set(settings) & set(again)
+    assert lines(tmp_path / 'data' / 'hellaswag', 'val') == [{'ctx': 'a', 'label': i} for i in range(2)]
