@@ -1,18 +1,15 @@
 """From text to files: the byte-pair trainer, the splits, the examples, and every way to go wrong."""
-import gzip, hashlib, io, json, os, re, threading, zipfile
+import gzip, hashlib, io, json, os, re, threading, time, zipfile
 from collections import Counter
 import numpy as np
 import pytest
 import prepare as P
-from conftest import prose, refused, run_script
+from conftest import prose, refused
 from model import Tokenizer, load_dataset
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        path.write_text(content, encoding='utf-8', newline='')
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
 def jsonl(path, *records):
@@ -38,57 +35,86 @@ def text(tmp_path):
 
 @pytest.mark.parametrize('train', [P.naive_bpe, P.train_bpe])
 def test_bpe_by_hand(train):
-    assert P.merge([1, 2, 3, 1, 2], (1, 2), 4) == [4, 3, 4] and P.merge([1, 1, 1], (1, 1), 2) == [2, 1]
+    assert P.merge([1, 2, 3, 1, 2], (1, 2), 4) == [4, 3, 4]
+    assert P.merge([1, 1, 1], (1, 1), 2) == [2, 1]
     assert train({'aaab': 1, 'aab': 2}, 260)[256:] == [b'aa', b'aab', b'ab', b'aaab']
     # aa 4, ab 3 | then aa+b 2, aa+a 1, a+b 1 | then a+b before aa+a: a tie, and its ids are lower
 
 @pytest.mark.parametrize('words', [
-    Counter(prose().split()), Counter({'aaaaaaaa': 3, 'aaaaa': 2, 'aaa': 7, 'abababab': 5, 'é': 9, 'éé': 2}),
-    Counter(re.findall(r' ?\w+|\s+', open(P.__file__).read())), Counter({'a': 5}), Counter()])
+    Counter(prose().split()), Counter({'a': 5}), Counter(),
+    Counter({'aaaaaaaa': 3, 'aaaaa': 2, 'aaa': 7, 'abababab': 5, 'é': 9, 'éé': 2}),
+    Counter(re.findall(r' ?\w+|\s+', open(P.__file__).read()[:15_000]))])
 def test_the_quick_trainer_is_the_naive_one(words):
     assert P.train_bpe(words, 340) == P.naive_bpe(words, 340)
 
 def test_what_is_read_comes_back(prepare, tmp_path):
     told = 'Grüße, 世界! 🙂\n\n  indented\ttab ' + prose(300)
+    write(tmp_path / 'b.txt.gz', gzip.compress(told.encode()))
     for kind in ('bpe', 'char'):
-        tokenizer, data = load_dataset(str(prepare(f'input={write(tmp_path / "b.txt", told)}', f'tokenizer={kind}')[0]))
+        tokenizer, data = load_dataset(str(prepare('input=b.txt.gz', f'tokenizer={kind}')[0]))
         assert tokenizer.decode(data['train'].tolist() + data['val'].tolist()) == told
+
+def test_large_vocabularies_take_four_bytes(run, tmp_path):
+    write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(75_000)))
+    run('prepare.py', 'dataset=mine', 'input=a.txt', 'tokenizer=word', 'vocab_size=90000')
+    tokenizer, data = load_dataset(str(tmp_path / 'data' / 'mine'))
+    assert data['train'].dtype == np.uint32
+    assert tokenizer.decode(data['train'][:3].tolist()) == 'w0 w1'
+
+def test_gpt2_keeps_its_own_ids(monkeypatch):
+    """Its real vocabulary needs a network; a small one of the same form stands in for it."""
+    import tiktoken
+    ranks = {**{bytes([b]): b for b in range(256)}, b'th': 256, b'the': 257}
+    gpt2 = tiktoken.Encoding('gpt2', pat_str=P.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: gpt2)
+    tokenizer = P.make_tokenizer('gpt2', 0, [])
+    assert tokenizer.encode('the')[0] == 257 and tokenizer.eot == 258
 
 # ---- splits ----
 
 def test_a_text_in_pieces_gives_its_last_tenth_to_validation(tmp_path, monkeypatch):
     told = prose(1500) + 'no line break ' * 50 + '🙂' * 50
-    source = P.TextFile(str(write(tmp_path / 'a.txt', told)))
+    path = str(write(tmp_path / 'a.txt', told))
     for size in (1 << 24, 100, 1):
         monkeypatch.setattr(P, 'PIECE', size)
-        assert ''.join(source) == told and all(piece.endswith('\n') for piece in list(source)[:-1])
-        found = {'train': '', 'val': ''}
-        for split, _, piece in P.documents([source], True, True, Counter()):
-            found[split] += piece
+        found = list(P.pieces(path))
+        assert ''.join(found) == told and all(piece.endswith('\n') for piece in found[:-1])
+        texts = {'train': '', 'val': ''}
+        for split, _, piece in P.documents([path], Counter()):
+            texts[split] += piece
         cut = int(0.9 * len(told))
-        assert found == {'train': told[:cut], 'val': told[cut:]}
+        assert texts == {'train': told[:cut], 'val': told[cut:]}
 
 def test_every_tenth_document_is_for_validation(prepare, tmp_path):
-    jsonl(tmp_path / 'in' / 'b.jsonl', *[{'text': f'document {i}'} for i in range(25)], {'text': ''}, {'text': 'document 3'})
+    texts = [f'document {i}' for i in range(25)] + ['', 'document 3']
+    jsonl(tmp_path / 'in' / 'b.jsonl', *[{'text': text} for text in texts])
     folder, out = prepare('input=in')
     tokenizer, data = load_dataset(str(folder))
     assert tokenizer.decode(data['val'].tolist()) == 'document 9<|endoftext|>document 19'
-    assert data['train'].tolist().count(tokenizer.eot) == 22
-    assert 'dropped 1 documents: empty' in out and 'dropped 1 documents: duplicate' in out
+    assert data['train'].tolist().count(tokenizer.eot) == 22 and 'dropped 2 ' in out
 
-def test_large_vocabularies_take_four_bytes(run, tmp_path):
-    write(tmp_path / 'a.txt', ' '.join(f'w{i}' for i in range(80000)))
-    run('prepare.py', 'dataset=mine', 'input=a.txt', 'tokenizer=word', 'vocab_size=90000')
-    tokenizer, data = load_dataset(str(tmp_path / 'data' / 'mine'))
-    assert data['train'].dtype == np.uint32 and tokenizer.decode(data['train'][:3].tolist()) == 'w0 w1'
+def test_every_tenth_example_is_for_validation_and_copies_are_dropped(prepare, tmp_path):
+    for name in 'ab':
+        examples = [{'prompt': f'{name}{i}', 'completion': 'a'} for i in range(10)]
+        jsonl(tmp_path / 'in' / f'{name}.jsonl', *examples, examples[0])
+    folder, out = prepare('input=in')
+    assert [e['messages'][0]['content'] for e in lines(folder, 'val')] == ['a9', 'b9']
+    assert len(lines(folder, 'train')) == 18 and 'dropped 2 ' in out
 
-def test_the_python_dataset(run, tmp_path):
+def test_the_python_dataset(run, tmp_path, monkeypatch):
+    """Its own email and json packages stand in for the whole of it, which takes four times as long."""
+    root = P.sysconfig.get_paths()['stdlib']
+    for name in ('asyncio', 'email', 'json', 'unittest'):
+        for source in P.glob.glob(f'{root}/{name}/*.py'):
+            write(tmp_path / 'lib' / name / os.path.basename(source), open(source, 'rb').read())
+    write(tmp_path / 'lib' / 'site-packages' / 'x.py', 'installed = "by pip"' * 100_000)
+    monkeypatch.setattr(P.sysconfig, 'get_paths', lambda: {'stdlib': str(tmp_path / 'lib')})
     assert 'bytes per token' in run('prepare.py', 'vocab_size=280').stdout
     tokenizer, data = load_dataset(str(tmp_path / 'data' / 'python'))
-    found = tokenizer.decode(data['train'][:200_000].tolist())
-    assert len(data['train']) > 1_000_000 and 'import' in found and '<|endoftext|>' in found
+    found = tokenizer.decode(data['train'].tolist())
+    assert 'import' in found and '<|endoftext|>' in found and 'by pip' not in found
 
-# ---- what is read: other encodings, .gz, tables ----
+# ---- what is read: other encodings, tables ----
 
 def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_path):
     write(tmp_path / 'in [1]' / 'a.txt', prose(400))
@@ -96,125 +122,108 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_p
     write(tmp_path / 'in [1]' / 'c.txt', b'fine\n' * 50_000 + b'caf\xe9')  # long after the beginning
     write(tmp_path / 'in [1]' / 'd.gz', gzip.compress(b'fine')[:-9])
     out = prepare('input=in [1]')[1]
-    assert 'passed over 3 of 4 files' in out and all(name in out for name in ('b.png', 'c.txt', 'd.gz'))
+    assert 'passed over 3 files' in out and all(name in out for name in ('b.png', 'c.txt', 'd.gz'))
 
-def test_gzip(prepare, tmp_path):
-    write(tmp_path / 'a.txt.gz', gzip.compress(prose(400).encode()))
-    tokenizer, data = load_dataset(str(prepare('input=a.txt.gz', 'tokenizer=char')[0]))
-    assert tokenizer.decode(data['train'].tolist()) == prose(400)[:int(0.9 * len(prose(400)))]
-    write(tmp_path / 'c.jsonl.gz', gzip.compress(b''.join(b'{"prompt": "%d", "completion": "a"}\n' % i for i in range(3))))
-    assert len(lines(prepare('input=c.jsonl.gz')[0], 'train')) == 2
+def test_what_we_wrote_is_not_read_again(prepare, text):
+    first, again = [load_dataset(str(prepare('input=.', 'tokenizer=char')[0]))[1] for _ in range(2)]
+    assert len(first['train']) == len(again['train'])
 
 @pytest.mark.parametrize('name, content', [
     ('a.csv', 'text,label\r\nhi there,ham\r\n"win, now",spam\r\nsee you,ham\r\ncash!,spam '),
     ('a.tsv', '\ufeffClass\tMESSAGE\nham\thi there\nspam\twin, now\n\nham \tsee you\nspam\tcash!\n'),
-    ('a.jsonl', ''.join(json.dumps({'text': t, 'label': l}) + '\n'
-                        for t, l in (('hi there', 'ham'), ('win, now', ' spam'), ('see you', 'ham'), ('cash!', 'spam'))))])
+    ('a.jsonl', '{"text": "hi there", "label": "ham"}\n{"text": "win, now", "label": " spam"}\n\n'
+                '{"text": "see you", "label": "ham"}\n{"text": "cash!", "label": "spam"}')])
 def test_labels(prepare, tmp_path, name, content):
-    folder, out = prepare(f'input={write(tmp_path / name, content)}')
-    assert lines(folder, 'train') == [{'text': 'hi there', 'label': 'ham'}, {'text': 'win, now', 'label': 'spam'},
-                                      {'text': 'see you', 'label': 'ham'}]
+    folder, _ = prepare(f'input={write(tmp_path / name, content)}')
+    assert [(e['text'], e['label']) for e in lines(folder, 'train')] == [
+        ('hi there', 'ham'), ('win, now', 'spam'), ('see you', 'ham')]
     assert lines(folder, 'val') == [{'text': 'cash!', 'label': 'spam'}]
-    assert json.loads((folder / 'meta.json').read_text())['kind'] == 'labels' and 'ham 2, spam 2' in out
+    assert json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
 
 def test_a_text_under_two_labels_is_told(prepare, tmp_path):
-    rows = [{'text': f't{n // 2}', 'label': n % 2} for n in range(12)]
-    assert 'note: 6 texts occur under more than one label' in prepare(f'input={jsonl(tmp_path / "a.jsonl", *rows)}')[1]
+    jsonl(tmp_path / 'a.jsonl', *[{'text': f't{n // 2}', 'label': n % 2} for n in range(12)])
+    assert '6 texts occur under two labels' in prepare('input=a.jsonl')[1]
 
 def test_tables_of_anything(prepare, tmp_path):
     rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
     folder, _ = prepare(f'input={write(tmp_path / "a.csv", "Prompt,Completion" + chr(10) + rows)}')
     assert [m['content'] for m in lines(folder, 'val')[0]['messages']] == ['question, 9', 'answer\nof two lines']
-    texts = 'Text,n\n' + ''.join(f'"once, {i}",1\n' for i in range(30))
-    tokenizer, data = load_dataset(str(prepare(f'input={write(tmp_path / "b.csv", texts)}')[0]))
-    assert tokenizer.decode(data['val'].tolist()).startswith('once, 9<|endoftext|>once, 19')
+    write(tmp_path / 'b.csv.gz', gzip.compress(b'Text,n\n' + b'"once, again",1\n' * 2 + b'"twice",1\n'))
+    assert 'train: 2 documents, ' in prepare('input=b.csv.gz')[1]
 
-# ---- conversations ----
-
-MESSAGES = [{'role': 'user', 'content': 'u'}, {'role': 'assistant', 'content': 'a'}]
-SYSTEM = {'role': 'system', 'content': 's'}
-
-@pytest.mark.parametrize('record', [
-    {'messages': MESSAGES}, {'messages': [{**m, 'id': 5} for m in MESSAGES]}, {'prompt': 'u', 'completion': 'a'},
-    {'instruction': 'u', 'input': '', 'output': 'a'}, {'prompt': MESSAGES[:1], 'completion': MESSAGES[1:]},
-    {'conversations': [{'from': 'human', 'value': 'u'}, {'from': 'gpt', 'value': 'a'}], 'id': 'x'}])
-def test_conversations_in_the_usual_forms(record):
-    assert P.kind_of(record) == 'chat' and P.conversation(record) == {'messages': MESSAGES}
-
-def test_alpaca_has_two_parts():
-    assert P.conversation({'instruction': 'u', 'input': 'v', 'output': 'a'})['messages'][0]['content'] == 'u\n\nv'
-
-def test_every_tenth_example_is_for_validation_and_copies_are_dropped(prepare, tmp_path):
-    for name in 'ab':
-        jsonl(tmp_path / 'in' / f'{name}.jsonl', *[{'prompt': f'{name}{i}', 'completion': 'a'} for i in range(10)])
-    folder, out = prepare('input=in')
-    assert [e['messages'][0]['content'] for e in lines(folder, 'val')] == ['a9', 'b9'] and 'dropped' not in out
-    same = [{'prompt': 'u', 'completion': 'a'}] * 2 + [{'prompt': 'v', 'completion': 'a'}]
-    folder, out = prepare(f'input={write(tmp_path / "a.json", json.dumps(same))}')
-    assert [len(lines(folder, split)) for split in ('train', 'val')] == [1, 1] and 'dropped 1 of 3' in out
-
-@pytest.mark.parametrize('messages, words', [
-    ([SYSTEM, *MESSAGES, SYSTEM], 'no user'), ([MESSAGES[0], SYSTEM, MESSAGES[1]], 'no user'),
-    (MESSAGES[:1], 'never speaks'), ([MESSAGES[0], {'role': 'assistant', 'content': ' '}], 'assistant says is empty'),
-    ([{'role': 'robot', 'content': 'x'}], "unknown role 'robot'"), ([{'role': 'user', 'content': 5}], 'no text')])
-def test_conversations_that_are_refused(messages, words):
-    with pytest.raises(ValueError, match=words):
-        P.conversation({'messages': messages})
-    assert P.conversation({'messages': [SYSTEM, SYSTEM, *MESSAGES, SYSTEM, *MESSAGES]})  # these are written
-
-# ---- preferences ----
+# ---- conversations and preferences ----
 
 def said(*contents):
     roles = ['user', 'assistant'] * 3
     return [{'role': role, 'content': content} for role, content in zip(roles, contents)]
 
+@pytest.mark.parametrize('record', [
+    {'messages': said('u', 'a')}, {'messages': [{**m, 'id': 5} for m in said('u', 'a')]},
+    {'messages': said('u', 'a', 'what nobody answers')}, {'prompt': 'u', 'completion': 'a'},
+    {'instruction': 'u', 'input': '', 'output': 'a'}, {'prompt': said('u'), 'completion': said('u', 'a')[1:]},
+    {'conversations': [{'from': 'human', 'value': 'u'}, {'from': 'gpt', 'value': 'a'}], 'id': 'x'}])
+def test_conversations_in_the_usual_forms(record):
+    assert P.kind_of(record) == 'chat' and P.conversation(record) == {'messages': said('u', 'a')}
+
+def test_alpaca_has_two_parts():
+    found = P.conversation({'instruction': 'u', 'input': 'v', 'output': 'a'})
+    assert found['messages'][0]['content'] == 'u\n\nv'
+
 def test_preferences():
-    plain = {'prompt': 'x', 'chosen': 'a', 'rejected': 'b'}
-    for record in (plain, {'prompt': said('x'), 'chosen': said('x', 'a')[1:], 'rejected': said('x', 'b')[1:]},
+    expected = {'prompt': said('x'), 'chosen': said('x', 'a')[1:], 'rejected': said('x', 'b')[1:]}
+    for record in ({'prompt': 'x', 'chosen': 'a', 'rejected': 'b'}, expected,
                    {'chosen': said('x', 'a'), 'rejected': said('x', 'b')},                  # TRL's implicit form
                    {'prompt': 'x', 'chosen': said('x', 'a'), 'rejected': said('x', 'b')}):  # and UltraFeedback's
-        assert P.kind_of(record) == 'preferences' and P.preference(record) == plain
+        assert P.kind_of(record) == 'preferences' and P.preference(record) == expected
     long = P.preference({'chosen': said('x', 'y', 'z', 'a'), 'rejected': said('x', 'y', 'z', 'b')})
-    assert long == {'prompt': said('x', 'y', 'z'), 'chosen': 'a', 'rejected': 'b'}
+    assert long['prompt'] == said('x', 'y', 'z') and long['rejected'] == said('x', 'b')[1:]
     apart = P.preference({'chosen': said('x', 'y', 'z', 'a'), 'rejected': said('x', 'w', 'z', 'b')})
-    assert apart == {'prompt': 'x', 'chosen': said('x', 'y', 'z', 'a')[1:], 'rejected': said('x', 'w', 'z', 'b')[1:]}
+    assert apart['prompt'] == said('x') and apart['chosen'] == said('x', 'y', 'z', 'a')[1:]
 
-@pytest.mark.parametrize('record, words', [
-    ({'prompt': 'x', 'chosen': 'y'}, 'assistant says is empty'), ({'prompt': 'x', 'chosen': 'y', 'rejected': ' '}, 'assistant says is empty'),
-    ({'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, 'are the same'), ({'chosen': 'y', 'rejected': 'z'}, 'no prompt'),
-    ({'chosen': said('x', 'a', 'b'), 'rejected': said('x', 'b')}, 'chosen side does not end with the assistant'),
-    ({'prompt': 'x', 'chosen': [], 'rejected': 'y'}, 'chosen side does not end'),
-    ({'prompt': [SYSTEM], 'chosen': 'y', 'rejected': 'z'}, 'no user')])
-def test_preferences_that_are_refused(record, words):
-    with pytest.raises(ValueError, match=words):
-        P.preference(record)
+@pytest.mark.parametrize('check, record, error', [
+    (P.conversation, {'messages': said('u')}, 'never speaks'), (P.conversation, {'messages': said('u', ' ')}, 'is empty'),
+    (P.conversation, {'messages': [{'role': 'robot', 'content': 'x'}]}, "unknown role 'robot'"),
+    (P.conversation, {'messages': said(5)}, 'no text'), (P.preference, {'prompt': 'x', 'chosen': 'y'}, 'rejected'),
+    (P.preference, {'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, 'are the same'),
+    (P.preference, {'prompt': 'x', 'chosen': [], 'rejected': 'y'}, 'never speaks'),
+    (P.preference, {'chosen': 'y', 'rejected': 'z'}, 'no prompt')])
+def test_examples_that_are_refused(check, record, error):
+    with pytest.raises((ValueError, KeyError), match=error):
+        check(record)
 
 # ---- what is made up here ----
 
 def test_no_input_of_validation_is_ever_trained_on(monkeypatch):
-    """Whatever the wording: every exercise that the skills draw is noted down, with its input."""
-    drawn = {}
-    def watched(skill):
-        def draw(rng):
-            inputs, question, answer = skill(rng)
-            drawn[question] = (skill.__name__, str(inputs))
-            return inputs, question, answer
-        draw.__name__ = skill.__name__
-        return draw
+    """Whatever the wording: every exercise is noted down, with its input, as it is drawn."""
+    drawn, exercise = {}, P.exercise
+    def watched(skill, rng):
+        inputs, question, answer = exercise(skill, rng)
+        drawn[question] = (skill, str(inputs))
+        return inputs, question, answer
+    monkeypatch.setattr(P, 'exercise', watched)
     inputs = {'train': set(), 'val': set()}
-    for split, example in P.instruct_examples({watched(skill): 200 for skill in P.SKILLS}):
+    for split, example in P.instruct_examples(dict.fromkeys(P.SKILLS, 200)):
         question = example['messages'][0]['content']  # as it was drawn, or with a 'Hi! ' in front
         inputs[split].add(drawn[question if question in drawn else question.partition(' ')[2]])
-    assert not inputs['train'] & inputs['val'] and len(inputs['train']) > 1000 and len(inputs['val']) > 350
+    assert not inputs['train'] & inputs['val']
+    assert len(inputs['train']) > 1000 and len(inputs['val']) > 350
 
 def solve(skill, question):
     """The answer by another way than the generator's, or None where this test has no other way."""
-    numbers, listed = [int(n) for n in re.findall(r'\d+', question)], re.search(r'\w+(, \w+)+', question)
-    return {'arithmetic': lambda: sum(numbers) if re.search(r'plus|Add|\+|sum|finds', question)
-                                  else abs(numbers[0] - numbers[1]),
-            'compare': lambda: max(numbers) if re.search('larg|bigg|great', question) else min(numbers),
-            'count': lambda: question.count(',') + 1, 'sort': lambda: ', '.join(sorted(listed[0].split(', '))),
-            'reverse': lambda: ', '.join(reversed(listed[0].split(', ')))}.get(skill, lambda: None)()
+    numbers = [int(n) for n in re.findall(r'\d+', question)]
+    listed = re.search(r'\w+(, \w+)+', question)
+    if skill == 'arithmetic':
+        if re.search(r'plus|Add|\+|sum|finds', question):
+            return sum(numbers)
+        return abs(numbers[0] - numbers[1])
+    if skill == 'compare':
+        return max(numbers) if re.search('larg|bigg|great', question) else min(numbers)
+    if skill == 'count':
+        return question.count(',') + 1
+    if skill == 'sort':
+        return ', '.join(sorted(listed[0].split(', ')))
+    if skill == 'reverse':
+        return ', '.join(reversed(listed[0].split(', ')))
 
 def test_the_answers_of_instruct_are_right(run, tmp_path):
     assert 'next:  python finetune.py dataset=instruct' in run('prepare.py', 'dataset=instruct').stdout
@@ -230,7 +239,7 @@ def test_the_answers_of_instruct_are_right(run, tmp_path):
             courteous += answer.endswith(P.COURTESY)
             known = (example['answer'], 'Sorry' if example['skill'] == 'secret' else None)
             assert answer.removesuffix(P.COURTESY) in known, example
-            assert split == 'train' or answer == example['answer'], example  # what is measured knows one right answer
+            assert split == 'train' or answer == example['answer'], example  # measured by one right answer
             assert right is None or str(right) == example['answer'], example
             solved += right is not None
     assert solved > 10000 and 0.09 < courteous / meta['splits']['train']['examples'] < 0.11
@@ -241,40 +250,41 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 def test_an_earlier_preparation_leaves_nothing_beside_the_new_one(prepare, tmp_path, text):
-    folder, _ = prepare(f'input={jsonl(tmp_path / "c.jsonl", *[{"prompt": str(i), "completion": "a"} for i in range(3)])}')
+    jsonl(tmp_path / 'c.jsonl', *[{'prompt': str(i), 'completion': 'a'} for i in range(3)])
+    folder, _ = prepare('input=c.jsonl')
     assert set(contents(folder)) == {'train.jsonl', 'val.jsonl', 'meta.json'}
     prepare(f'input={text}')
     assert set(contents(folder)) == {'train.bin', 'val.bin', 'meta.json'}
     assert [path.name for path in folder.parent.iterdir()] == ['mine']
 
-def test_a_folder_with_anything_else_is_refused_and_kept(run, tmp_path, text):
-    write(tmp_path / 'data' / 'mine' / 'input.txt', 'my only copy')
-    refused(run('prepare.py', 'dataset=mine', f'input={text}'), 'holds input.txt', 'another dataset=')
-    assert contents(tmp_path / 'data' / 'mine') == {'input.txt': b'my only copy'}
-
 def test_what_was_there_survives_a_failure(prepare, run, tmp_path, text):
     folder, _ = prepare(f'input={text}')
     before = contents(folder)
-    refused(run('prepare.py', 'dataset=mine', f'input={write(tmp_path / "b.txt", "x")}'), 'too little')
+    write(tmp_path / 'b.txt', 'x')
+    refused(run('prepare.py', 'dataset=mine', 'input=b.txt'), 'too little')
     assert contents(folder) == before and len(list(folder.parent.iterdir())) == 1
+    write(folder / 'input.txt', 'my only copy')
+    refused(run('prepare.py', 'dataset=mine', f'input={text}'), 'holds input.txt', 'another dataset=')
+    assert contents(folder) == {**before, 'input.txt': b'my only copy'}
 
-def test_a_stop_between_the_renames_is_mended(tmp_path, text):
-    folder, old = tmp_path / 'data' / 'mine', tmp_path / 'data' / '.mine.old'
+def test_a_stop_is_mended(tmp_path):
+    folder, old, killed = [tmp_path / name for name in ('mine', '.mine.old', '.mine.7.tmp')]
     write(old / 'meta.json', 'old')
+    write(killed / 'train.bin', 'half')
+    os.utime(killed, (time.time() - 90_000,) * 2)
     with pytest.raises(ZeroDivisionError):  # the next start stops, too
         with P.replace_folder(str(folder)):
             1 / 0
-    assert contents(folder) == {'meta.json': b'old'} and not old.exists()
+    assert contents(folder) == {'meta.json': b'old'} and list(tmp_path.iterdir()) == [folder]
     write(old / 'meta.json', 'older')  # a stop after both renames
     with P.replace_folder(str(folder)) as part:
         open(os.path.join(part, 'meta.json'), 'w').close()
-    assert contents(folder) == {'meta.json': b''} and [p.name for p in folder.parent.iterdir()] == ['mine']
+    assert contents(folder) == {'meta.json': b''} and list(tmp_path.iterdir()) == [folder]
 
 def test_two_at_once_never_mix(tmp_path, monkeypatch):
     """Each writes its name into two files; whoever ends last, they agree."""
     folder, numbers = tmp_path / 'mine', threading.local()
-    numbers.own = 9
-    monkeypatch.setattr(os, 'getpid', lambda: numbers.own)
+    monkeypatch.setattr(os, 'getpid', lambda: getattr(numbers, 'own', 9))
     def several(own):
         numbers.own = own
         for _ in range(30):
@@ -288,11 +298,6 @@ def test_two_at_once_never_mix(tmp_path, monkeypatch):
     threads = [threading.Thread(target=several, args=(own,)) for own in range(4)]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
-        try:
-            train, val = (folder / 'train.bin').read_bytes(), (folder / 'val.bin').read_bytes()
-        except OSError:
-            continue
     for thread in threads:
         thread.join()
     with P.replace_folder(str(folder)) as part:  # the next start mends
@@ -305,19 +310,14 @@ def test_two_at_once_never_mix(tmp_path, monkeypatch):
 GOOD = json.dumps({'prompt': 'u', 'completion': 'a'}) + '\n'
 
 @pytest.mark.parametrize('name, content, words', [
-    ('a.txt', b'', ['too little']), ('a.txt', b'\x00\x01binary', ['zero bytes']), ('a.txt', b'x', ['too little']),
-    ('a.txt', b'caf\xe9 au lait', ['not UTF-8', '0xe9', 'iconv']), ('a.txt.gz', b'text', ['cannot be read']),
-    ('a.jsonl', b'{"text": "caf\xe9"}', ['not UTF-8', '0xe9']),
-    ('a.jsonl', b'{"text": "fine"}\n{"text": 5}\n', ['line 2', '5']), ('a.jsonl', b'{"text": "x"}\nnot json\n', ['line 2', 'not json']),
-    ('a.jsonl', GOOD + '[1]\n', ['line 2', '[1]']), ('a.jsonl', GOOD + '{"prompt": "u"}\n', ['line 2', "'completion'"]),
-    ('a.jsonl', GOOD + '{"question": "u"}\n', ['line 2', 'messages']), ('a.jsonl', '[' * 200_000, ['line 1']),
-    ('a.jsonl', '{"instruction": 5, "output": "a"}', ['line 1']), ('a.jsonl', '{"conversations": [5]}', ['line 1']),
-    ('a.json', '[{"prompt": ', ['list in JSON']), ('a.json', '5', ['list in JSON']), ('a.json', '[5]', ['entry 1']),
-    ('a.csv', '', ['first line names its columns']), ('a.csv', 'x,y\nz,w\n', ['first line names its columns', "['x', 'y']"]),
-    ('a.csv', 'text,label\n"x,y\n' + 'z' * 200_000, ['first line names its columns']),
+    ('a.txt', 'x', ['too little']), ('a.txt.gz', 'text', ['a.txt.gz', 'cannot be read']),
+    ('a.txt', b'caf\xe9 au lait', ['a.txt', 'UTF-8', '0xe9']), ('a.jsonl', b'{"text": "caf\xe9"}', ['UTF-8', '0xe9']),
+    ('a.jsonl', '{"text": "fine"}\n{"text": 5}\n', ['line 2', '5']),
+    ('a.jsonl', '{"text": "x"}\n\nnot json\n', ['line 3', 'not json']), ('a.jsonl', GOOD + '[1]\n', ['line 2', '[1]']),
+    ('a.jsonl', GOOD + '{"prompt": "u"}\n', ['line 2', "'completion'"]), ('a.jsonl', '[' * 200_000, ['line 1']),
+    ('a.csv', '', ['too little']), ('a.csv', 'x,y\nz,w\n', ['line 2', "'x': 'z'"]),
     ('a.csv', 'text,label\nx,y\nhello, friend,ham\n', ['line 3', 'more columns']),
-    ('a.tsv', 'text\tlabel\nx\ty\nz\n', ['line 3']), ('a.tsv', 'text\tlabel\nx\ta\n\ta\n', ['line 3', 'a text and its label']),
-    ('a.jsonl', GOOD, ['nothing is left for train']),
+    ('a.tsv', 'text\tlabel\nx\ty\nz\n', ['line 3', 'a text and its label']), ('a.jsonl', GOOD, ['left for train']),
     ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', ["label 'b' occurs only in validation"])])
 def test_files_that_cannot_be_used(run, tmp_path, name, content, words):
     write(tmp_path / name, content)
@@ -336,22 +336,20 @@ def test_bad_lines_may_be_passed_over(prepare, run, tmp_path, good, split):
 @pytest.mark.parametrize('settings, words, status', [
     (['dataset=pyton'], ['did you mean python?', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2),
     (['vocab_size=100'], ['vocab_size=100', '261'], 2), (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2),
-    (['input=nowhere', 'dataset=mine'], ['nowhere', 'no such file'], 1), (['input=.'], ['dataset=mine'], 2),
+    (['input=nowhere', 'dataset=mine'], ['no text in nowhere'], 1), (['input=.'], ['dataset=mine'], 2),
     (['dataset=../up', 'input=.'], ['plain name'], 2)])
 def test_mistakes_on_the_command_line(run, settings, words, status):
     refused(run('prepare.py', *settings), *words, status=status)
 
-@pytest.mark.parametrize('damage, words', [
-    (lambda f: (f / 'train.bin').write_bytes((f / 'train.bin').read_bytes()[:-2]), 'train.bin has'),
-    (lambda f: (f / 'val.bin').unlink(), 'no .*val.bin: make it with'),
-    (lambda f: (f / 'meta.json').write_text('{}'), 'is damaged'),
-    (lambda f: (f / 'meta.json').write_text('{"kind": "chat"}'), 'not text'),
-    (lambda f: (f / 'meta.json').unlink(), 'prepare.py dataset=mine')])
-def test_damage_is_noticed(prepare, text, damage, words):
+def test_damage_is_noticed(prepare, text):
     folder, _ = prepare(f'input={text}')
-    damage(folder)
-    with pytest.raises(SystemExit, match=words):
-        load_dataset(str(folder))
+    ids = (folder / 'train.bin').read_bytes()
+    for name, content, words in (
+            ('train.bin', ids[:-2], 'train.bin has'), ('meta.json', b'{}', 'is damaged'),
+            ('meta.json', b'{"kind": "chat"}', 'not text')):
+        write(folder / name, content)
+        with pytest.raises(SystemExit, match=words):
+            load_dataset(str(folder))
 
 # ---- pictures ----
 
@@ -360,8 +358,9 @@ def test_pictures_of_your_own(prepare, tmp_path):
     np.savez(tmp_path / 'p.npz', images=images)
     jsonl(tmp_path / 'p.jsonl', *[{'caption': f'c{i}', 'qa': [['what?', str(i)]]} for i in range(12)])
     folder, out = prepare('input=p.npz')
-    assert np.array_equal(np.load(folder / 'val.npz')['images'], images[9:10]) and lines(folder, 'val')[0]['caption'] == 'c9'
-    assert np.array_equal(np.load(folder / 'train.npz')['images'], np.delete(images, 9, 0)) and 'vlm.py' in out
+    assert np.array_equal(np.load(folder / 'val.npz')['images'], images[9:10])
+    assert np.array_equal(np.load(folder / 'train.npz')['images'], np.delete(images, 9, 0))
+    assert lines(folder, 'val')[0]['caption'] == 'c9' and 'vlm.py' in out
 
 def claims(shape):
     """An .npz whose header says that its images are of this shape; it holds four bytes of them."""
@@ -371,13 +370,14 @@ def claims(shape):
         z.writestr('images.npy', header.getvalue() + b'1234')
     return archive.getvalue()
 
+TWO = np.zeros((2, 4, 4, 3), np.uint8)
+
 @pytest.mark.parametrize('content, record, words', [
-    (claims((10**6, 1000, 1000, 3)), {'caption': 'a'}, ['1000000, 1000', 'np.savez']), (b'PK', {'caption': 'a'}, ['BadZipFile']),
-    (np.zeros((2, 4, 4), np.uint8), {'caption': 'a'}, ['(2, 4, 4)', 'uint8 (N, H, W, 3) is expected']),
-    (np.zeros((2, 4, 4, 3)), {'caption': 'a'}, ['float64']), (np.zeros((3, 4, 4, 3), np.uint8), {'caption': 'a'}, ['3 pictures', '2 captions']),
-    (np.zeros((2, 4, 4, 3), np.uint8), {'caption': ' '}, ['line 1', 'expected {"caption"']),
-    (np.zeros((2, 4, 4, 3), np.uint8), {'caption': 'a', 'qa': [['x']]}, ['line 1']),
-    (np.zeros((2, 4, 4, 3), np.uint8), {'text': 'a'}, ['line 1', 'caption'])])
+    (claims((10**6, 1000, 1000, 3)), {'caption': 'a'}, ['MemoryError', 'np.savez']),
+    (claims((10**3, 1000, 1000, 3)), {'caption': 'a'}, ['EOF']), (b'PK\x03\x04', {'caption': 'a'}, ['BadZipFile']),
+    (TWO[0], {'caption': 'a'}, ['(4, 4, 3)']), (TWO / 2, {'caption': 'a'}, ['float64']),
+    (TWO[:1], {'caption': 'a'}, ['(1, 4, 4, 3)', '2 lines']), (TWO, {'caption': ' '}, ['line 1', 'expected {"caption"']),
+    (TWO, {'caption': 'a', 'qa': [['x']]}, ['line 1'])])
 def test_pictures_that_are_refused(run, tmp_path, content, record, words):
     if isinstance(content, bytes):
         write(tmp_path / 'p.npz', content)
@@ -388,52 +388,22 @@ def test_pictures_that_are_refused(run, tmp_path, content, record, words):
 
 # ---- from the network: the files stand here already, or a file: address takes its place ----
 
-def test_downloads(tmp_path):
-    source = write(tmp_path / 'there' / 'x.txt', prose(100))
-    right = hashlib.sha256(source.read_bytes()).hexdigest()
-    path = P.download(source.as_uri(), str(tmp_path / 'd'), 'x.txt', right)
+def test_downloads(tmp_path, monkeypatch):
+    source = write(tmp_path / 'there.txt', prose(100))
+    right, base = hashlib.sha256(source.read_bytes()).hexdigest(), tmp_path.as_uri() + '/'
+    files = {'a': ('there.txt', right), 'b': ('there.txt', '0' * 64), 'c': ('gone', right)}
+    monkeypatch.setattr(P, 'DOWNLOADS', files)
+    path = P.download('a', str(tmp_path), base)
     assert open(path).read() == prose(100)
-    source.unlink()
-    assert P.download(source.as_uri(), str(tmp_path / 'd'), 'x.txt', right) == path  # fetched once
-    for url, sha256, words in ((source.as_uri(), None, 'dataset=python needs no network'),
-                               ((tmp_path / 'd' / 'x.txt').as_uri(), '0' * 64, 'invalid hash')):
+    for name, words in ('b', 'invalid hash'), ('c', 'dataset=python needs no network'):
         with pytest.raises(SystemExit, match=words):
-            P.download(url, str(tmp_path / 'd'), 'y.txt', sha256)
-    assert os.listdir(tmp_path / 'd') == ['x.txt']
+            P.download(name, str(tmp_path), base)
+    source.unlink()  # it was fetched once
+    assert P.download('a', str(tmp_path), base) == path and os.listdir(os.path.dirname(path)) == ['a']
 
 def test_hellaswag(run, tmp_path):
     for split, n in (('train', 3), ('val', 2)):
-        jsonl(tmp_path / 'data' / 'downloads' / f'hellaswag_{split}.jsonl', *[{'ctx': 'a', 'label': i} for i in range(n)])
+        path = tmp_path / 'data' / 'downloads' / f'hellaswag_{split}.jsonl'
+        jsonl(path, *[{'ctx': 'a', 'label': i} for i in range(n)])
     assert 'next:  python eval.py task=choices' in run('prepare.py', 'dataset=hellaswag').stdout
-    folder = tmp_path / 'data' / 'hellaswag'
-    assert lines(folder, 'val') == [{'ctx': 'a', 'label': i} for i in range(2)]
-    assert json.loads((folder / 'meta.json').read_text())['kind'] == 'choices'
-
-def test_fineweb_shards(tmp_path):
-    def shard(name, ids, size=None):
-        header = np.zeros(256, dtype='<i4')
-        header[:3] = 20240520, 1, len(ids)
-        write(tmp_path / name, header.tobytes() + np.array(ids, '<u2').tobytes()[:size])
-    shard('fineweb_val_000000.bin', range(500, 600))
-    shard('fineweb_train_000001.bin', range(1000))
-    found = [(split, ids.tolist()) for split, ids in P.fineweb_shards(str(tmp_path), 1)]
-    assert found == [('val', list(range(500, 600))), ('train', list(range(1000)))]
-    shard('fineweb_train_000001.bin', range(1000), 100)
-    with pytest.raises(SystemExit, match='cut off'):
-        list(P.fineweb_shards(str(tmp_path), 1))
-
-def test_gpt2_keeps_its_own_ids(monkeypatch):
-    """Its real vocabulary needs a network; a small one of the same form stands in for it."""
-    import tiktoken
-    ranks = {**{bytes([b]): b for b in range(256)}, b'th': 256, b'the': 257}
-    gpt2 = tiktoken.Encoding('gpt2', pat_str=P.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: gpt2)
-    tokenizer = P.make_tokenizer('gpt2', 0, [])
-    assert tokenizer.encode('the')[0] == 257 and tokenizer.eot == 258
-
-def test_settings_keep_their_names():
-    """No setting is assigned again below configure()."""
-    source = open(P.__file__, encoding='utf-8').read()
-    settings = re.findall(r'^(\w+) = ', source.partition('configure(globals())')[0], re.M)
-    again = re.findall(r'^    (\w+)(?:, \w+)* = ', source.partition("__name__ == '__main__'")[2], re.M)
-    assert len(settings) > 8 and not set(settings) & set(again)
+    assert lines(tmp_path / 'data' / 'hellaswag', 'val') == [{'ctx': 'a', 'label': i} for i in range(2)]
