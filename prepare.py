@@ -5,7 +5,7 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=mine input=book.txt           # your text: a file, a folder, a glob
     python prepare.py dataset=words input=book.txt tokenizer=word vocab_size=5000
     python prepare.py dataset=shakespeare tokenizer=char    # downloads 1 MB
-    python prepare.py dataset=instruct                      # 16,000 short conversations, made up
+    python prepare.py dataset=instruct                      # 22,000 short conversations, made up
     python prepare.py dataset=preferences                   # questions, a better and a worse answer
     python prepare.py dataset=chats input=chats.jsonl       # examples of your own, as below
     python prepare.py dataset=mine input=pictures.npz       # for vlm.py, with pictures.jsonl
@@ -21,7 +21,7 @@ below; encoding then runs in tiktoken, on the ranks that we trained.
 
 Text becomes train.bin and val.bin, raw little-endian token ids (uint16, or uint32 for vocabularies
 above 65,536), and meta.json: the tokenizer, the counts, where the text came from. Examples become
-train.jsonl and val.jsonl. They come as .jsonl, .csv or .tsv, also with .gz, in these forms:
+train.jsonl and val.jsonl. They come as .jsonl, .json, .csv or .tsv, also with .gz, like this:
 
     {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}
     {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}]} (ShareGPT)
@@ -47,7 +47,7 @@ out_dir = 'out'
 configure(globals())
 
 import csv, glob, gzip, hashlib, heapq, importlib.util, json, os, random, re, shutil, sys
-import sysconfig, time, zlib
+import sysconfig, time, zipfile, zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -218,7 +218,7 @@ def shakespeare_files(data_dir):
 # to add a dataset of text, write a function that returns its files, and name it here
 TEXTS = {'python': python_files, 'shakespeare': shakespeare_files}
 
-RECORDS = re.compile(r'.*\.(jsonl|csv|tsv)(\.gz)?')  # files that hold many examples
+RECORDS = re.compile(r'.*\.(jsonl|json|csv|tsv)(\.gz)?')  # files that hold many examples
 COLUMNS = {'message': 'text', 'sentence': 'text', 'class': 'label'}  # other names in tables
 
 def records(path):
@@ -228,6 +228,11 @@ def records(path):
     lines = open_text(path)
     if suffix == 'jsonl':
         return lines
+    if suffix == 'json':
+        try:
+            return list(json.load(lines))
+        except (ValueError, TypeError, RecursionError) as e:
+            sys.exit(f"{path}: expected a list in JSON ({e})")
     options = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if suffix == 'tsv' else {}
     rows = csv.DictReader(lines, **options)
     names = [name.strip().lower() for name in rows.fieldnames or []]
@@ -238,7 +243,7 @@ def checked(paths, check, bad=None):
     """What check() makes of each record of these files. One that it refuses ends the program with
     one line; or that line goes into the dictionary `bad`."""
     for path in paths:
-        first = 1 if '.jsonl' in path else 2  # in a table, line 1 names the columns
+        first = 1 if '.json' in path else 2  # in a table, line 1 names the columns
         for number, record in enumerate(records(path), first):
             if str(record).isspace():
                 continue
@@ -363,6 +368,10 @@ def conversation(record):
         messages.pop()
     if not messages:
         raise ValueError("the assistant never speaks, so there is nothing to learn")
+    roles = [m['role'] for m in messages]
+    for role, following in zip(roles, roles[1:]):  # Tokenizer.chat() adds it to the user's words
+        if role == 'system' and following == 'assistant':
+            raise ValueError("no user's message follows that of the system")
     return {'messages': messages}
 
 def preference(record):
@@ -411,10 +420,15 @@ def picture(record):
         raise ValueError('expected {"caption": "a cat", "qa": [["what is this?", "a cat"]]}')
     return record
 
+MAX_PICTURES = 10**9  # bytes; 32 x 32 pixels are 3,072 of them
+
 def read_pictures(path):
     """-> `images` of the .npz, uint8 (N, H, W, 3), and (split, line) of the .jsonl beside it."""
     found = list(checked(text_files(path.removesuffix('.npz') + '.jsonl'), picture))
     try:
+        with zipfile.ZipFile(path) as archive:  # a small file can unpack to more than any memory
+            if archive.getinfo('images.npy').file_size > MAX_PICTURES:
+                raise ValueError(f"more than {MAX_PICTURES:,} bytes of pictures")
         with np.load(path, allow_pickle=False) as f:  # no pickle: a file brings no code
             images = f['images']
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (len(found), 3):
@@ -530,8 +544,8 @@ def exercise(skill, rng):
     return word, ask('secret', word), word
 
 # how many conversations each is learned from: the harder, the more
-SKILLS = {'arithmetic': 4000, 'compare': 2000, 'sort': 2000, 'reverse': 1500, 'repeat': 1500,
-          'count': 1500, 'letters': 2500, 'fact': 1000}
+SKILLS = {'arithmetic': 6000, 'compare': 2000, 'sort': 2000, 'reverse': 2000, 'repeat': 2500,
+          'count': 2000, 'letters': 4000, 'fact': 1000}
 COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows it too
 
 def instruct_examples(skills=SKILLS):

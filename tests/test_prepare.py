@@ -130,6 +130,8 @@ def test_what_we_wrote_is_not_read_again(prepare, text):
 
 @pytest.mark.parametrize('name, content', [
     ('a.csv', 'text,label\r\nhi there,ham\r\n"win, now",spam\r\nsee you,ham\r\ncash!,spam '),
+    ('a.json', json.dumps([{'text': text, 'label': label} for text, label in (
+        ('hi there', 'ham'), ('win, now', 'spam'), ('see you', 'ham'), ('cash!', 'spam'))])),
     ('a.tsv', '\ufeffClass\tMESSAGE\nham\thi there\nspam\twin, now\n\nham \tsee you\nspam\tcash!\n'),
     ('a.jsonl', '{"text": "hi there", "label": "ham"}\n{"text": "win, now", "label": " spam"}\n\n'
                 '{"text": "see you", "label": "ham"}\n{"text": "cash!", "label": "spam"}')])
@@ -183,6 +185,7 @@ def test_preferences():
 @pytest.mark.parametrize('check, record, error', [
     (P.conversation, {'messages': said('u')}, 'never speaks'), (P.conversation, {'messages': said('u', ' ')}, 'is empty'),
     (P.conversation, {'messages': [{'role': 'robot', 'content': 'x'}]}, "unknown role 'robot'"),
+    (P.conversation, {'messages': [{'role': role, 'content': 'x'} for role in ('user', 'system', 'assistant')]}, 'no user'),
     (P.conversation, {'messages': said(5)}, 'no text'), (P.preference, {'prompt': 'x', 'chosen': 'y'}, 'rejected'),
     (P.preference, {'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, 'are the same'),
     (P.preference, {'prompt': 'x', 'chosen': [], 'rejected': 'y'}, 'never speaks'),
@@ -385,6 +388,14 @@ def test_pictures_that_are_refused(run, tmp_path, content, record, words):
         np.savez(tmp_path / 'p.npz', images=content)
     jsonl(tmp_path / 'p.jsonl', record, record)
     refused(run('prepare.py', 'dataset=mine', 'input=p.npz'), *words)
+
+def test_pictures_that_unpack_to_too_much_are_refused_by_their_header(tmp_path, monkeypatch):
+    np.savez(tmp_path / 'p.npz', images=TWO)
+    jsonl(tmp_path / 'p.jsonl', *2 * [{'caption': 'a'}])
+    assert len(P.read_pictures(str(tmp_path / 'p.npz'))[0]) == 2
+    monkeypatch.setattr(P, 'MAX_PICTURES', 200)
+    with pytest.raises(SystemExit, match='more than 200 bytes'):
+        P.read_pictures(str(tmp_path / 'p.npz'))
 
 # ---- from the network: the files stand here already, or a file: address takes its place ----
 
