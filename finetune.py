@@ -2,7 +2,7 @@
 Fine-tuning: a model that has read a lot learns to do something with it.
 
     python prepare.py dataset=instruct && python finetune.py    # SFT: it learns to answer questions
-    python finetune.py method=lora out_dir=out-lora             # with 5 % of the weights
+    python finetune.py method=lora dropout=0 out_dir=out-lora   # with 5 % of the weights
     python finetune.py dataset=mine truncate=True               # your own conversations
     python finetune.py task=classify dataset=spam out_dir=out-spam  # texts with labels
     python finetune.py teacher=out-big out_dir=out-distilled    # imitate a larger model as well
@@ -27,7 +27,7 @@ distill_weight = 0.5    # weight of the teacher in the loss; the rest is for the
 method = 'full'         # full | freeze | lora | adapter: all, the upper half, or thin new matrices
 lora_r = 8              # lora: rank of the change of each matrix
 lora_alpha = 64.0       # lora: the change is multiplied by alpha / r, and so is B's learning rate
-dropout = 0.05          # 0.1 and more where there are few examples
+dropout = 0.05          # 0.1 and more where there are few examples; thin matrices need none
 # how much
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read
 batch_size = 8                   # sequences computed at once: halve it when memory runs out, and …

@@ -240,7 +240,7 @@ def patches(pictures, p):
     B, H, W, _ = pictures.shape
     x = pictures.float() / 127.5 - 1
     light = x.amax(-1, keepdim=True)
-    x = torch.cat((2 * light, (x - light) / 4), dim=-1)  # (B, H, W, 4)
+    x = torch.cat((2 * light, (x - light) / 3), dim=-1)  # (B, H, W, 4)
     return x.view(B, H // p, p, W // p, p, 4).transpose(2, 3).reshape(B, -1, 4 * p * p)
 
 class VisionTower(GPT):

@@ -132,7 +132,7 @@ def test_a_patch_embedding_is_a_strided_convolution_and_every_patch_sees_every_p
     weight = model.vision.wte.weight.view(32, 8, 8, 4).permute(0, 3, 1, 2)  # (C, 4, p, p)
     x = PICTURES.permute(0, 3, 1, 2).float() / 127.5 - 1
     light = x.amax(1, keepdim=True)
-    expected = F.conv2d(torch.cat((2 * light, (x - light) / 4), 1), weight, stride=8)  # (B, C, 4, 4)
+    expected = F.conv2d(torch.cat((2 * light, (x - light) / 3), 1), weight, stride=8)  # (B, C, 4, 4)
     assert torch.allclose(model.vision.wte(V.patches(PICTURES, 8)), expected.flatten(2).mT, atol=1e-5)
     changed = PICTURES.clone()
     changed[:, -8:, -8:] = 255  # the last patch

@@ -191,7 +191,7 @@ def test_the_chat_template_gives_the_ids_of_chat(prepare, tmp_path, transformers
             assert found == t.chat(messages, answer)[0]
 
 @pytest.mark.parametrize('shape, words', [
-    (dict(position='sinusoidal'), "'position': 'sinusoidal'"), (dict(causal=False), "'causal': False"),
+    (dict(position='learned'), "'position': 'learned'"), (dict(causal=False), "'causal': False"),
     (dict(bias=True), "'qk_norm': True, 'bias': True"), (dict(model_type='lstm'), "'model_type': 'lstm'"),
     (dict(mlp='gelu'), "'mlp': 'gelu'"), (dict(tokenizer=Tokenizer('char', ['?', 'a'])), 'tokenizer=char')])
 def test_what_no_architecture_holds(prepare, tmp_path, transformers, shape, words):
@@ -200,7 +200,7 @@ def test_what_no_architecture_holds(prepare, tmp_path, transformers, shape, word
         prepare(export=tmp_path / 'hf')
     assert not (tmp_path / 'hf').exists()
 
-@pytest.mark.parametrize('shape', [{}, dict(position='sinusoidal'), GPT2, dict(model_type='lstm'),
+@pytest.mark.parametrize('shape', [{}, GPT2, dict(model_type='lstm'),
                                    dict(model_type='mlp'), dict(model_type='bigram')])
 def test_a_loaded_model_computes_what_was_saved(tmp_path, shape):
     ours(tmp_path / 'out', **shape)
