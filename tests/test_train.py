@@ -222,7 +222,7 @@ def test_torchrun_restarts_a_killed_process_and_the_run_ends_in_the_same_weights
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--max-restarts=1',
                str(ROOT / 'train.py'), *arguments(data, init_from='auto', **how)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env={**os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'})
+                               env={**os.environ, 'PYTHONUNBUFFERED': '1'})
     before = list(itertools.takewhile(lambda line: not line.startswith('step 30/'), process.stdout))
     children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
