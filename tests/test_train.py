@@ -228,7 +228,7 @@ def test_torchrun_restarts_a_killed_process_and_the_run_ends_in_the_same_weights
     os.kill(int(children[-1]), signal.SIGKILL)
     text = ''.join(before) + process.communicate(timeout=100)[0]
     assert process.returncode == 0, text
-    assert text.count('parameters') == 2 and text.count('step 1/') == 1  # two starts, but one of them from scratch
+    assert text.count('FLOPs per token') == 2 and text.count('step 1/') == 1  # two starts, but one of them from scratch
     together(tmp_path, data, 2, out_dir='straight', **how)
     assert same(load_checkpoint(f'{tmp_path}/out/resume.pt'), load_checkpoint(f'{tmp_path}/straight/resume.pt'))
 
