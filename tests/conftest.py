@@ -3,6 +3,7 @@ import contextlib, gc, io, os, random, runpy, signal, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
+os.environ['OMP_NUM_THREADS'] = '1'  # small models do not profit from more threads
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -10,7 +11,6 @@ sys.path.insert(0, str(ROOT))
 from configurator import one_line
 from model import GPTConfig, Tokenizer, build_model, save_checkpoint
 
-torch.set_num_threads(1)  # small models do not profit from more
 gc.freeze()  # what torch has made by now stays: gc.collect() need not look at it, and is ten times as quick
 
 def spawn(script, *settings, cwd, timeout=120, **more):
