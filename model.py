@@ -860,20 +860,18 @@ def load_model(path, device='cpu'):
         return model.float().to(device), Tokenizer.from_dict(saved['tokenizer']), saved
 
 def load_optimizers(optimizers, states, path):
-    """Load saved states; the rates and the like stay as this run was given them. Where train.py
-    parallel=fsdp has sharded the parameters, each process takes its part."""
+    """Load saved states, but keep the learning rates and the like that this run was given. Where
+    the parameters are sharded, each process takes its part."""
     if len(optimizers) != len(states):
         sys.exit(f"{path} was written with another optimizer: leave optimizer= out")
     for optimizer, saved in zip(optimizers, states):
         params = sum((group['params'] for group in optimizer.param_groups), [])
         for i, state in saved['state'].items():
             for name, value in state.items():
-                if value.shape == params[i].shape:
+                if value.shape == params[i].shape:  # AdamW's 'step' is one number
                     state[name] = shard_like(value, params[i])
-        given = [dict(group) for group in optimizer.param_groups]
-        optimizer.load_state_dict(saved)  # takes the saved rates as well
-        for group, hyperparameters in zip(optimizer.param_groups, given):
-            group.update(hyperparameters)
+        given = optimizer.state_dict()['param_groups']
+        optimizer.load_state_dict({'state': saved['state'], 'param_groups': given})
 
 # --------------------------------------------------------------------------------------------------
 # 7. A run: what every training script needs beside its loop
