@@ -669,23 +669,19 @@ class Muon(torch.optim.Optimizer):
             for p in group['params']:
                 if not self.state[p]:
                     self.state[p]['momentum_buffer'] = torch.zeros_like(p)
-                mean = self.state[p]['momentum_buffer']
-                mean.lerp_(p.grad, 1 - group['momentum'])
-                p.grad.lerp_(mean, group['momentum'])  # Nesterov: look ahead
+                buf = self.state[p]['momentum_buffer']  # the running mean of the gradients
+                buf.lerp_(p.grad, 1 - group['momentum'])
+                p.grad.lerp_(buf, group['momentum'])  # Nesterov: look ahead
                 same_shape[p.shape].append(p)
             for (rows, columns), matrices in same_shape.items():
+                lr = group['lr'] * max(1, rows / columns) ** 0.5  # tall matrices: larger steps
                 n = max(1, 2**24 // (rows * columns))  # large matrices do not profit from batching
                 for i in range(0, len(matrices), n):
-                    self.move(matrices[i:i + n], group)
-
-    def move(self, matrices, group):
-        """Move these matrices, all of one shape, against their orthogonalised gradients."""
-        rows, columns = matrices[0].shape
-        lr = group['lr'] * max(1, rows / columns) ** 0.5  # tall: scaled like a square one
-        directions = orthogonalize(torch.stack([full_grad(p) for p in matrices]))
-        for p, direction in zip(matrices, directions):
-            p.mul_(1 - group['lr'] * group['weight_decay'])
-            p.add_(shard_like(direction, p), alpha=-lr)
+                    batch = matrices[i:i + n]
+                    directions = orthogonalize(torch.stack([full_grad(p) for p in batch]))
+                    for p, direction in zip(batch, directions):
+                        p.mul_(1 - group['lr'] * group['weight_decay'])
+                        p.add_(shard_like(direction, p), alpha=-lr)
 
 def full_grad(p):
     """The gradient of p; where train.py parallel=fsdp has sharded it, all of it."""
