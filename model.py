@@ -506,10 +506,11 @@ def open_hf_tokenizer(text):
 
 class KVCache:
     """The keys and values of all tokens so far: the next token costs a forward pass of one token.
-    Texts of different lengths end in the same column: shorter ones have masked padding in front."""
+    Shorter texts have padding on the left, so that all end in the same column; a mask hides it."""
     def __init__(self, config, columns, padding=None):
         self.columns = columns  # room for so many tokens, padding included
-        self.padding = padding  # (B,): how many columns of each row hold no text; None: none do
+        # (B,): how many columns of each row are padding; None: no row has any
+        self.padding = padding if padding is not None and padding.any() else None
         self.length = 0         # columns in use
         self.k = [None] * config.n_layer  # (B, H, columns, D), made when they are first used
         self.v = [None] * config.n_layer
@@ -524,9 +525,9 @@ class KVCache:
         mask = columns <= new[:, None]  # (T, S): not the future
         if self.padding is None:
             return new, mask if T > 1 and start > 0 else None
-        padding = self.padding[:, None].to(device)
-        mask = mask & (columns >= padding)[:, None]  # (B, T, S): and no padding …
-        mask = mask | (columns == new[:, None])      # … but itself: who sees nothing becomes nan
+        padding = self.padding[:, None]
+        mask = mask & (columns >= padding)[:, None]  # (B, T, S): and not the padding …
+        mask = mask | (columns == new[:, None])  # … but itself: a softmax over nothing is nan
         return (new - padding).clamp(min=0), mask[:, None]
 
     def update(self, layer, k, v):
@@ -593,10 +594,15 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
             rows = [torch.tensor([context], device=device) for context in contexts]
             x = torch.cat([model.hidden(row)[:, -1] for row in rows])
         else:
-            idx = torch.tensor([context[-1:] for context in contexts])
-            if cache is None:
-                cache, idx = read_contexts(contexts, model.config, max_new_tokens - step)
-            x = model.hidden(idx.to(device), cache=cache)[:, -1]  # (B, T, C) -> (B, C)
+            if cache is None:  # read each context whole, with padding on the left
+                T = max(map(len, contexts))
+                padding = [T - len(context) for context in contexts]
+                idx = [[0] * n + context for n, context in zip(padding, contexts)]
+                columns = min(T + max_new_tokens - step, block_size)
+                cache = KVCache(model.config, columns, torch.tensor(padding, device=device))
+            else:  # read the newest token of each
+                idx = [context[-1:] for context in contexts]
+            x = model.hidden(torch.tensor(idx, device=device), cache=cache)[:, -1]
         # 2. a score for each token that may come next, (B, V), and a choice
         logits = model.logits(x).float()  # (B, V)
         if not logits.isfinite().all():
@@ -614,14 +620,6 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
             ended[row] = ended[row] or token in stop_tokens
         if all(ended):
             return
-
-def read_contexts(contexts, config, more):
-    """Texts -> an empty cache with room for `more` tokens, and the ids (B, T), padded in front."""
-    T = max(map(len, contexts))
-    idx = torch.tensor([[0] * (T - len(context)) + context for context in contexts])
-    padding = torch.tensor([T - len(context) for context in contexts])
-    columns = min(T + more, config.block_size)
-    return KVCache(config, columns, padding if padding.any() else None), idx
 
 def complete(model, tokenizer, prompts, max_new_tokens, **sampling):
     """The texts that follow these prompts (lists of ids), each up to its first special token."""
