@@ -369,28 +369,29 @@ SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 LONG_BLANK = re.compile(r"(\s{50000})")  # a million spaces overflow tiktoken's stack: cut them
 WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
 
-# How conversations are written: special tokens that open a turn, the text between them and the
-# words, what closes the turn. Models without such tokens get plain words
+# How a turn of a conversation is written: (opening, lead, closing). The opening and the closing may
+# be special tokens; the lead is text between the opening and what is said
 TEMPLATES = {'ninefiles': ('<|{role}|>', '', '<|end|>'),
              'chatml': ('<|im_start|>', '{role}\n', '<|im_end|>\n'),
              'llama3': ('<|start_header_id|>{role}<|end_header_id|>', '\n\n', '<|eot_id|>'),
              'plain': ('', '{role}:\n', '{eot}')}
 
 class Tokenizer:
-    """Text <-> token ids; every checkpoint carries its own. kind 'char': a token per character;
-    'word': per word, space or sign; 'bpe': byte-pair encoding over bytes (Sennrich et al. 2016;
-    GPT-2), whose vocab is in merge order; 'hf': other people's, run by the `tokenizers` library,
-    whose vocab is the text of their tokenizer.json. Ids 0 … len(vocab)-1 are the vocab; the special
-    tokens follow, and the first of them ends a document. encode() never returns one: text that
-    spells a special token is ordinary text."""
+    """Text <-> token ids; every checkpoint carries its own tokenizer. Four kinds:
+        char   a token per character
+        word   a token per word, space or punctuation mark
+        bpe    byte-pair encoding (Sennrich et al. 2016; GPT-2): vocab holds bytes, in merge order
+        hf     other people's, run by the `tokenizers` library: vocab is their tokenizer.json's text
+    Ids 0 … len(vocab)-1 are the vocab; the special tokens follow, and the first of them ends a
+    document. encode() never returns one: text that spells a special token is ordinary text."""
     def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, special=SPECIAL_TOKENS):
         self.kind, self.vocab, self.pattern = kind, vocab, pattern
-        self.start = []  # ids in front of every text
+        self.start = []  # ids that other people's models want in front of every text
         if kind == 'hf':
             self.core = open_hf_tokenizer(vocab)
             self.special = {name: self.core.token_to_id(name) for name in special}
             self.vocab_size = max(self.core.get_vocab().values()) + 1
-            self.start = self.core.encode('').ids  # such as Llama's <|begin_of_text|>
+            self.start = self.core.encode('').ids  # Llama's <|begin_of_text|>, for example
         else:
             self.ids = {token: i for i, token in enumerate(vocab)}
             self.special = {name: len(vocab) + i for i, name in enumerate(special)}
@@ -401,22 +402,25 @@ class Tokenizer:
         self.names = {i: name for name, i in self.special.items()}
         self.eot = self.special[special[0]]
         self.pad = self.special.get('<|pad|>', self.eot)  # GPT-2 has no padding
-        for self.template, (opening, lead, closing) in TEMPLATES.items():
-            tokens = re.findall(r'<\|\w+\|>', opening.format(role='user') + closing)
+        for name, template in TEMPLATES.items():
+            tokens = re.findall(r'<\|\w+\|>', template[0].format(role='user') + template[2])
             if all(token in self.special for token in tokens):
-                break  # the first one whose tokens are all there
-        self.opening, self.lead, self.closing = opening, lead, closing.format(eot=special[0])
-        self.end = self.spell(self.closing)[0]
+                break  # the first template whose special tokens are all there; plain needs none
+        self.template = name
+        self.opening, self.lead, self.closing = template
+        self.closing = self.closing.format(eot=special[0])
+        self.end = self.spell(self.closing)[0]  # the token that ends a turn
 
     def encode(self, text):
-        """Of single bytes: 'hello' -> [104, 101, 108, 108, 111]. What char and word lack becomes
-        their first entry."""
+        """'hello' -> [104, 101, 108, 108, 111], where the vocab is the 256 bytes. An unknown
+        character or word becomes id 0."""
         if self.kind == 'hf':
             return self.core.encode(text, add_special_tokens=False).ids
         if self.kind == 'bpe':
-            return sum(map(self.core.encode_ordinary, LONG_BLANK.split(text)), [])
+            parts = [self.core.encode_ordinary(part) for part in LONG_BLANK.split(text)]
+            return sum(parts, [])  # one list of them all
         tokens = text if self.kind == 'char' else WORD_PATTERN.findall(text)
-        return [self.ids.get(token, 0) for token in tokens]  # 0: unknown
+        return [self.ids.get(token, 0) for token in tokens]
 
     def decode(self, ids):
         """[104, 101, 108, 108, 111] -> 'hello'. Half a character becomes U+FFFD."""
@@ -433,14 +437,15 @@ class Tokenizer:
         return self.vocab[i] if self.kind == 'bpe' else self.vocab[i].encode('utf-8', 'replace')
 
     def spell(self, text):
-        """The ids of a template, whose special tokens are meant: '<|user|>hi' -> that token, hi."""
+        """encode(), but a special token in the text is that token: '<|user|>' -> one id."""
         ids = []
-        for part in re.split('(' + '|'.join(map(re.escape, self.special)) + ')', text):
+        special = '|'.join(map(re.escape, self.special))
+        for part in re.split(f'({special})', text):  # the ( ) keep the special tokens as parts
             ids += [self.special[part]] if part in self.special else self.encode(part)
         return ids
 
     def chat(self, messages, answer=False):
-        """A conversation as ids, and for each whether the assistant says it, so that it is learned:
+        """A conversation -> its ids, and a mask: 1 for what the assistant says, which is learned.
             [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]
             -> <|user|> hi <|end|> <|assistant|> hello <|end|>
                  0      0    0        0            1     1
@@ -460,8 +465,8 @@ class Tokenizer:
             lead = self.lead.format(role=role)
             turn = self.spell(self.opening.format(role=role))  # <|user|>
             first = len(turn) + len(self.encode(lead))  # where the words begin
-            turn += self.encode(lead + content)  # as one text: white space may merge across
-            last = len(turn)  # the special token that closes; a newline may follow, unlearned
+            turn += self.encode(lead + content)  # together: a token may span the border
+            last = len(turn)  # the closing token; a newline after it is not learned
             turn += self.spell(self.closing)  # <|end|>
             ids += turn
             mask += [int(role == 'assistant' and first <= i <= last) for i in range(len(turn))]
