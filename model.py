@@ -877,10 +877,9 @@ def load_optimizers(optimizers, states, path):
 
 def has_bfloat16(device_type):
     """Whether a 'cpu', 'cuda' or 'mps' multiplies bfloat16 natively; elsewhere it is slow."""
-    if device_type == 'cuda':
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    has_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device_type == 'cpu' and has_cpu
+    if device_type == 'cpu':
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device_type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
 def resolve_device(device='auto', dtype='auto', save_memory=False):
     """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits
