@@ -27,8 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from configurator import usage
 
-# --------------------------------------------------------------------------------------------------
-# 1. GPT
+# -------- 1. GPT --------
 
 @dataclass
 class GPTConfig:
@@ -302,8 +301,7 @@ class GPT(nn.Module):
             idx = torch.cat((idx, token), dim=1)  # (B, T) -> (B, T + 1)
         return idx
 
-# --------------------------------------------------------------------------------------------------
-# 2. The ladder: the same task, predicting the next token, from more and more context
+# -------- 2. The ladder: predicting the next token from more and more context --------
 
 class LadderModel(nn.Module):
     """What the steps of the ladder share with GPT. Each has its own hidden(idx) and head."""
@@ -357,8 +355,7 @@ def build_model(config):
     """GPTConfig -> the model that its model_type names."""
     return {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}[config.model_type](config)
 
-# --------------------------------------------------------------------------------------------------
-# 3. Tokenizer
+# -------- 3. Tokenizer --------
 
 # the last ids of every vocabulary of ours, in this order
 SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pad|>']
@@ -506,8 +503,7 @@ def open_hf_tokenizer(text):
     core.encode_special_tokens = True  # text that spells a special token stays ordinary text
     return core
 
-# --------------------------------------------------------------------------------------------------
-# 4. Sampling
+# -------- 4. Sampling --------
 
 class KVCache:
     """The keys and values of all tokens so far: the next token costs a forward pass of one token.
@@ -636,8 +632,7 @@ def complete(model, tokenizer, prompts, max_new_tokens, **sampling):
                 row.append(token)
     return [tokenizer.decode(row) for row in rows]
 
-# --------------------------------------------------------------------------------------------------
-# 5. Optimizers
+# -------- 5. Optimizers --------
 
 def orthogonalize(G, steps=5):
     """The nearest matrix to each G (N, n, m) whose singular values are all (about) 1: the
@@ -764,8 +759,7 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
         fraction = min(1.0, (1 - done) / 0.2)  # 1 until 80 %
     return floor + (1 - floor) * fraction
 
-# --------------------------------------------------------------------------------------------------
-# 6. Files
+# -------- 6. Files --------
 
 FORMAT = 'ninefiles-2'  # of our checkpoints
 
@@ -872,8 +866,7 @@ def load_optimizers(optimizers, states, path):
         given = optimizer.state_dict()['param_groups']
         optimizer.load_state_dict({'state': saved['state'], 'param_groups': given})
 
-# --------------------------------------------------------------------------------------------------
-# 7. A run: what every training script needs beside its loop
+# -------- 7. A run: what every training script needs beside its loop --------
 
 def has_bfloat16(device_type):
     """Whether a 'cpu', 'cuda' or 'mps' multiplies bfloat16 natively; elsewhere it is slow."""
@@ -1045,8 +1038,7 @@ class Log:
             self.file.close()
             self.lock.close()
 
-# --------------------------------------------------------------------------------------------------
-# 8. Fast paths: what exists for speed or memory alone. Each says what it equals and what it saves
+# -------- 8. Fast paths: each says what it equals and what it saves --------
 
 # the largest temporary tensor of a loss, in elements: 64 MB of float32, and 1 GB on a GPU, where
 # small products are slow
