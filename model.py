@@ -39,7 +39,7 @@ class GPTConfig:
     block_size: int = 256       # the longest context, in tokens
     n_layer: int = 4
     n_head: int = 3
-    n_kv_head: int = 0          # heads for keys and values, shared by groups of n_head; 0: n_head
+    n_kv_head: int = 0          # heads for keys and values: fewer than n_head share; 0: n_head
     n_embd: int = 192
     head_dim: int = 0           # 0: n_embd / n_head
     n_hidden: int = 0           # inner width of the MLP; 0: 4 n_embd, or 8/3 n_embd for swiglu
@@ -49,7 +49,7 @@ class GPTConfig:
     mlp: str = 'swiglu'         # swiglu | gelu
     qk_norm: bool = True        # normalise queries and keys, so that attention scores stay small
     bias: bool = False          # biases in linear layers and layer norms
-    tie_weights: bool = False   # one matrix for reading tokens in and for predicting them
+    tie_weights: bool = False   # the embedding and the head share one matrix
     causal: bool = True         # False: every token sees every token (an encoder)
     dropout: float = 0.0
     adapter_size: int = 0       # width of the adapters of finetune.py method=adapter; 0: none
@@ -57,13 +57,13 @@ class GPTConfig:
     rope_scaling: tuple = ()    # how Llama 3 stretches rotary positions: see rotary()
 
     def __post_init__(self):
-        self.n_kv_head = self.n_kv_head or self.n_head  # no groups: each query head has its own
+        self.n_kv_head = self.n_kv_head or self.n_head
         if self.model_type != 'gpt':
-            return  # no heads
+            return  # the other models have no heads
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
         if not self.head_dim:
-            if self.n_embd % (2 * self.n_head):  # rotary positions turn channels in pairs
+            if self.n_embd % (2 * self.n_head):  # rotary positions rotate pairs of channels
                 raise ValueError(f"n_embd={self.n_embd} does not divide into n_head={self.n_head} "
                                  "heads of an even width")
             self.head_dim = self.n_embd // self.n_head
@@ -88,28 +88,28 @@ def make_norm(config):
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 def rotary(positions, config):
-    """cos and sin of the angles by which rotate() turns the channel pairs of a token at each of
-    these positions (…, T): two tensors (…, T, 1, D). Pair i turns by position / theta^(2i/D) (Su et
-    al. 2021, eq. 15): the first pairs like a second hand, the last ones like an hour hand. Channel
-    i is paired with channel i + D/2, as in Llama (the paper pairs neighbours).
-    rope_scaling = (factor, low, high, context) is Llama 3.1's way to a `factor` times longer
-    context: pairs that turn more than `high` times within the original one stay as they are, those
-    that turn less than `low` times are slowed down by the factor, those between fade."""
+    """positions (…, T) -> cos and sin, each (…, T, 1, D), of the angles for rotate(). At position t,
+    channel pair i is rotated by t / theta^(2i/D) (Su et al. 2021, eq. 15), so the first pairs move
+    like a second hand, the last ones like an hour hand. Channel i is paired with channel i + D/2,
+    as in Llama (the paper pairs neighbours).
+    rope_scaling = (factor, low, high, context) is how Llama 3.1 makes the context `factor` times
+    longer: pairs that make more than `high` full turns in the original context stay as they are,
+    those that make less than `low` become `factor` times slower, and those between are mixed."""
     channel = torch.arange(0, config.head_dim, 2, device=positions.device).float()
     frequency = 1.0 / config.rope_theta ** (channel / config.head_dim)  # (D/2,)
     if config.rope_scaling:
         factor, low, high, context = config.rope_scaling
         turns = context * frequency / (2 * math.pi)
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: as it is, 0: slower
         frequency = frequency * (keep + (1 - keep) / factor)
-    angle = positions[..., None, None].float() * frequency  # (…, T, 1, D/2): 1, as for all heads
+    angle = positions[..., None, None].float() * frequency  # (…, T, 1, D/2); 1: for all heads
     cos, sin = angle.cos(), angle.sin()
     # -sin, sin: the signs that rotate() needs
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 def rotate(x, cos, sin):
-    """Turn each channel pair (a, b) of x (B, T, H, D) to (a cos - b sin, b cos + a sin). A query
-    turned by t and a key turned by s have a dot product that depends on t - s alone."""
+    """Rotate each channel pair (a, b) of x (B, T, H, D) to (a cos - b sin, b cos + a sin). The dot
+    product of a query at position t and a key at position s then depends on t - s alone."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin  # roll: (a, b) -> (b, a)
 
@@ -127,7 +127,7 @@ class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         c = self.config = config
-        self.layer = layer  # its number, for the cache
+        self.layer = layer  # 0, 1, 2 …: its place in the cache
         heads = c.n_head + 2 * c.n_kv_head  # queries, keys and values in one product
         self.qkv = nn.Linear(c.n_embd, heads * c.head_dim, bias=c.bias)
         self.proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=c.bias)
@@ -146,12 +146,12 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D): these T tokens and all before
-        causal = c.causal and mask is None and T > 1  # one new token may look at all before it
+        causal = c.causal and mask is None and T > 1  # a single new token sees all before it
         dropout = c.dropout if self.training else 0.0
-        # One formula, two ways to compute it. torch's never holds the (T, S) weights, and is the
-        # quicker one but for short rows in bfloat16 on a CPU (7 ms by hand, 14 torch's).
+        # One formula, two ways to compute it. torch's never stores the (T, S) weights and is faster
+        # but for short rows in bfloat16 on a CPU (there 7 ms by hand, 14 ms by torch)
         by_hand = x.device.type == 'cpu' and v.dtype == torch.bfloat16 and 1 < T <= 512
-        group = c.n_head // c.n_kv_head  # so many queries share a key
+        group = c.n_head // c.n_kv_head  # this many query heads share one key head
         if by_hand or self.keep_weights:
             if causal:
                 mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()  # s <= t
@@ -210,7 +210,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        # hardware likes multiples of 64; the extra tokens never occur, and logits() cuts them off
+        # multiples of 64 are faster; the extra tokens never occur, and logits() cuts them off
         padded_vocab_size = round_up(c.vocab_size, 64)
         self.wte = nn.Embedding(padded_vocab_size, c.n_embd)  # a vector for each token
         self.wpe = nn.Embedding(c.block_size, c.n_embd) if c.position == 'learned' else None
@@ -220,12 +220,12 @@ class GPT(nn.Module):
         self.head = nn.Linear(c.n_embd, padded_vocab_size, bias=False)
         if c.tie_weights:
             self.head.weight = self.wte.weight
-        self.activation_checkpointing = False  # True: store a block's input only, compute it twice
+        self.activation_checkpointing = False  # True: compute layers again in backward: less memory
         self.chunked_loss = False              # True: the loss in less memory (section 8)
         self.init_weights()
 
     def init_weights(self):
-        """Random matrices of such sizes that learning starts easily. Biases are 0, norms 1."""
+        """Matrices as random and as large as learning needs. With tied weights: GPT-2's sizes."""
         c = self.config
         for name, p in self.named_parameters():
             writes_residual = name.endswith(('proj.weight', 'down.weight'))
@@ -250,8 +250,8 @@ class GPT(nn.Module):
     def hidden(self, idx, positions=None, mask=None, cache=None):
         """ids (B, T) -> the last hidden states (B, T, C). positions (T,) or (B, T): where each
         token stands, by default 0, 1, 2 …; mask (…, T, S): True where row t may look at column s,
-        by default causal. With a KVCache, idx holds only the new tokens, and the cache knows both.
-        Raises ValueError for more than block_size tokens."""
+        by default causal. With a KVCache, idx holds only the new tokens, and the cache gives their
+        positions and mask."""
         c = self.config
         T = idx.size(1)
         if cache is not None:
@@ -305,7 +305,7 @@ class GPT(nn.Module):
 
 class LadderModel(nn.Module):
     """What the steps of the ladder share with GPT. Each has its own hidden(idx) and head."""
-    logits, forward, generate = GPT.logits, GPT.forward, GPT.generate
+    logits, forward, generate = GPT.logits, GPT.forward, GPT.generate  # these methods, as they are
     activation_checkpointing = chunked_loss = False
 
     def __init__(self, config):
@@ -318,7 +318,7 @@ class Bigram(LadderModel):
     def __init__(self, config):
         super().__init__(config)
         V = config.vocab_size
-        self.table = nn.Embedding(V, V, _weight=torch.zeros(V, V))
+        self.table = nn.Embedding.from_pretrained(torch.zeros(V, V), freeze=False)
         self.head = nn.Identity()  # a row of the table is already a score for each next token
 
     def hidden(self, idx):
@@ -336,7 +336,8 @@ class NeuralMLP(LadderModel):
 
     def hidden(self, idx):
         x = F.pad(self.wte(idx), (0, 0, self.n_context - 1, 0))  # (B, T+7, C): zeros in front
-        x = x.unfold(1, self.n_context, 1).flatten(2)  # (B, T, 8C): at t, the tokens t-7 … t
+        x = x.unfold(1, self.n_context, 1)  # (B, T, C, 8): at t, the tokens t-7 … t
+        x = x.flatten(2)                    # (B, T, 8C)
         return self.mix(x).tanh()
 
 class LSTM(LadderModel):
@@ -349,7 +350,8 @@ class LSTM(LadderModel):
         self.head = nn.Linear(config.n_embd, self.padded_vocab_size, bias=False)
 
     def hidden(self, idx):
-        return self.lstm(self.wte(idx))[0]  # note: T steps, one after the other
+        states, _ = self.lstm(self.wte(idx))  # T steps, one after the other
+        return states
 
 def build_model(config):
     """GPTConfig -> the model that its model_type names."""
