@@ -544,19 +544,20 @@ class KVCache:
         return self.k[layer][:, :, :self.length], self.v[layer][:, :, :self.length]
 
 def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """logits (…, V) -> the same, with -inf for tokens that are out. In this order: temperature
-    divides (below 1 sharpens, above 1 flattens); top_k keeps the k best (0: all; ties stay); top_p
-    the fewest whose probability reaches p (nucleus sampling, Holtzman et al. 2020); min_p those at
-    least min_p times as likely as the best (Nguyen et al. 2024)."""
-    logits = logits / temperature  # 1: as the model says
+    """logits (…, V) -> the same, with -inf for tokens that must not be drawn. In this order:
+        temperature   divides: below 1 sharpens, above 1 flattens
+        top_k         keeps the k likeliest tokens (0: all; ties stay)
+        top_p         keeps the fewest whose probabilities add up to p (Holtzman et al. 2020)
+        min_p         keeps those at least min_p times as likely as the best (Nguyen et al. 2024)"""
+    logits = logits / temperature
     if 0 < top_k < logits.size(-1):
         kth_best = logits.topk(top_k).values[..., -1:]  # (…, 1)
         logits = logits.masked_fill(logits < kth_best, float('-inf'))
     if top_p < 1:
         ordered, order = logits.sort(descending=True, stable=True)  # order: where each came from
         p = ordered.softmax(-1)
-        out = p.cumsum(-1) - p >= top_p  # the mass before a token already reaches top_p …
-        out[..., 0] = False              # … and the best one always stays
+        out = p.cumsum(-1) - p >= top_p  # the tokens before it already add up to top_p
+        out[..., 0] = False              # the best one always stays
         logits = logits.masked_fill(out.scatter(-1, order, out), float('-inf'))
     if min_p > 0:
         least = logits.amax(-1, keepdim=True) + math.log(min_p)
@@ -568,7 +569,8 @@ def check_sampling(temperature, top_k, top_p, min_p):
     if not (temperature == 0 or temperature >= 0.001):
         raise ValueError(f"temperature={temperature}: expected 0, or at least 0.001")
     if top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
-        raise ValueError(f"{top_k=} {top_p=} {min_p=}: expected at least 0; above 0, to 1; 0 to 1")
+        raise ValueError(f"{top_k=} {top_p=} {min_p=}: expected top_k >= 0, 0 < top_p <= 1, "
+                         "0 <= min_p <= 1")
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
@@ -578,14 +580,13 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
         tokens    a list with an id per prompt, None where a row has ended (after a stop token)
         logits    (B, V), what they were drawn from, before temperature and the like
     When a context of block_size tokens is full, all rows keep their last half and are read afresh.
-    The model must be in eval mode. Exits with one line if logits are not finite; raises ValueError
-    for an empty prompt or an impossible setting."""
+    The model must be in eval mode."""
     check_sampling(temperature, top_k, top_p, min_p)
     if not all(prompts):
         raise ValueError("a prompt needs at least one token to go on from")
     block_size, device = model.config.block_size, next(model.parameters()).device
-    rng = torch.Generator(device).manual_seed(seed)  # its own: the caller's random state stays
-    contexts = [list(prompt[-block_size:]) for prompt in prompts]  # what each row looks at
+    rng = torch.Generator(device).manual_seed(seed)  # torch's own random state does not change
+    contexts = [list(prompt[-block_size:]) for prompt in prompts]  # what the model reads
     ended = [False] * len(prompts)
     cache = None
     for step in range(max_new_tokens):
@@ -606,7 +607,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
             else:  # read the newest token of each
                 idx = [context[-1:] for context in contexts]
             x = model.hidden(torch.tensor(idx, device=device), cache=cache)[:, -1]
-        # 2. a score for each token that may come next, (B, V), and a choice
+        # 2. the next token of each row
         logits = model.logits(x).float()  # (B, V)
         if not logits.isfinite().all():
             sys.exit("the model's logits are not finite: train it again, at a lower learning rate, "
@@ -616,7 +617,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
         else:
             probs = filter_logits(logits, temperature, top_k, top_p, min_p).softmax(-1)
             tokens = torch.multinomial(probs, 1, generator=rng).flatten().tolist()
-        # 3. hand it out
+        # 3. give them to the caller, and go on from them
         yield [None if end else token for token, end in zip(tokens, ended)], logits
         for row, token in enumerate(tokens):
             contexts[row].append(token)
