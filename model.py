@@ -88,7 +88,7 @@ def make_norm(config):
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 def rotary(positions, config):
-    """positions (…, T) -> cos and sin, each (…, T, 1, D), of the angles for rotate(). At position t,
+    """positions (…, T) -> cos and sin of the angles for rotate(), each (…, T, 1, D). At position t
     channel pair i is rotated by t / theta^(2i/D) (Su et al. 2021, eq. 15), so the first pairs move
     like a second hand, the last ones like an hour hand. Channel i is paired with channel i + D/2,
     as in Llama (the paper pairs neighbours).
@@ -657,8 +657,8 @@ def orthogonalize(G, steps=5):
 
 class Muon(torch.optim.Optimizer):
     """Momentum, then orthogonalise: every direction of a weight matrix learns at the same pace
-    (Jordan et al. 2024). For the matrices inside the layers only. Equals torch.optim.Muon, but takes
-    all matrices of one shape together: 1.6 to 2 times quicker for small models on 2 CPU cores."""
+    (Jordan et al. 2024). For the matrices inside the layers only. Equals torch.optim.Muon, but
+    takes all matrices of one shape together: 1.6 to 2 times quicker for small models on 2 cores."""
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
@@ -763,13 +763,13 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
         fraction = min(1.0, (1 - done) / 0.2)  # 1 until 80 %
     return floor + (1 - floor) * fraction
 
-# -------- 6. Files --------
+# -------- 6. Files: what is missing or damaged ends in one line with the next command --------
 
-FORMAT = 'ninefiles-2'  # of our checkpoints
+FORMAT = 'ninefiles-2'  # the name of our form of checkpoint
 
 @contextmanager
 def refuse_damage(path, command):
-    """What goes wrong within ends in one line: the file, the reason, the next command to type."""
+    """`with refuse_damage(…):` turns every error inside into one line, with the next command."""
     try:
         yield
     except FileNotFoundError as e:
@@ -780,7 +780,7 @@ def refuse_damage(path, command):
 
 def load_dataset(folder):
     """What prepare.py made of a text: the tokenizer, and {'train': ids, 'val': ids}, which stay on
-    disk until they are read. Exits with one line where that is missing, damaged, or no text."""
+    disk until they are read."""
     command = f"prepare.py dataset={os.path.basename(folder)}  (and input= for your own text)"
     with refuse_damage(folder, command):
         with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
@@ -796,8 +796,7 @@ def load_dataset(folder):
         return Tokenizer.from_dict(meta['tokenizer']), data
 
 def load_examples(folder):
-    """What prepare.py made of conversations, preferences or labels: {'train': [a dictionary per
-    line, …], 'val': …}. Exits with one line where there is none."""
+    """What prepare.py made of conversations, preferences or labels: {'train': [{…}, …], 'val': …}."""
     command = f"prepare.py dataset={os.path.basename(folder)}  (and input=FILE.jsonl for your own)"
     splits = {}
     for split in ('train', 'val'):
@@ -807,10 +806,9 @@ def load_examples(folder):
     return splits
 
 def save_checkpoint(path, state_dict, config, tokenizer, **more):
-    """The weights, with all that load_model() needs; more: 'step', 'val_loss', 'settings' … It is
-    written to a temporary name, flushed and renamed: at any moment `path` is the old file or the
-    new one, never a half. Exits with one line if a weight is nan or inf, or the disk full: what
-    was there stays."""
+    """Save the weights, what load_model() needs, and more: 'step', 'val_loss', 'settings' … The file
+    is written under a temporary name and then renamed: at any moment `path` is the old file or the
+    new one, whole. Weights that are not finite never replace an old file."""
     for name, tensor in state_dict.items():
         if not tensor.isfinite().all():
             sys.exit(f"{name} is not finite: try a lower learning rate. {path} was not written")
@@ -829,16 +827,15 @@ def save_checkpoint(path, state_dict, config, tokenizer, **more):
         sys.exit(f"cannot write {path}: {reason}; is the disk full? What was there is untouched")
 
 def load_checkpoint(path, device='cpu', mmap=False):
-    """A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt. Exits with one
-    line where there is none or it is damaged."""
+    """A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt."""
     if not path.endswith('.pt'):
         path = os.path.join(path, 'ckpt.pt')
     folder = os.path.dirname(path) or '.'
     scripts = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py',
                'out-reward': 'align.py method=reward'}
-    command = scripts.get(folder, 'train.py') + f' out_dir={folder}'
+    command = f"{scripts.get(folder, 'train.py')} out_dir={folder}"
     with refuse_damage(path, command):
-        # weights_only: a stranger's file can bring numbers, but no code
+        # weights_only: a file from the internet may hold numbers, but no code to run
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if saved['format'] != FORMAT:
             raise ValueError(f"its format is {saved['format']}, not {FORMAT}")
@@ -846,14 +843,13 @@ def load_checkpoint(path, device='cpu', mmap=False):
 
 def load_model(path, device='cpu'):
     """-> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The
-    weights are held once: the model is built without any and takes the checkpoint's. Exits with
-    one line where weights, shape and tokenizer do not fit together."""
+    weights are in memory once: the model is built without any and takes the checkpoint's."""
     saved = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows locks a mapped file
     with refuse_damage(path, 'train.py'):
         model = build_on_meta(GPTConfig(**saved['config']))  # no numbers yet
-        model.load_state_dict(saved['model'], assign=True)
+        model.load_state_dict(saved['model'], assign=True)  # takes the tensors, copies nothing
         if model.config.tie_weights:
-            model.head.weight = model.wte.weight  # assign=True has untied them
+            model.head.weight = model.wte.weight  # two tensors since assign=True
         return model.float().to(device), Tokenizer.from_dict(saved['tokenizer']), saved
 
 def load_optimizers(optimizers, states, path):
