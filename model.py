@@ -796,7 +796,7 @@ def load_dataset(folder):
         return Tokenizer.from_dict(meta['tokenizer']), data
 
 def load_examples(folder):
-    """What prepare.py made of conversations, preferences or labels: {'train': [{…}, …], 'val': …}."""
+    """What prepare.py made of chats, preferences or labels: {'train': [{…}, …], 'val': [{…}]}."""
     command = f"prepare.py dataset={os.path.basename(folder)}  (and input=FILE.jsonl for your own)"
     splits = {}
     for split in ('train', 'val'):
@@ -806,7 +806,7 @@ def load_examples(folder):
     return splits
 
 def save_checkpoint(path, state_dict, config, tokenizer, **more):
-    """Save the weights, what load_model() needs, and more: 'step', 'val_loss', 'settings' … The file
+    """Save the weights, what load_model() needs, and more (step, val_loss, settings). The file
     is written under a temporary name and then renamed: at any moment `path` is the old file or the
     new one, whole. Weights that are not finite never replace an old file."""
     for name, tensor in state_dict.items():
@@ -869,14 +869,14 @@ def load_optimizers(optimizers, states, path):
 # -------- 7. A run: what every training script needs beside its loop --------
 
 def has_bfloat16(device_type):
-    """Whether a 'cpu', 'cuda' or 'mps' multiplies bfloat16 natively; elsewhere it is slow."""
+    """Whether this machine's 'cpu' or 'cuda' computes in bfloat16 itself; elsewhere it is slow."""
     if device_type == 'cpu':
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return device_type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
 def resolve_device(device='auto', dtype='auto', save_memory=False):
-    """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits
-    with status 2 for a device that is not there. save_memory: see keep_freed_memory()."""
+    """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: the best of this machine.
+    save_memory: see keep_freed_memory()."""
     if device == 'auto':
         device = 'cpu'
         if torch.cuda.is_available():
@@ -885,7 +885,7 @@ def resolve_device(device='auto', dtype='auto', save_memory=False):
             device = 'mps'  # not for several processes: they could not exchange gradients
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # unknown, or not in this machine, or not in this torch
+    except (RuntimeError, AssertionError):  # no such device here, or a torch without it
         usage(f"device={device} is not on this machine: expected auto, cpu, cuda, cuda:1 or mps")
     device_type = device.partition(':')[0]
     if dtype == 'auto' and has_bfloat16(device_type):
@@ -897,8 +897,8 @@ def resolve_device(device='auto', dtype='auto', save_memory=False):
     return device, dtype
 
 def stop_when_asked(ddp=False):
-    """Ctrl-C and kill end a run after its step: returns a list, empty until one of them comes. A
-    second Ctrl-C stops at once (but with several processes: torchrun sends signals twice)."""
+    """Ctrl-C and kill end a run after its step. Returns a list, which is empty until one of them
+    comes. A second Ctrl-C stops at once (not under torchrun, which sends signals twice)."""
     asked = []
     def receive(number, frame):
         asked.append(number)
@@ -914,8 +914,8 @@ def stop_at_once():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 def lock_folder(folder):
-    """Nobody else may write to this folder: a second run waits ten seconds and ends in one line. ->
-    the open lock file. Closing it gives the lock back; so does the end of the process."""
+    """Lock a folder: a second run there waits ten seconds and ends in one line. Returns the open
+    lock file. Closing it gives the lock back; so does the end of the process."""
     file = open(os.path.join(folder, '.lock'), 'w')
     for _ in range(100):
         try:
@@ -946,19 +946,19 @@ def set_aside(folder):
 
 @dataclass
 class Log:
-    """What a run reports and remembers: a line per evaluation and per log_interval steps, the same
-    in out_dir/log.csv, and the best validation loss. It ends a run whose loss is not finite. A new
-    run (step 0) sets an earlier one aside; one that goes on drops the rows after its last save,
-    which come again. Of several processes only the master prints and writes; all may call."""
+    """Prints a line per evaluation and per log_interval steps, writes the same to out_dir/log.csv,
+    and remembers the best validation loss. A loss that is not finite ends the run. A new run (from
+    step 0) sets an earlier one aside; a resumed run drops the rows after its last save, which come
+    again. Of several processes all may call, and only the master prints and writes."""
     out_dir: str
     step: int                   # where this run begins
     max_iters: int
     log_interval: int           # steps between lines
-    per_step: int               # what a step computes, for the speed: so many …
-    unit: str = 'tokens'        # … of these
-    columns: tuple = ()         # more numbers for log.csv
+    per_step: int               # tokens in a step, for the speed …
+    unit: str = 'tokens'        # … or whatever else is counted
+    columns: tuple = ()         # names of more columns for log.csv
     best: float = math.inf      # the best validation loss so far
-    peak: float = 0.0           # units per second that the hardware could do at most, if known
+    peak: float = 0.0           # the most units per second that the hardware can do, if known
     master_process: bool = True
 
     def __post_init__(self):
@@ -994,7 +994,7 @@ class Log:
         return is_best
 
     def restart_clock(self):
-        """What came since the last step, evaluating and saving, does not count in the speed."""
+        """Leave out of the speed what came since the last step: evaluating and saving."""
         self.clock = time.perf_counter()
 
     def training(self, step, loss, grad_norm, lr, last=False, **metrics):
@@ -1004,7 +1004,7 @@ class Log:
         for name, value in {'loss': loss, 'seconds': now - self.clock, **metrics}.items():
             self.pending[name].append(value)
         self.clock = now
-        if step % self.log_interval and step < self.max_iters and not last:
+        if step % self.log_interval != 0 and step < self.max_iters and not last:
             return
         means = {name: float(sum(values) / len(values)) for name, values in self.pending.items()}
         self.pending.clear()
@@ -1040,15 +1040,13 @@ class Log:
 
 # -------- 8. Fast paths: each says what it equals and what it saves --------
 
-# the largest temporary tensor of a loss, in elements: 64 MB of float32, and 1 GB on a GPU, where
-# small products are slow
+# the most logits at a time: 64 MB of float32, and 1 GB on a GPU, where small products are slow
 MAX_CHUNK_ELEMENTS = {'cpu': 2**24, 'mps': 2**24, 'cuda': 2**28}
 
 def chunked_cross_entropy(x, targets, head, vocab_size):
     """Equals F.cross_entropy(head(x), targets, reduction='sum') for x (N, C) and targets (N,), but
     computes the logits of some rows at a time. For GPT-2, 2,048 rows of 50,257 logits would take
-    400 MB, several times over. (torch's own F.linear_cross_entropy took 1.6 times as long in
-    float32 on a CPU.)"""
+    400 MB, several times. (F.linear_cross_entropy takes 1.6 times as long in float32 on a CPU.)"""
     rows = max(1, MAX_CHUNK_ELEMENTS[x.device.type] // vocab_size)  # at a time
     if len(x) > rows and isinstance(head, nn.Linear):
         return ChunkedCrossEntropy.apply(x, head.weight, targets, vocab_size, rows)
@@ -1056,8 +1054,8 @@ def chunked_cross_entropy(x, targets, head, vocab_size):
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """The gradient of the loss with respect to the logits is softmax(logits), less 1 at the target.
-    So the forward pass turns the logits of each chunk, in place, into that, and then into the
-    gradients of x and weight, where training needs them. No logits are kept."""
+    So the forward pass can compute the gradients of x and weight at once, chunk by chunk, in the
+    memory of the logits, and backward() only hands them out. No logits are kept."""
     @staticmethod
     def forward(ctx, x, weight, targets, vocab_size, rows):
         dtype = x.dtype
@@ -1070,7 +1068,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for i in range(0, len(x), rows):
             h = x[i:i + rows].to(dtype)
             target = targets[i:i + rows, None]
-            counts = target >= 0  # -100 does not
+            counts = target >= 0  # a target of -100 does not count
             target = target.clamp(min=0)
             logits = (h @ w.T).float()
             logits[:, vocab_size:] = float('-inf')  # the padding never occurs
@@ -1096,21 +1094,21 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return dx.mul_(grad_output), dw, None, None, None
 
 class SkipInit(TorchFunctionMode):
-    """Within it, the functions of torch.nn.init leave their tensor as it is. On the meta device
-    they would do nothing either, but only after importing torch's compiler, which takes seconds."""
+    """`with SkipInit():` torch.nn.init does nothing. On the meta device it has nothing to do, but
+    imports torch's compiler first, which takes a second."""
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, '__module__', '') == 'torch.nn.init':
             return kwargs['tensor']
         return function(*args, **(kwargs or {}))
 
 def build_on_meta(config):
-    """The model with all shapes and no numbers (torch's "meta" device): no memory, no time."""
+    """The model with all its shapes and no numbers (torch's "meta" device), for loading."""
     with torch.device('meta'), SkipInit():
         return build_model(config)
 
 def keep_freed_memory(save_memory=False):
-    """On Linux, tell glibc to keep what was freed. Otherwise it returns large blocks to the kernel,
-    and the next malloc() gets them back zeroed, page by page: the same megabytes at every step.
+    """On Linux, tell glibc to keep freed memory for the next step. Otherwise it gives large blocks
+    to the kernel, and each malloc() waits until the kernel has zeroed them again, page by page.
     save_memory: keep only blocks below 2 MB, because kept large ones leave holes behind."""
     if sys.platform == 'linux':
         libc = ctypes.CDLL(None)
