@@ -28,7 +28,6 @@ from torch.utils.checkpoint import checkpoint
 from configurator import usage
 
 # -------- 1. GPT --------
-
 @dataclass
 class GPTConfig:
     """The shape of a model; raises ValueError for an impossible one. The defaults are a small
@@ -302,7 +301,6 @@ class GPT(nn.Module):
         return idx
 
 # -------- 2. The ladder: predicting the next token from more and more context --------
-
 class LadderModel(nn.Module):
     """What the steps of the ladder share with GPT. Each has its own hidden(idx) and head."""
     logits, forward, generate = GPT.logits, GPT.forward, GPT.generate  # these methods, as they are
@@ -506,7 +504,6 @@ def open_hf_tokenizer(text):
     return core
 
 # -------- 4. Sampling --------
-
 class KVCache:
     """The keys and values of all tokens so far: the next token costs a forward pass of one token.
     Shorter texts have padding on the left, so that all end in the same column; a mask hides it."""
@@ -636,7 +633,6 @@ def complete(model, tokenizer, prompts, max_new_tokens, **sampling):
     return [tokenizer.decode(row) for row in rows]
 
 # -------- 5. Optimizers --------
-
 def orthogonalize(G, steps=5):
     """For each G (N, n, m), the nearest matrix whose singular values are all about 1: the
     Newton–Schulz iteration of Muon (https://kellerjordan.github.io/posts/muon/) repeats
@@ -867,7 +863,6 @@ def load_optimizers(optimizers, states, path):
         optimizer.load_state_dict({'state': saved['state'], 'param_groups': given})
 
 # -------- 7. A run: what every training script needs beside its loop --------
-
 def has_bfloat16(device_type):
     """Whether this machine's 'cpu' or 'cuda' computes in bfloat16 itself; elsewhere it is slow."""
     if device_type == 'cpu':
