@@ -57,7 +57,7 @@ eval_iters = 10             # batches in each: always the same ones, evenly spre
 log_interval = 20           # steps between lines
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
-dtype = 'auto'              # auto | float32 | bfloat16 | float16: to compute in; weights are float32
+dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; weights are float32
 parallel = 'ddp'            # ddp | zero | fsdp: split the batch; also optimizer; also weights
 cpu_offload = False         # with fsdp: keep the shards in CPU memory
 activation_checkpointing = False  # compute layers again in backward: slower by 1/3, less memory
@@ -88,10 +88,9 @@ def windows(ids, starts, block_size):
     return torch.from_numpy(rows.astype(np.int64))
 
 def mask_tokens(x, noise, tokenizer):
-    """BERT's exercise (Devlin et al. 2018, 3.1). Of the tokens x (B, T), 15 % are to be predicted.
-    Of those, 80 % become <|pad|> (our [MASK]), 10 % a random token, and 10 % stay, so that the
-    model must predict every token. noise (3, B, T), uniform in [0, 1), decides. Returns the new x,
-    and the targets y: -100 where nothing is to be predicted."""
+    """BERT's exercise (Devlin et al. 2018, 3.1): predict 15 % of the tokens x (B, T). 80 % of these
+    become <|pad|> (our [MASK]), 10 % a random token, and 10 % stay, so that the model must predict
+    every token. noise (3, B, T), uniform in [0, 1), decides. -> the new x, and targets or -100."""
     noise = torch.from_numpy(noise)
     chosen = noise[0] < 0.15
     random_token = (noise[2] * (tokenizer.vocab_size - len(tokenizer.special))).long()
@@ -129,9 +128,9 @@ if __name__ == '__main__':
     if ddp:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))  # from now on, 'cuda' is this one
-        store, rank, world_size = next(rendezvous('env://'))  # store: where they find each other
-        if world_size == int(os.environ['LOCAL_WORLD_SIZE']):  # on one machine, which torchrun
-            # --max-restarts restarts: the store stays, but its old addresses must not be read
+        store, rank, world_size = next(rendezvous('env://'))  # store: their table of addresses
+        if world_size == int(os.environ['LOCAL_WORLD_SIZE']):  # all on one machine
+            # torchrun --max-restarts keeps the store: a restarted process must not read old ones
             store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', ''), store)
         dist.init_process_group(store=store, rank=rank, world_size=world_size)
     master_process = rank == 0  # the one that prints and saves
@@ -237,8 +236,7 @@ if __name__ == '__main__':
     # 6. the optimizers
     optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate,
                                       weight_decay, (beta1, beta2))
-    # float16's small gradients would vanish: multiply the loss
-    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')  # multiplies the loss
     step, best, resumed_at = 0, math.inf, None
     if resuming:
         load_optimizers(optimizers, saved['optimizers'], source)
@@ -257,7 +255,7 @@ if __name__ == '__main__':
 
     # 7. what this will cost, and where it goes
     n_params = sum(p.numel() for p in model.parameters())
-    # a weight multiplies once in forward and twice in backward, 2 FLOPs each; attention adds QKᵀ and
+    # a weight multiplies once forward and twice backward, 2 FLOPs each; attention adds QKᵀ and
     # AV (Chowdhery et al. 2022, appendix B). Embeddings are looked up, not multiplied
     tables = ('wpe', 'table') if tie_weights else ('wte', 'wpe', 'table')
     flops_per_token = sum(6 * p.numel() for name, p in model.named_parameters()
@@ -330,8 +328,7 @@ if __name__ == '__main__':
         loss_sum = torch.zeros((), device=device)
         for i in range(0, sequences_per_process, batch_size):
             first = rank * sequences_per_process + i
-            # dropout: a seed for each step and sequence
-            torch.manual_seed(((seed << 40) + (step << 16) + first) % 2**63)
+            torch.manual_seed(((seed << 40) + (step << 16) + first) % 2**63)  # for dropout
             # processes exchange gradients once a step, in the last backward pass
             last = i + batch_size >= sequences_per_process
             if sharded:
@@ -364,8 +361,7 @@ if __name__ == '__main__':
         val_loss = evaluate(ids, 0)
         print0(f"validation loss over {len(ids):,} tokens: {val_loss:.4f}, perplexity "
                f"{math.exp(min(val_loss, 700)):.2f}")
-        # not for words: what is unknown could not be given back
-        if master_process and objective == 'clm' and tokenizer.kind != 'word':
+        if master_process and objective == 'clm' and tokenizer.kind != 'word':  # <unk> is no text
             text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
             bits = {'gzip': 8 * len(gzip.compress(text))}
             with suppress(ImportError):  # some Pythons are built without it
