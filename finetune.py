@@ -73,8 +73,7 @@ def chat_targets(tokenizer, messages, max_length=0):
 def label_targets(tokenizer, example, labels, causal, max_length=0):
     """A text -> (ids, targets) with one target, the number of its label: at the last token, which
     has seen all others; in an encoder, where every token sees all, at the first (as in BERT)."""
-    ids = [tokenizer.eot] + tokenizer.encode(example['text'])
-    ids = ids[-max_length:]
+    ids = ([tokenizer.eot] + tokenizer.encode(example['text']))[-max_length:]
     targets = [-100] * len(ids)
     targets[-1 if causal else 0] = labels.index(example['label'])
     return ids, targets
@@ -131,7 +130,7 @@ class LoRA(nn.Linear):
         return super().forward(x) + F.linear(F.linear(x, self.A), self.B) * self.scale
 
 def apply_method(model, method, lora_r=8, lora_alpha=64.0):
-    """Freeze what is not trained; for lora, put thin matrices beside all matrices in the blocks (the
+    """Freeze what is not trained; for lora, put thin matrices beside all those in the blocks (the
     paper: beside those for queries and values only)."""
     if method == 'freeze':  # the embeddings and the lower half of the blocks
         for part in [model.wte, model.wpe, *model.blocks[:len(model.blocks) // 2]]:
@@ -139,7 +138,7 @@ def apply_method(model, method, lora_r=8, lora_alpha=64.0):
                 part.requires_grad_(False)
     if method in ('lora', 'adapter'):  # the norms are trained, too, as in the adapters' paper
         for name, p in model.named_parameters():
-            p.requires_grad_('norm' in name or 'adapter' in name)
+            p.requires_grad_('norm' in name or method in name)  # lora's own come below
     if method == 'lora':
         for module in list(model.blocks.modules()):
             for name, child in list(module.named_children()):
@@ -147,9 +146,8 @@ def apply_method(model, method, lora_r=8, lora_alpha=64.0):
                     setattr(module, name, LoRA(child, lora_r, lora_alpha))
 
 def unfreeze_chat_tokens(model, tokenizer):
-    """Train the rows of the special tokens in the frozen embedding and head: <|user|> and the like
-    stand in no text that the base has read, so their vectors are noise. All other rows get a
-    gradient of zero. -> how many numbers stay frozen by that."""
+    """Train the rows of the special tokens in the frozen embedding and head: the base has read no
+    <|user|>, so its vector is noise. Other rows get gradient 0. -> how many numbers those hold."""
     is_special = torch.zeros(len(model.wte.weight), 1)  # (V, 1): 1 for a row to train, else 0
     is_special[list(tokenizer.special.values())] = 1
     tables = {model.wte.weight, model.head.weight}  # a single one where they are tied
@@ -216,7 +214,7 @@ if __name__ == '__main__':
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
     if resuming and not os.path.exists(source):
         sys.exit(f"no {source}: start with  python finetune.py out_dir={out_dir}")
-    _, tokenizer, saved = load_model(source)  # checks that the weights fit; phase 5 builds the model
+    _, tokenizer, saved = load_model(source)  # phase 5 builds the model anew
     if resuming:
         if saved.get('script') != 'finetune.py':
             usage(f"{source} was not written by finetune.py: start from it by init_from={out_dir}")
@@ -244,18 +242,15 @@ if __name__ == '__main__':
     examples = load_examples(os.path.join(data_dir, dataset))
     if (task == 'sft') != ('messages' in examples['train'][0]):
         sys.exit(f"task={task} does not fit dataset={dataset}: chats need sft, labels classify")
-    labels = []
-    if task == 'classify':
-        labels = sorted({example['label'] for example in examples['train']})
+    labels = sorted({line['label'] for line in examples['train']}) if task == 'classify' else []
     T = min(block_size or config.block_size, config.block_size)
     max_length = T if truncate else 0
     data = {}
     for split, lines in examples.items():
         if labels:
-            pairs = [label_targets(tokenizer, line, labels, config.causal, max_length)
-                     for line in lines]
+            pairs = [label_targets(tokenizer, e, labels, config.causal, max_length) for e in lines]
         else:
-            pairs = [chat_targets(tokenizer, line['messages'], max_length) for line in lines]
+            pairs = [chat_targets(tokenizer, e['messages'], max_length) for e in lines]
         pairs = [(ids, targets) for ids, targets in pairs if len(ids) <= T]
         if len(pairs) < len(lines):
             print(f"left out {len(lines) - len(pairs):,} of over {T} tokens: try truncate=True")
