@@ -25,12 +25,12 @@ MAX_FILE_BYTES = 2**20  # of a file of settings
 
 def usage(message):
     """End the program over a mistake in the command itself: one line on stderr, exit status 2."""
-    line = ' '.join(message.splitlines())  # a value may hold line breaks; its message shall not
+    line = ' '.join(message.splitlines())  # a value may contain line breaks
     print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
     sys.exit(2)
 
 def expect(settings, names, least=None, above=None, below=None):
-    """End with one line where a setting makes no sense: expect(globals(), 'dropout', least=0)."""
+    """End with one line where a setting is out of range: expect(globals(), 'dropout', least=0)."""
     for name in names.split():
         value = settings[name]
         if least is not None and value < least:
@@ -53,14 +53,14 @@ def configure(settings):
     source = Path(settings['__file__']).read_text(encoding='utf-8')
     defaults = current(settings)
     given = set()
-    arguments = [argument for argument in sys.argv[1:] if argument not in ('-h', '--help')]
+    arguments = [word for word in sys.argv[1:] if word not in ('-h', '--help')]
     for argument in arguments:
         for key, value, where in read_argument(argument, defaults):
             if key not in defaults:
                 usage(f"{where}there is no setting {key!r}{nearest(key, defaults)}")
             settings[key] = convert(key, value, defaults[key], read_choices(source).get(key), where)
             given.add(key)
-    if len(arguments) < len(sys.argv) - 1:  # help comes last: a wrong setting is named even then
+    if arguments != sys.argv[1:]:  # --help was there; it comes after the checks of the settings
         print(help_text(source))
         sys.exit(0)
     return given
@@ -73,8 +73,8 @@ def current(settings):
 
 def resume(settings, given, saved, fixed=''):
     """
-    Go on with the settings of a saved run, but for those that were given again. Those that `fixed`
-    names cannot change: one line says so. out_dir and init_from are this run's own.
+    Take over the settings of a saved run, except out_dir, init_from and those given on the command
+    line. A setting that `fixed` names may not be given another value there: that ends in one line.
     """
     for name in fixed.split():
         if name in given and settings[name] != saved[name]:
@@ -85,7 +85,7 @@ def resume(settings, given, saved, fixed=''):
             settings[name] = saved[name]
 
 def read_argument(argument, defaults):
-    """One word of the command line -> [(key, value, where it stands, for messages), …]"""
+    """One word of the command line -> [(key, value, where), …]; where begins an error message."""
     key, equals, text = argument.removeprefix('--').partition('=')
     if equals:
         return [(key, text, '')]
@@ -117,8 +117,8 @@ def convert(key, value, default, choices=None, where=''):
     try:
         literal = ast.literal_eval(str(value).strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        literal = value.strip()  # yes, true, or a mistake that the checks below name
-    if isinstance(default, bool):  # note: bool before int, because True is an int to Python
+        literal = value.strip()  # yes, true, or a mistake: the checks below find it
+    if isinstance(default, bool):  # before int, because Python's True is an int, too
         truth = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
         if str(literal).lower() not in truth:
             refuse("True or False")
@@ -126,10 +126,10 @@ def convert(key, value, default, choices=None, where=''):
     wanted = "a whole number below 2**63" if isinstance(default, int) else "a number"
     if isinstance(literal, bool) or not isinstance(literal, (int, float)):
         refuse(wanted)
-    if not abs(literal) <= sys.float_info.max:  # note: nan is not <= anything
+    if not abs(literal) <= sys.float_info.max:  # inf, nan (which is not <= anything), 10**400
         refuse(wanted)
     if isinstance(default, int):
-        if literal != int(literal) or abs(literal) >= 2**63:  # 64 bits are what torch can take
+        if literal != int(literal) or abs(literal) >= 2**63:  # torch's integers have 64 bits
             refuse(wanted)
         return int(literal)
     return float(literal)
@@ -139,14 +139,14 @@ def read_file(path):
     if os.path.getsize(path) > MAX_FILE_BYTES:
         usage(f"{path} is larger than {MAX_FILE_BYTES:,} bytes: expected lines like key = value")
     try:
-        with open(path, encoding='utf-8-sig') as f:  # -sig: Windows may put a mark in front
+        with open(path, encoding='utf-8-sig') as f:  # -sig: without the BOM of Windows editors
             lines = ast.parse(f.read()).body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:  # ValueError: not UTF-8
         usage(f"{path}:{getattr(e, 'lineno', None) or 1}: expected lines of the form key = value")
     found = []
     for line in lines:
         where = f"{path}:{line.lineno}: "
-        targets = getattr(line, 'targets', [])
+        targets = getattr(line, 'targets', [])  # what stands before the '='
         if len(targets) != 1 or not isinstance(targets[0], ast.Name):
             usage(f"{where}expected key = value")
         key = targets[0].id
@@ -180,7 +180,7 @@ def help_text(source):
     return f"{ast.get_docstring(ast.parse(source))}\n\nsettings (key=value):\n{settings}"
 
 def nearest(word, words):
-    """' (did you mean ...?)' for a misspelling, else a pointer to --help if words are settings."""
+    """' (did you mean ...?)' for a misspelling. Else, where words are all settings: see --help."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     if close:
         return f" (did you mean {close[0]}?)"
@@ -188,8 +188,8 @@ def nearest(word, words):
 
 def one_line(kind, error, trace):
     """
-    An excepthook: what users can cause (no such file, disk full, no memory, Ctrl-C) ends in one
-    line that names the place in the code. TRACEBACK=1 in the environment shows every error whole.
+    Python's excepthook: errors that users cause (no such file, disk full, no memory, Ctrl-C) end in
+    one line that names the place in the code. TRACEBACK=1 python … shows the whole traceback.
     """
     folder = os.path.dirname(os.path.abspath(__file__))
     place = os.path.basename(sys.argv[0])

@@ -20,11 +20,11 @@ init_from = 'out'       # the folder of a checkpoint, or resume (the run in out_
 dataset = 'instruct'    # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 task = 'sft'            # sft | classify: answer in conversations, or sort texts under labels
-truncate = False        # of examples too long for the base's block_size, keep the end
-teacher = ''            # a checkpoint's folder: imitate that model as well, of the same tokenizer
+truncate = False        # True: of an example that is too long, keep the end; False: leave it out
+teacher = ''            # a folder: imitate its checkpoint, too; it needs the same tokenizer
 distill_weight = 0.5    # weight of the teacher in the loss; the rest is for the data
 # which weights move
-method = 'full'         # full | freeze | lora | adapter: all, the upper half, or thin new matrices
+method = 'full'         # full | freeze | lora | adapter: all; the upper half; new thin matrices
 lora_r = 8              # lora: rank of the change of each matrix
 lora_alpha = 64.0       # lora: the change is multiplied by alpha / r, and so is B's learning rate
 dropout = 0.05          # 0.1 and more where there are few examples; thin matrices need none
@@ -43,7 +43,7 @@ grad_clip = 1.0             # clip the gradient to this norm; 0 = do not clip
 eval_interval = 200         # steps between evaluations
 eval_iters = 20             # batches in each: always the same ones, evenly spread over validation
 log_interval = 20           # steps between lines
-num_samples = 500           # held-out questions that are answered before and after; 0: none
+num_samples = 500           # held-out questions, answered before and after training; 0: none
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; weights are float32
@@ -60,20 +60,20 @@ from model import (GPTConfig, Log, build_model, chunked_cross_entropy, complete,
                    resolve_device, save_checkpoint, stop_at_once, stop_when_asked, update)
 
 # ---- what is learned from ----
-def chat_targets(tokenizer, messages, most=0):
+def chat_targets(tokenizer, messages, max_length=0):
     """A conversation -> (ids, targets): targets[t] is the token after ids[t] if the assistant says
-    it, else -100, which does not count. Only the last `most` tokens (0: all).
+    it, else -100, which does not count. Only the last max_length tokens (0: all, as x[-0:] is x).
 
         ids      <|user|>  hi    <|end|>  <|assistant|>  hello
         targets  -100      -100  -100     hello          <|end|>"""
     ids, mask = tokenizer.chat(messages)
     targets = [token if said else -100 for token, said in zip(ids, mask)]
-    return ids[:-1][-most:], targets[1:][-most:]
+    return ids[:-1][-max_length:], targets[1:][-max_length:]
 
-def label_targets(tokenizer, example, labels, causal, most=0):
+def label_targets(tokenizer, example, labels, causal, max_length=0):
     """A text -> (ids, targets) with one target, the number of its label: at the last token, which
     has seen all others; in an encoder, where every token sees all, at the first (as in BERT)."""
-    ids = ([tokenizer.eot] + tokenizer.encode(example['text']))[-most:]
+    ids = ([tokenizer.eot] + tokenizer.encode(example['text']))[-max_length:]
     targets = [-100] * len(ids)
     targets[-1 if causal else 0] = labels.index(example['label'])
     return ids, targets
@@ -92,8 +92,8 @@ def pack(examples, T):
     by_room = [[] for _ in range(T + 1)]  # by_room[n]: the rows that have room for n more tokens
     for example in examples:
         n = len(example[0])
-        room = next((room for room in range(n, T) if by_room[room]), T)
-        if room == T:  # none has: a new row
+        room = next((room for room in range(n, T) if by_room[room]), T)  # the least that will do
+        if room == T:  # no row has any: begin a new one
             rows.append([])
             by_room[T].append(rows[-1])
         row = by_room[room].pop()
@@ -101,13 +101,13 @@ def pack(examples, T):
         by_room[room - n].append(row)
     packed = torch.zeros(len(rows), 4, T, dtype=torch.int32)
     packed[:, 1] = -100
-    for columns, row in zip(packed, rows):
+    for packed_row, row in zip(packed, rows):
         start = 0
         for segment, (ids, targets) in enumerate(row, 1):
-            end = start + len(ids)
-            four = [ids, targets, list(range(len(ids))), [segment] * len(ids)]
-            columns[:, start:end] = torch.tensor(four)
-            start = end
+            n = len(ids)
+            columns = [ids, targets, list(range(n)), [segment] * n]
+            packed_row[:, start:start + n] = torch.tensor(columns)
+            start += n
     return packed
 
 # ---- which weights move ----
@@ -130,14 +130,15 @@ class LoRA(nn.Linear):
         return super().forward(x) + F.linear(F.linear(x, self.A), self.B) * self.scale
 
 def apply_method(model, method, lora_r=8, lora_alpha=64.0):
-    """Freeze what shall not move; for lora, put thin matrices beside all those in the blocks (the
+    """Freeze what is not trained; for lora, put thin matrices beside all those in the blocks (the
     paper: beside those for queries and values only)."""
-    if method == 'freeze':  # the lower half
-        for part in filter(None, [model.wte, model.wpe, *model.blocks[:len(model.blocks) // 2]]):
-            part.requires_grad_(False)
-    if method in ('lora', 'adapter'):  # the norms move, too, as in the adapters' paper
+    if method == 'freeze':  # the embeddings and the lower half of the blocks
+        for part in [model.wte, model.wpe, *model.blocks[:len(model.blocks) // 2]]:
+            if part is not None:
+                part.requires_grad_(False)
+    if method in ('lora', 'adapter'):  # the norms are trained, too, as in the adapters' paper
         for name, p in model.named_parameters():
-            p.requires_grad_('norm' in name or method in name)
+            p.requires_grad_('norm' in name or method in name)  # lora's own come below
     if method == 'lora':
         for module in list(model.blocks.modules()):
             for name, child in list(module.named_children()):
@@ -145,16 +146,15 @@ def apply_method(model, method, lora_r=8, lora_alpha=64.0):
                     setattr(module, name, LoRA(child, lora_r, lora_alpha))
 
 def unfreeze_chat_tokens(model, tokenizer):
-    """Let the rows of the special tokens move in the frozen embedding and head: <|user|> and the
-    like stand in no text that the base has read, so their vectors are noise. All other rows get a
-    gradient of zero. -> how many numbers these hold."""
-    moves = torch.zeros(len(model.wte.weight), 1)  # (V, 1): 1 for a row that moves
-    moves[list(tokenizer.special.values())] = 1
+    """Train the rows of the special tokens in the frozen embedding and head: the base has read no
+    <|user|>, so its vector is noise. Other rows get gradient 0. -> how many numbers those hold."""
+    is_special = torch.zeros(len(model.wte.weight), 1)  # (V, 1): 1 for a row to train, else 0
+    is_special[list(tokenizer.special.values())] = 1
     tables = {model.wte.weight, model.head.weight}  # a single one where they are tied
     for table in tables:
         table.requires_grad_(True)
-        table.register_hook(lambda gradient: gradient * moves.to(gradient.device))
-    return sum(int((moves == 0).sum()) * table.size(1) for table in tables)
+        table.register_hook(lambda gradient: gradient * is_special.to(gradient.device))
+    return sum(int((is_special == 0).sum()) * table.size(1) for table in tables)
 
 def merged_state_dict(model):
     """The weights as a plain GPT has them: W + alpha/r B A in place of each W, A and B."""
@@ -172,9 +172,9 @@ def hidden_at_targets(model, rows):
     a chat, one token in six, which saves most of the logits. N is filled up to a multiple of 64
     with targets of -100, because oneDNN keeps memory for each shape that it has met."""
     x, y, positions, segments = rows.unbind(1)
-    mask = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T): its segment …
+    mask = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T): same segment …
     if model.config.causal:
-        mask = mask.tril()  # … and only backwards
+        mask = mask.tril()  # … and not the future
     h = model.hidden(x, positions, mask).flatten(0, 1)  # (B T, C)
     index = (y.flatten() >= 0).nonzero().flatten()
     extra = -len(index) % 64
@@ -214,7 +214,7 @@ if __name__ == '__main__':
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
     if resuming and not os.path.exists(source):
         sys.exit(f"no {source}: start with  python finetune.py out_dir={out_dir}")
-    tokenizer, saved = load_model(source)[1:]
+    _, tokenizer, saved = load_model(source)  # phase 5 builds the model anew
     if resuming:
         if saved.get('script') != 'finetune.py':
             usage(f"{source} was not written by finetune.py: start from it by init_from={out_dir}")
@@ -242,15 +242,15 @@ if __name__ == '__main__':
     examples = load_examples(os.path.join(data_dir, dataset))
     if (task == 'sft') != ('messages' in examples['train'][0]):
         sys.exit(f"task={task} does not fit dataset={dataset}: chats need sft, labels classify")
-    labels = sorted({example['label'] for example in examples['train'] if task == 'classify'})
+    labels = sorted({line['label'] for line in examples['train']}) if task == 'classify' else []
     T = min(block_size or config.block_size, config.block_size)
-    most = T if truncate else 0
+    max_length = T if truncate else 0
     data = {}
     for split, lines in examples.items():
         if labels:
-            pairs = [label_targets(tokenizer, line, labels, config.causal, most) for line in lines]
+            pairs = [label_targets(tokenizer, e, labels, config.causal, max_length) for e in lines]
         else:
-            pairs = [chat_targets(tokenizer, line['messages'], most) for line in lines]
+            pairs = [chat_targets(tokenizer, e['messages'], max_length) for e in lines]
         pairs = [(ids, targets) for ids, targets in pairs if len(ids) <= T]
         if len(pairs) < len(lines):
             print(f"left out {len(lines) - len(pairs):,} of over {T} tokens: try truncate=True")
@@ -288,7 +288,7 @@ if __name__ == '__main__':
         nn.init.zeros_(head.bias)
     n_classes = len(labels) or config.vocab_size
     if resuming:
-        model.load_state_dict(saved['trained'])
+        model.load_state_dict(saved['trained'])  # with A and B, and the classifier
     model.to(device)
     if teacher:
         teacher_model, teacher_tokenizer, _ = load_model(teacher, device)
@@ -300,8 +300,7 @@ if __name__ == '__main__':
     peak_lr = learning_rate or (0.001 if thin and labels else 0.005)
     optimizers = configure_optimizers(model, 'adamw' if thin else optimizer, peak_lr,
                                       muon_learning_rate)
-    # float16's small gradients would vanish: multiply the loss
-    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')  # multiplies the loss
     step, best, before, resumed_at = 0, math.inf, 0.0, None
     if resuming:
         load_optimizers(optimizers, saved['optimizers'], source)
@@ -338,14 +337,14 @@ if __name__ == '__main__':
         model.eval()
         loss_sum, n_targets = 0.0, 0
         counts = np.zeros((len(labels), len(labels)), int)
-        for some in rows.split(batch_size):
+        for batch in rows.split(batch_size):
             with autocast:
-                h, targets = hidden_at_targets(model, some.long().to(device))
+                h, targets = hidden_at_targets(model, batch.long().to(device))
                 loss_sum += chunked_cross_entropy(h, targets, head, n_classes).item()
             targets = targets[targets >= 0]
             n_targets += len(targets)
             if labels:
-                predictions = head(h[:len(targets)]).argmax(-1)
+                predictions = head(h[:len(targets)]).argmax(-1)  # without the filling at the end
                 np.add.at(counts, (targets.cpu(), predictions.cpu()), 1)
         model.train()
         return loss_sum / n_targets, counts

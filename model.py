@@ -27,9 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from configurator import usage
 
-# --------------------------------------------------------------------------------------------------
-# 1. GPT
-
+# -------- 1. GPT --------
 @dataclass
 class GPTConfig:
     """The shape of a model; raises ValueError for an impossible one. The defaults are a small
@@ -40,7 +38,7 @@ class GPTConfig:
     block_size: int = 256       # the longest context, in tokens
     n_layer: int = 4
     n_head: int = 3
-    n_kv_head: int = 0          # heads for keys and values, shared by groups of n_head; 0: n_head
+    n_kv_head: int = 0          # heads for keys and values: fewer than n_head share; 0: n_head
     n_embd: int = 192
     head_dim: int = 0           # 0: n_embd / n_head
     n_hidden: int = 0           # inner width of the MLP; 0: 4 n_embd, or 8/3 n_embd for swiglu
@@ -50,7 +48,7 @@ class GPTConfig:
     mlp: str = 'swiglu'         # swiglu | gelu
     qk_norm: bool = True        # normalise queries and keys, so that attention scores stay small
     bias: bool = False          # biases in linear layers and layer norms
-    tie_weights: bool = False   # one matrix for reading tokens in and for predicting them
+    tie_weights: bool = False   # the embedding and the head share one matrix
     causal: bool = True         # False: every token sees every token (an encoder)
     dropout: float = 0.0
     adapter_size: int = 0       # width of the adapters of finetune.py method=adapter; 0: none
@@ -58,13 +56,13 @@ class GPTConfig:
     rope_scaling: tuple = ()    # how Llama 3 stretches rotary positions: see rotary()
 
     def __post_init__(self):
-        self.n_kv_head = self.n_kv_head or self.n_head  # no groups: each query head has its own
+        self.n_kv_head = self.n_kv_head or self.n_head
         if self.model_type != 'gpt':
-            return  # no heads
+            return  # the other models have no heads
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
         if not self.head_dim:
-            if self.n_embd % (2 * self.n_head):  # rotary positions turn channels in pairs
+            if self.n_embd % (2 * self.n_head):  # rotary positions rotate pairs of channels
                 raise ValueError(f"n_embd={self.n_embd} does not divide into n_head={self.n_head} "
                                  "heads of an even width")
             self.head_dim = self.n_embd // self.n_head
@@ -89,28 +87,28 @@ def make_norm(config):
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 def rotary(positions, config):
-    """cos and sin of the angles by which rotate() turns the channel pairs of a token at each of
-    these positions (…, T): two tensors (…, T, 1, D). Pair i turns by position / theta^(2i/D) (Su et
-    al. 2021, eq. 15): the first pairs like a second hand, the last ones like an hour hand. Channel
-    i is paired with channel i + D/2, as in Llama (the paper pairs neighbours).
-    rope_scaling = (factor, low, high, context) is Llama 3.1's way to a `factor` times longer
-    context: pairs that turn more than `high` times within the original one stay as they are, those
-    that turn less than `low` times are slowed down by the factor, those between fade."""
+    """positions (…, T) -> cos and sin of the angles for rotate(), each (…, T, 1, D). At position t
+    channel pair i is rotated by t / theta^(2i/D) (Su et al. 2021, eq. 15), so the first pairs move
+    like a second hand, the last ones like an hour hand. Channel i is paired with channel i + D/2,
+    as in Llama (the paper pairs neighbours).
+    rope_scaling = (factor, low, high, context) is how Llama 3.1 makes the context `factor` times
+    longer: pairs that make more than `high` full turns in the original context stay as they are,
+    those that make less than `low` become `factor` times slower, and those between are mixed."""
     channel = torch.arange(0, config.head_dim, 2, device=positions.device).float()
     frequency = 1.0 / config.rope_theta ** (channel / config.head_dim)  # (D/2,)
     if config.rope_scaling:
         factor, low, high, context = config.rope_scaling
         turns = context * frequency / (2 * math.pi)
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: as it is, 0: slower
         frequency = frequency * (keep + (1 - keep) / factor)
-    angle = positions[..., None, None].float() * frequency  # (…, T, 1, D/2): 1, as for all heads
+    angle = positions[..., None, None].float() * frequency  # (…, T, 1, D/2); 1: for all heads
     cos, sin = angle.cos(), angle.sin()
     # -sin, sin: the signs that rotate() needs
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 def rotate(x, cos, sin):
-    """Turn each channel pair (a, b) of x (B, T, H, D) to (a cos - b sin, b cos + a sin). A query
-    turned by t and a key turned by s have a dot product that depends on t - s alone."""
+    """Rotate each channel pair (a, b) of x (B, T, H, D) to (a cos - b sin, b cos + a sin). The dot
+    product of a query at position t and a key at position s then depends on t - s alone."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin  # roll: (a, b) -> (b, a)
 
@@ -128,7 +126,7 @@ class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         c = self.config = config
-        self.layer = layer  # its number, for the cache
+        self.layer = layer  # 0, 1, 2 …: its place in the cache
         heads = c.n_head + 2 * c.n_kv_head  # queries, keys and values in one product
         self.qkv = nn.Linear(c.n_embd, heads * c.head_dim, bias=c.bias)
         self.proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=c.bias)
@@ -147,12 +145,12 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D): these T tokens and all before
-        causal = c.causal and mask is None and T > 1  # one new token may look at all before it
+        causal = c.causal and mask is None and T > 1  # a single new token sees all before it
         dropout = c.dropout if self.training else 0.0
-        # One formula, two ways to compute it. torch's never holds the (T, S) weights, and is the
-        # quicker one but for short rows in bfloat16 on a CPU (7 ms by hand, 14 torch's).
+        # One formula, two ways to compute it. torch's never stores the (T, S) weights and is faster
+        # but for short rows in bfloat16 on a CPU (there 7 ms by hand, 14 ms by torch)
         by_hand = x.device.type == 'cpu' and v.dtype == torch.bfloat16 and 1 < T <= 512
-        group = c.n_head // c.n_kv_head  # so many queries share a key
+        group = c.n_head // c.n_kv_head  # this many query heads share one key head
         if by_hand or self.keep_weights:
             if causal:
                 mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()  # s <= t
@@ -211,7 +209,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        # hardware likes multiples of 64; the extra tokens never occur, and logits() cuts them off
+        # multiples of 64 are faster; the extra tokens never occur, and logits() cuts them off
         padded_vocab_size = round_up(c.vocab_size, 64)
         self.wte = nn.Embedding(padded_vocab_size, c.n_embd)  # a vector for each token
         self.wpe = nn.Embedding(c.block_size, c.n_embd) if c.position == 'learned' else None
@@ -221,12 +219,12 @@ class GPT(nn.Module):
         self.head = nn.Linear(c.n_embd, padded_vocab_size, bias=False)
         if c.tie_weights:
             self.head.weight = self.wte.weight
-        self.activation_checkpointing = False  # True: store a block's input only, compute it twice
+        self.activation_checkpointing = False  # True: compute layers again in backward: less memory
         self.chunked_loss = False              # True: the loss in less memory (section 8)
         self.init_weights()
 
     def init_weights(self):
-        """Random matrices of such sizes that learning starts easily. Biases are 0, norms 1."""
+        """Matrices as random and as large as learning needs. With tied weights: GPT-2's sizes."""
         c = self.config
         for name, p in self.named_parameters():
             writes_residual = name.endswith(('proj.weight', 'down.weight'))
@@ -251,8 +249,8 @@ class GPT(nn.Module):
     def hidden(self, idx, positions=None, mask=None, cache=None):
         """ids (B, T) -> the last hidden states (B, T, C). positions (T,) or (B, T): where each
         token stands, by default 0, 1, 2 …; mask (…, T, S): True where row t may look at column s,
-        by default causal. With a KVCache, idx holds only the new tokens, and the cache knows both.
-        Raises ValueError for more than block_size tokens."""
+        by default causal. With a KVCache, idx holds only the new tokens, and the cache gives their
+        positions and mask."""
         c = self.config
         T = idx.size(1)
         if cache is not None:
@@ -302,12 +300,10 @@ class GPT(nn.Module):
             idx = torch.cat((idx, token), dim=1)  # (B, T) -> (B, T + 1)
         return idx
 
-# --------------------------------------------------------------------------------------------------
-# 2. The ladder: the same task, predicting the next token, from more and more context
-
+# -------- 2. The ladder: predicting the next token from more and more context --------
 class LadderModel(nn.Module):
     """What the steps of the ladder share with GPT. Each has its own hidden(idx) and head."""
-    logits, forward, generate = GPT.logits, GPT.forward, GPT.generate
+    logits, forward, generate = GPT.logits, GPT.forward, GPT.generate  # these methods, as they are
     activation_checkpointing = chunked_loss = False
 
     def __init__(self, config):
@@ -320,7 +316,7 @@ class Bigram(LadderModel):
     def __init__(self, config):
         super().__init__(config)
         V = config.vocab_size
-        self.table = nn.Embedding(V, V, _weight=torch.zeros(V, V))
+        self.table = nn.Embedding.from_pretrained(torch.zeros(V, V), freeze=False)
         self.head = nn.Identity()  # a row of the table is already a score for each next token
 
     def hidden(self, idx):
@@ -338,7 +334,8 @@ class NeuralMLP(LadderModel):
 
     def hidden(self, idx):
         x = F.pad(self.wte(idx), (0, 0, self.n_context - 1, 0))  # (B, T+7, C): zeros in front
-        x = x.unfold(1, self.n_context, 1).flatten(2)  # (B, T, 8C): at t, the tokens t-7 … t
+        x = x.unfold(1, self.n_context, 1)  # (B, T, C, 8): at t, the tokens t-7 … t
+        x = x.flatten(2)                    # (B, T, 8C)
         return self.mix(x).tanh()
 
 class LSTM(LadderModel):
@@ -351,14 +348,14 @@ class LSTM(LadderModel):
         self.head = nn.Linear(config.n_embd, self.padded_vocab_size, bias=False)
 
     def hidden(self, idx):
-        return self.lstm(self.wte(idx))[0]  # note: T steps, one after the other
+        states, _ = self.lstm(self.wte(idx))  # T steps, one after the other
+        return states
 
 def build_model(config):
     """GPTConfig -> the model that its model_type names."""
     return {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}[config.model_type](config)
 
-# --------------------------------------------------------------------------------------------------
-# 3. Tokenizer
+# -------- 3. Tokenizer --------
 
 # the last ids of every vocabulary of ours, in this order
 SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pad|>']
@@ -369,28 +366,29 @@ SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 LONG_BLANK = re.compile(r"(\s{50000})")  # a million spaces overflow tiktoken's stack: cut them
 WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
 
-# How conversations are written: special tokens that open a turn, the text between them and the
-# words, what closes the turn. Models without such tokens get plain words
+# How a turn of a conversation is written: (opening, lead, closing). The opening and the closing may
+# be special tokens; the lead is text between the opening and what is said
 TEMPLATES = {'ninefiles': ('<|{role}|>', '', '<|end|>'),
              'chatml': ('<|im_start|>', '{role}\n', '<|im_end|>\n'),
              'llama3': ('<|start_header_id|>{role}<|end_header_id|>', '\n\n', '<|eot_id|>'),
              'plain': ('', '{role}:\n', '{eot}')}
 
 class Tokenizer:
-    """Text <-> token ids; every checkpoint carries its own. kind 'char': a token per character;
-    'word': per word, space or sign; 'bpe': byte-pair encoding over bytes (Sennrich et al. 2016;
-    GPT-2), whose vocab is in merge order; 'hf': other people's, run by the `tokenizers` library,
-    whose vocab is the text of their tokenizer.json. Ids 0 … len(vocab)-1 are the vocab; the special
-    tokens follow, and the first of them ends a document. encode() never returns one: text that
-    spells a special token is ordinary text."""
+    """Text <-> token ids; every checkpoint carries its own tokenizer. Four kinds:
+        char   a token per character
+        word   a token per word, space or punctuation mark
+        bpe    byte-pair encoding (Sennrich et al. 2016; GPT-2): vocab holds bytes, in merge order
+        hf     other people's, run by the `tokenizers` library: vocab is their tokenizer.json's text
+    Ids 0 … len(vocab)-1 are the vocab; the special tokens follow, and the first of them ends a
+    document. encode() never returns one: text that spells a special token is ordinary text."""
     def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, special=SPECIAL_TOKENS):
         self.kind, self.vocab, self.pattern = kind, vocab, pattern
-        self.start = []  # ids in front of every text
+        self.start = []  # ids that other people's models want in front of every text
         if kind == 'hf':
             self.core = open_hf_tokenizer(vocab)
             self.special = {name: self.core.token_to_id(name) for name in special}
             self.vocab_size = max(self.core.get_vocab().values()) + 1
-            self.start = self.core.encode('').ids  # such as Llama's <|begin_of_text|>
+            self.start = self.core.encode('').ids  # Llama's <|begin_of_text|>, for example
         else:
             self.ids = {token: i for i, token in enumerate(vocab)}
             self.special = {name: len(vocab) + i for i, name in enumerate(special)}
@@ -401,22 +399,25 @@ class Tokenizer:
         self.names = {i: name for name, i in self.special.items()}
         self.eot = self.special[special[0]]
         self.pad = self.special.get('<|pad|>', self.eot)  # GPT-2 has no padding
-        for self.template, (opening, lead, closing) in TEMPLATES.items():
-            tokens = re.findall(r'<\|\w+\|>', opening.format(role='user') + closing)
+        for name, template in TEMPLATES.items():
+            tokens = re.findall(r'<\|\w+\|>', template[0].format(role='user') + template[2])
             if all(token in self.special for token in tokens):
-                break  # the first one whose tokens are all there
-        self.opening, self.lead, self.closing = opening, lead, closing.format(eot=special[0])
-        self.end = self.spell(self.closing)[0]
+                break  # the first template whose special tokens are all there; plain needs none
+        self.template = name
+        self.opening, self.lead, self.closing = template
+        self.closing = self.closing.format(eot=special[0])
+        self.end = self.spell(self.closing)[0]  # the token that ends a turn
 
     def encode(self, text):
-        """Of single bytes: 'hello' -> [104, 101, 108, 108, 111]. What char and word lack becomes
-        their first entry."""
+        """'hello' -> [104, 101, 108, 108, 111], where the vocab is the 256 bytes. An unknown
+        character or word becomes id 0."""
         if self.kind == 'hf':
             return self.core.encode(text, add_special_tokens=False).ids
         if self.kind == 'bpe':
-            return sum(map(self.core.encode_ordinary, LONG_BLANK.split(text)), [])
+            parts = [self.core.encode_ordinary(part) for part in LONG_BLANK.split(text)]
+            return sum(parts, [])  # one list of them all
         tokens = text if self.kind == 'char' else WORD_PATTERN.findall(text)
-        return [self.ids.get(token, 0) for token in tokens]  # 0: unknown
+        return [self.ids.get(token, 0) for token in tokens]
 
     def decode(self, ids):
         """[104, 101, 108, 108, 111] -> 'hello'. Half a character becomes U+FFFD."""
@@ -433,14 +434,15 @@ class Tokenizer:
         return self.vocab[i] if self.kind == 'bpe' else self.vocab[i].encode('utf-8', 'replace')
 
     def spell(self, text):
-        """The ids of a template, whose special tokens are meant: '<|user|>hi' -> that token, hi."""
+        """encode(), but a special token in the text is that token: '<|user|>' -> one id."""
         ids = []
-        for part in re.split('(' + '|'.join(map(re.escape, self.special)) + ')', text):
+        special = '|'.join(map(re.escape, self.special))
+        for part in re.split(f'({special})', text):  # the ( ) keep the special tokens as parts
             ids += [self.special[part]] if part in self.special else self.encode(part)
         return ids
 
     def chat(self, messages, answer=False):
-        """A conversation as ids, and for each whether the assistant says it, so that it is learned:
+        """A conversation -> its ids, and a mask: 1 for what the assistant says, which is learned.
             [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]
             -> <|user|> hi <|end|> <|assistant|> hello <|end|>
                  0      0    0        0            1     1
@@ -460,8 +462,8 @@ class Tokenizer:
             lead = self.lead.format(role=role)
             turn = self.spell(self.opening.format(role=role))  # <|user|>
             first = len(turn) + len(self.encode(lead))  # where the words begin
-            turn += self.encode(lead + content)  # as one text: white space may merge across
-            last = len(turn)  # the special token that closes; a newline may follow, unlearned
+            turn += self.encode(lead + content)  # together: a token may span the border
+            last = len(turn)  # the closing token; a newline after it is not learned
             turn += self.spell(self.closing)  # <|end|>
             ids += turn
             mask += [int(role == 'assistant' and first <= i <= last) for i in range(len(turn))]
@@ -501,15 +503,14 @@ def open_hf_tokenizer(text):
     core.encode_special_tokens = True  # text that spells a special token stays ordinary text
     return core
 
-# --------------------------------------------------------------------------------------------------
-# 4. Sampling
-
+# -------- 4. Sampling --------
 class KVCache:
     """The keys and values of all tokens so far: the next token costs a forward pass of one token.
-    Texts of different lengths end in the same column: shorter ones have masked padding in front."""
+    Shorter texts have padding on the left, so that all end in the same column; a mask hides it."""
     def __init__(self, config, columns, padding=None):
         self.columns = columns  # room for so many tokens, padding included
-        self.padding = padding  # (B,): how many columns of each row hold no text; None: none do
+        # (B,): how many columns of each row are padding; None: no row has any
+        self.padding = padding if padding is not None and padding.any() else None
         self.length = 0         # columns in use
         self.k = [None] * config.n_layer  # (B, H, columns, D), made when they are first used
         self.v = [None] * config.n_layer
@@ -524,9 +525,9 @@ class KVCache:
         mask = columns <= new[:, None]  # (T, S): not the future
         if self.padding is None:
             return new, mask if T > 1 and start > 0 else None
-        padding = self.padding[:, None].to(device)
-        mask = mask & (columns >= padding)[:, None]  # (B, T, S): and no padding …
-        mask = mask | (columns == new[:, None])      # … but itself: who sees nothing becomes nan
+        padding = self.padding[:, None]
+        mask = mask & (columns >= padding)[:, None]  # (B, T, S): and not the padding …
+        mask = mask | (columns == new[:, None])  # … but itself: a softmax over nothing is nan
         return (new - padding).clamp(min=0), mask[:, None]
 
     def update(self, layer, k, v):
@@ -540,19 +541,20 @@ class KVCache:
         return self.k[layer][:, :, :self.length], self.v[layer][:, :, :self.length]
 
 def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """logits (…, V) -> the same, with -inf for tokens that are out. In this order: temperature
-    divides (below 1 sharpens, above 1 flattens); top_k keeps the k best (0: all; ties stay); top_p
-    the fewest whose probability reaches p (nucleus sampling, Holtzman et al. 2020); min_p those at
-    least min_p times as likely as the best (Nguyen et al. 2024)."""
-    logits = logits / temperature  # 1: as the model says
+    """logits (…, V) -> the same, with -inf for tokens that must not be drawn. In this order:
+        temperature   divides: below 1 sharpens, above 1 flattens
+        top_k         keeps the k likeliest tokens (0: all; ties stay)
+        top_p         keeps the fewest whose probabilities add up to p (Holtzman et al. 2020)
+        min_p         keeps those at least min_p times as likely as the best (Nguyen et al. 2024)"""
+    logits = logits / temperature
     if 0 < top_k < logits.size(-1):
         kth_best = logits.topk(top_k).values[..., -1:]  # (…, 1)
         logits = logits.masked_fill(logits < kth_best, float('-inf'))
     if top_p < 1:
         ordered, order = logits.sort(descending=True, stable=True)  # order: where each came from
         p = ordered.softmax(-1)
-        out = p.cumsum(-1) - p >= top_p  # the mass before a token already reaches top_p …
-        out[..., 0] = False              # … and the best one always stays
+        out = p.cumsum(-1) - p >= top_p  # the tokens before it already add up to top_p
+        out[..., 0] = False              # the best one always stays
         logits = logits.masked_fill(out.scatter(-1, order, out), float('-inf'))
     if min_p > 0:
         least = logits.amax(-1, keepdim=True) + math.log(min_p)
@@ -564,7 +566,8 @@ def check_sampling(temperature, top_k, top_p, min_p):
     if not (temperature == 0 or temperature >= 0.001):
         raise ValueError(f"temperature={temperature}: expected 0, or at least 0.001")
     if top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
-        raise ValueError(f"{top_k=} {top_p=} {min_p=}: expected at least 0; above 0, to 1; 0 to 1")
+        raise ValueError(f"{top_k=} {top_p=} {min_p=}: expected top_k >= 0, 0 < top_p <= 1, "
+                         "0 <= min_p <= 1")
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
@@ -574,14 +577,13 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
         tokens    a list with an id per prompt, None where a row has ended (after a stop token)
         logits    (B, V), what they were drawn from, before temperature and the like
     When a context of block_size tokens is full, all rows keep their last half and are read afresh.
-    The model must be in eval mode. Exits with one line if logits are not finite; raises ValueError
-    for an empty prompt or an impossible setting."""
+    The model must be in eval mode."""
     check_sampling(temperature, top_k, top_p, min_p)
     if not all(prompts):
         raise ValueError("a prompt needs at least one token to go on from")
     block_size, device = model.config.block_size, next(model.parameters()).device
-    rng = torch.Generator(device).manual_seed(seed)  # its own: the caller's random state stays
-    contexts = [list(prompt[-block_size:]) for prompt in prompts]  # what each row looks at
+    rng = torch.Generator(device).manual_seed(seed)  # torch's own random state does not change
+    contexts = [list(prompt[-block_size:]) for prompt in prompts]  # what the model reads
     ended = [False] * len(prompts)
     cache = None
     for step in range(max_new_tokens):
@@ -593,11 +595,16 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
             rows = [torch.tensor([context], device=device) for context in contexts]
             x = torch.cat([model.hidden(row)[:, -1] for row in rows])
         else:
-            idx = torch.tensor([context[-1:] for context in contexts])
-            if cache is None:
-                cache, idx = read_contexts(contexts, model.config, max_new_tokens - step)
-            x = model.hidden(idx.to(device), cache=cache)[:, -1]  # (B, T, C) -> (B, C)
-        # 2. a score for each token that may come next, (B, V), and a choice
+            if cache is None:  # read each context whole, with padding on the left
+                T = max(map(len, contexts))
+                padding = [T - len(context) for context in contexts]
+                idx = [[0] * n + context for n, context in zip(padding, contexts)]
+                columns = min(T + max_new_tokens - step, block_size)
+                cache = KVCache(model.config, columns, torch.tensor(padding, device=device))
+            else:  # read the newest token of each
+                idx = [context[-1:] for context in contexts]
+            x = model.hidden(torch.tensor(idx, device=device), cache=cache)[:, -1]
+        # 2. the next token of each row
         logits = model.logits(x).float()  # (B, V)
         if not logits.isfinite().all():
             sys.exit("the model's logits are not finite: train it again, at a lower learning rate, "
@@ -607,21 +614,13 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
         else:
             probs = filter_logits(logits, temperature, top_k, top_p, min_p).softmax(-1)
             tokens = torch.multinomial(probs, 1, generator=rng).flatten().tolist()
-        # 3. hand it out
+        # 3. give them to the caller, and go on from them
         yield [None if end else token for token, end in zip(tokens, ended)], logits
         for row, token in enumerate(tokens):
             contexts[row].append(token)
             ended[row] = ended[row] or token in stop_tokens
         if all(ended):
             return
-
-def read_contexts(contexts, config, more):
-    """Texts -> an empty cache with room for `more` tokens, and the ids (B, T), padded in front."""
-    T = max(map(len, contexts))
-    idx = torch.tensor([[0] * (T - len(context)) + context for context in contexts])
-    padding = torch.tensor([T - len(context) for context in contexts])
-    columns = min(T + more, config.block_size)
-    return KVCache(config, columns, padding if padding.any() else None), idx
 
 def complete(model, tokenizer, prompts, max_new_tokens, **sampling):
     """The texts that follow these prompts (lists of ids), each up to its first special token."""
@@ -633,14 +632,12 @@ def complete(model, tokenizer, prompts, max_new_tokens, **sampling):
                 row.append(token)
     return [tokenizer.decode(row) for row in rows]
 
-# --------------------------------------------------------------------------------------------------
-# 5. Optimizers
-
+# -------- 5. Optimizers --------
 def orthogonalize(G, steps=5):
-    """The nearest matrix to each G (N, n, m) whose singular values are all (about) 1: the
-    Newton–Schulz iteration of Muon (https://kellerjordan.github.io/posts/muon/), which repeats X <-
-    aX + (bA + cA²)X with A = XXᵀ. Small singular values grow quickest; all but the tiniest end near
-    1. That is near enough, and so is bfloat16 where it is quick."""
+    """For each G (N, n, m), the nearest matrix whose singular values are all about 1: the
+    Newton–Schulz iteration of Muon (https://kellerjordan.github.io/posts/muon/) repeats
+    X <- aX + (bA + cA²)X with A = XXᵀ, which moves all but tiny singular values near 1. This needs
+    no precision: bfloat16 serves, where it is quick."""
     a, b, c = 3.4445, -4.7750, 2.0315
     X = G.bfloat16() if has_bfloat16(G.device.type) else G
     tall = X.size(-2) > X.size(-1)
@@ -656,9 +653,8 @@ def orthogonalize(G, steps=5):
 
 class Muon(torch.optim.Optimizer):
     """Momentum, then orthogonalise: every direction of a weight matrix learns at the same pace
-    (Jordan et al. 2024). For the matrices inside the layers only. torch.optim.Muon takes one matrix
-    at a time; here all of one shape go through Newton–Schulz together, which is 1.6 to 2 times
-    quicker for small models (measured on 2 CPU cores)."""
+    (Jordan et al. 2024). For the matrices inside the layers only. Equals torch.optim.Muon, but
+    takes all matrices of one shape together: 1.6 to 2 times quicker for small models on 2 cores."""
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
@@ -669,28 +665,24 @@ class Muon(torch.optim.Optimizer):
             for p in group['params']:
                 if not self.state[p]:
                     self.state[p]['momentum_buffer'] = torch.zeros_like(p)
-                mean = self.state[p]['momentum_buffer']
-                mean.lerp_(p.grad, 1 - group['momentum'])
-                p.grad.lerp_(mean, group['momentum'])  # Nesterov: look ahead
+                buf = self.state[p]['momentum_buffer']  # the running mean of the gradients
+                buf.lerp_(p.grad, 1 - group['momentum'])
+                p.grad.lerp_(buf, group['momentum'])  # Nesterov: look ahead
                 same_shape[p.shape].append(p)
             for (rows, columns), matrices in same_shape.items():
+                lr = group['lr'] * max(1, rows / columns) ** 0.5  # tall matrices: larger steps
                 n = max(1, 2**24 // (rows * columns))  # large matrices do not profit from batching
                 for i in range(0, len(matrices), n):
-                    self.move(matrices[i:i + n], group)
-
-    def move(self, matrices, group):
-        """Move these matrices, all of one shape, against their orthogonalised gradients."""
-        rows, columns = matrices[0].shape
-        lr = group['lr'] * max(1, rows / columns) ** 0.5  # tall: scaled like a square one
-        directions = orthogonalize(torch.stack([full_grad(p) for p in matrices]))
-        for p, direction in zip(matrices, directions):
-            p.mul_(1 - group['lr'] * group['weight_decay'])
-            p.add_(shard_like(direction, p), alpha=-lr)
+                    batch = matrices[i:i + n]
+                    directions = orthogonalize(torch.stack([full_grad(p) for p in batch]))
+                    for p, direction in zip(batch, directions):
+                        p.mul_(1 - group['lr'] * group['weight_decay'])
+                        p.add_(shard_like(direction, p), alpha=-lr)
 
 def full_grad(p):
-    """The gradient of p; where train.py parallel=fsdp has sharded it, all of it."""
-    if hasattr(p, 'placements'):
-        return p.grad.full_tensor().to(p.device_mesh.device_type)
+    """The gradient of p, whole where train.py has sharded it (parallel=zero, fsdp)."""
+    if hasattr(p, 'placements'):  # it is a DTensor, torch's type for sharded tensors
+        return p.grad.full_tensor().to(p.device_mesh.device_type)  # it may wait in CPU memory
     return p.grad
 
 def shard_like(tensor, p):
@@ -704,26 +696,28 @@ def shard_like(tensor, p):
 def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learning_rate=0.02,
                          weight_decay=0.0, betas=(0.9, 0.95)):
     """A list of optimizers. 'adamw': AdamW for all parameters. 'muon': Muon for the matrices inside
-    the blocks, AdamW for the rest. Only matrices decay: norms and biases have no reason to shrink,
-    nor have embeddings, whose rare rows would fade between their gradients. Each group remembers
-    its peak rate as 'initial_lr', for the schedule."""
+    the blocks, AdamW for the rest. Weight decay is for matrices: norms and biases have no reason to
+    shrink, nor have embeddings, whose rare rows would fade between their gradients. Each group
+    keeps its peak rate as 'initial_lr', for the schedule."""
     muon, decay, no_decay = [], [], []
     for name, p in model.named_parameters():
-        is_embedding = name.split('.')[-2:][0] in ('wte', 'wpe', 'table')
-        if p.requires_grad and (p.ndim < 2 or is_embedding):
-            no_decay.append(p)  # norms, biases, embeddings
-        elif p.requires_grad and optimizer == 'muon' and 'blocks.' in name:
+        is_embedding = not {'wte', 'wpe', 'table'}.isdisjoint(name.split('.'))
+        if not p.requires_grad:
+            continue
+        if p.ndim < 2 or is_embedding:
+            no_decay.append(p)
+        elif optimizer == 'muon' and 'blocks.' in name:
             muon.append(p)
-        elif p.requires_grad:
+        else:
             decay.append(p)
     groups = [{'params': decay, 'weight_decay': weight_decay},
               {'params': no_decay, 'weight_decay': 0.0}]
-    fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())  # one kernel for all
+    fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())  # faster: one kernel
     optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)]
     if muon:
         optimizers.append(Muon(muon, lr=muon_learning_rate, weight_decay=weight_decay))
-    for one in optimizers:
-        for group in one.param_groups:
+    for each in optimizers:
+        for group in each.param_groups:
             group['initial_lr'] = group['lr']
     return optimizers
 
@@ -732,13 +726,13 @@ NO_SCALER = torch.amp.GradScaler(enabled=False)
 def update(model, optimizers, lr_fraction, grad_clip, scaler=NO_SCALER):
     """Take one step with all optimizers, from the gradients that backward() has left, and clear
     them. lr_fraction (0 to 1) multiplies each group's own peak rate; grad_clip 0 does not clip.
-    scaler: float16's GradScaler; a step whose gradients have overflowed is left out. Returns the
-    norm of the gradient before clipping, a tensor."""
+    scaler: float16's GradScaler; a step whose gradients overflow is left out. Returns the norm of
+    the gradient before clipping, a tensor."""
     for optimizer in optimizers:
-        scaler.unscale_(optimizer)  # float16: as if the loss had not been multiplied
+        scaler.unscale_(optimizer)  # float16: divide by what the loss was multiplied with
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     if hasattr(grad_norm, 'full_tensor'):
-        grad_norm = grad_norm.full_tensor()  # of sharded parameters
+        grad_norm = grad_norm.full_tensor()  # where parameters are sharded
     overflow = scaler.is_enabled() and not grad_norm.isfinite()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -765,14 +759,13 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
         fraction = min(1.0, (1 - done) / 0.2)  # 1 until 80 %
     return floor + (1 - floor) * fraction
 
-# --------------------------------------------------------------------------------------------------
-# 6. Files
+# -------- 6. Files: what is missing or damaged ends in one line with the next command --------
 
-FORMAT = 'ninefiles-2'  # of our checkpoints
+FORMAT = 'ninefiles-2'  # the name of our form of checkpoint
 
 @contextmanager
 def refuse_damage(path, command):
-    """What goes wrong within ends in one line: the file, the reason, the next command to type."""
+    """`with refuse_damage(…):` turns every error inside into one line, with the next command."""
     try:
         yield
     except FileNotFoundError as e:
@@ -783,7 +776,7 @@ def refuse_damage(path, command):
 
 def load_dataset(folder):
     """What prepare.py made of a text: the tokenizer, and {'train': ids, 'val': ids}, which stay on
-    disk until they are read. Exits with one line where that is missing, damaged, or no text."""
+    disk until they are read."""
     command = f"prepare.py dataset={os.path.basename(folder)}  (and input= for your own text)"
     with refuse_damage(folder, command):
         with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
@@ -799,8 +792,7 @@ def load_dataset(folder):
         return Tokenizer.from_dict(meta['tokenizer']), data
 
 def load_examples(folder):
-    """What prepare.py made of conversations, preferences or labels: {'train': [a dictionary per
-    line, …], 'val': …}. Exits with one line where there is none."""
+    """What prepare.py made of chats, preferences or labels: {'train': [{…}, …], 'val': [{…}]}."""
     command = f"prepare.py dataset={os.path.basename(folder)}  (and input=FILE.jsonl for your own)"
     splits = {}
     for split in ('train', 'val'):
@@ -810,10 +802,9 @@ def load_examples(folder):
     return splits
 
 def save_checkpoint(path, state_dict, config, tokenizer, **more):
-    """The weights, with all that load_model() needs; more: 'step', 'val_loss', 'settings' … It is
-    written to a temporary name, flushed and renamed: at any moment `path` is the old file or the
-    new one, never a half. Exits with one line if a weight is nan or inf, or the disk full: what
-    was there stays."""
+    """Save the weights, what load_model() needs, and more (step, val_loss, settings). The file
+    is written under a temporary name and then renamed: at any moment `path` is the old file or the
+    new one, whole. Weights that are not finite never replace an old file."""
     for name, tensor in state_dict.items():
         if not tensor.isfinite().all():
             sys.exit(f"{name} is not finite: try a lower learning rate. {path} was not written")
@@ -832,16 +823,15 @@ def save_checkpoint(path, state_dict, config, tokenizer, **more):
         sys.exit(f"cannot write {path}: {reason}; is the disk full? What was there is untouched")
 
 def load_checkpoint(path, device='cpu', mmap=False):
-    """A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt. Exits with one
-    line where there is none or it is damaged."""
+    """A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt."""
     if not path.endswith('.pt'):
         path = os.path.join(path, 'ckpt.pt')
     folder = os.path.dirname(path) or '.'
     scripts = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py',
                'out-reward': 'align.py method=reward'}
-    command = scripts.get(folder, 'train.py') + f' out_dir={folder}'
+    command = f"{scripts.get(folder, 'train.py')} out_dir={folder}"
     with refuse_damage(path, command):
-        # weights_only: a stranger's file can bring numbers, but no code
+        # weights_only: a file from the internet may hold numbers, but no code to run
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if saved['format'] != FORMAT:
             raise ValueError(f"its format is {saved['format']}, not {FORMAT}")
@@ -849,45 +839,39 @@ def load_checkpoint(path, device='cpu', mmap=False):
 
 def load_model(path, device='cpu'):
     """-> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The
-    weights are held once: the model is built without any and takes the checkpoint's. Exits with
-    one line where weights, shape and tokenizer do not fit together."""
+    weights are in memory once: the model is built without any and takes the checkpoint's."""
     saved = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows locks a mapped file
     with refuse_damage(path, 'train.py'):
         model = build_on_meta(GPTConfig(**saved['config']))  # no numbers yet
-        model.load_state_dict(saved['model'], assign=True)
+        model.load_state_dict(saved['model'], assign=True)  # takes the tensors, copies nothing
         if model.config.tie_weights:
-            model.head.weight = model.wte.weight  # assign=True has untied them
+            model.head.weight = model.wte.weight  # two tensors since assign=True
         return model.float().to(device), Tokenizer.from_dict(saved['tokenizer']), saved
 
 def load_optimizers(optimizers, states, path):
-    """Load saved states; the rates and the like stay as this run was given them. Where train.py
-    parallel=fsdp has sharded the parameters, each process takes its part."""
+    """Load saved states, but keep the learning rates and the like that this run was given. Where
+    the parameters are sharded, each process takes its part."""
     if len(optimizers) != len(states):
         sys.exit(f"{path} was written with another optimizer: leave optimizer= out")
     for optimizer, saved in zip(optimizers, states):
         params = sum((group['params'] for group in optimizer.param_groups), [])
         for i, state in saved['state'].items():
             for name, value in state.items():
-                if value.shape == params[i].shape:
+                if value.shape == params[i].shape:  # AdamW's 'step' is one number
                     state[name] = shard_like(value, params[i])
-        given = [dict(group) for group in optimizer.param_groups]
-        optimizer.load_state_dict(saved)  # takes the saved rates as well
-        for group, hyperparameters in zip(optimizer.param_groups, given):
-            group.update(hyperparameters)
+        given = optimizer.state_dict()['param_groups']
+        optimizer.load_state_dict({'state': saved['state'], 'param_groups': given})
 
-# --------------------------------------------------------------------------------------------------
-# 7. A run: what every training script needs beside its loop
-
+# -------- 7. A run: what every training script needs beside its loop --------
 def has_bfloat16(device_type):
-    """Whether a 'cpu', 'cuda' or 'mps' multiplies bfloat16 natively; elsewhere it is slow."""
-    if device_type == 'cuda':
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    has_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device_type == 'cpu' and has_cpu
+    """Whether this machine's 'cpu' or 'cuda' computes in bfloat16 itself; elsewhere it is slow."""
+    if device_type == 'cpu':
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device_type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
 def resolve_device(device='auto', dtype='auto', save_memory=False):
-    """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: this machine's best. Exits
-    with status 2 for a device that is not there. save_memory: see keep_freed_memory()."""
+    """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: the best of this machine.
+    save_memory: see keep_freed_memory()."""
     if device == 'auto':
         device = 'cpu'
         if torch.cuda.is_available():
@@ -896,7 +880,7 @@ def resolve_device(device='auto', dtype='auto', save_memory=False):
             device = 'mps'  # not for several processes: they could not exchange gradients
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # unknown, or not in this machine, or not in this torch
+    except (RuntimeError, AssertionError):  # no such device here, or a torch without it
         usage(f"device={device} is not on this machine: expected auto, cpu, cuda, cuda:1 or mps")
     device_type = device.partition(':')[0]
     if dtype == 'auto' and has_bfloat16(device_type):
@@ -908,8 +892,8 @@ def resolve_device(device='auto', dtype='auto', save_memory=False):
     return device, dtype
 
 def stop_when_asked(ddp=False):
-    """Ctrl-C and kill end a run after its step: returns a list, empty until one of them comes. A
-    second Ctrl-C stops at once (but with several processes: torchrun sends signals twice)."""
+    """Ctrl-C and kill end a run after its step. Returns a list, which is empty until one of them
+    comes. A second Ctrl-C stops at once (not under torchrun, which sends signals twice)."""
     asked = []
     def receive(number, frame):
         asked.append(number)
@@ -925,8 +909,8 @@ def stop_at_once():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 def lock_folder(folder):
-    """Nobody else may write to this folder: a second run waits ten seconds and ends in one line. ->
-    the open lock file. Closing it gives the lock back; so does the end of the process."""
+    """Lock a folder: a second run there waits ten seconds and ends in one line. Returns the open
+    lock file. Closing it gives the lock back; so does the end of the process."""
     file = open(os.path.join(folder, '.lock'), 'w')
     for _ in range(100):
         try:
@@ -957,19 +941,19 @@ def set_aside(folder):
 
 @dataclass
 class Log:
-    """What a run reports and remembers: a line per evaluation and per log_interval steps, the same
-    in out_dir/log.csv, and the best validation loss. It ends a run whose loss is not finite. A new
-    run (step 0) sets an earlier one aside; one that goes on drops the rows after its last save,
-    which come again. Of several processes only the master prints and writes; all may call."""
+    """Prints a line per evaluation and per log_interval steps, writes the same to out_dir/log.csv,
+    and remembers the best validation loss. A loss that is not finite ends the run. A new run (from
+    step 0) sets an earlier one aside; a resumed run drops the rows after its last save, which come
+    again. Of several processes all may call, and only the master prints and writes."""
     out_dir: str
     step: int                   # where this run begins
     max_iters: int
     log_interval: int           # steps between lines
-    per_step: int               # what a step computes, for the speed: so many …
-    unit: str = 'tokens'        # … of these
-    columns: tuple = ()         # more numbers for log.csv
+    per_step: int               # tokens in a step, for the speed …
+    unit: str = 'tokens'        # … or whatever else is counted
+    columns: tuple = ()         # names of more columns for log.csv
     best: float = math.inf      # the best validation loss so far
-    peak: float = 0.0           # units per second that the hardware could do at most, if known
+    peak: float = 0.0           # the most units per second that the hardware can do, if known
     master_process: bool = True
 
     def __post_init__(self):
@@ -1005,7 +989,7 @@ class Log:
         return is_best
 
     def restart_clock(self):
-        """What came since the last step, evaluating and saving, does not count in the speed."""
+        """Leave out of the speed what came since the last step: evaluating and saving."""
         self.clock = time.perf_counter()
 
     def training(self, step, loss, grad_norm, lr, last=False, **metrics):
@@ -1015,7 +999,7 @@ class Log:
         for name, value in {'loss': loss, 'seconds': now - self.clock, **metrics}.items():
             self.pending[name].append(value)
         self.clock = now
-        if step % self.log_interval and step < self.max_iters and not last:
+        if step % self.log_interval != 0 and step < self.max_iters and not last:
             return
         means = {name: float(sum(values) / len(values)) for name, values in self.pending.items()}
         self.pending.clear()
@@ -1049,18 +1033,15 @@ class Log:
             self.file.close()
             self.lock.close()
 
-# --------------------------------------------------------------------------------------------------
-# 8. Fast paths: what exists for speed or memory alone. Each says what it equals and what it saves
+# -------- 8. Fast paths: each says what it equals and what it saves --------
 
-# the largest temporary tensor of a loss, in elements: 64 MB of float32, and 1 GB on a GPU, where
-# small products are slow
+# the most logits at a time: 64 MB of float32, and 1 GB on a GPU, where small products are slow
 MAX_CHUNK_ELEMENTS = {'cpu': 2**24, 'mps': 2**24, 'cuda': 2**28}
 
 def chunked_cross_entropy(x, targets, head, vocab_size):
     """Equals F.cross_entropy(head(x), targets, reduction='sum') for x (N, C) and targets (N,), but
     computes the logits of some rows at a time. For GPT-2, 2,048 rows of 50,257 logits would take
-    400 MB, several times over. (torch's own F.linear_cross_entropy took 1.6 times as long in
-    float32 on a CPU.)"""
+    400 MB, several times. (F.linear_cross_entropy takes 1.6 times as long in float32 on a CPU.)"""
     rows = max(1, MAX_CHUNK_ELEMENTS[x.device.type] // vocab_size)  # at a time
     if len(x) > rows and isinstance(head, nn.Linear):
         return ChunkedCrossEntropy.apply(x, head.weight, targets, vocab_size, rows)
@@ -1068,8 +1049,8 @@ def chunked_cross_entropy(x, targets, head, vocab_size):
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """The gradient of the loss with respect to the logits is softmax(logits), less 1 at the target.
-    So the forward pass turns the logits of each chunk, in place, into that, and then into the
-    gradients of x and weight, where training needs them. No logits are kept."""
+    So the forward pass can compute the gradients of x and weight at once, chunk by chunk, in the
+    memory of the logits, and backward() only hands them out. No logits are kept."""
     @staticmethod
     def forward(ctx, x, weight, targets, vocab_size, rows):
         dtype = x.dtype
@@ -1082,7 +1063,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for i in range(0, len(x), rows):
             h = x[i:i + rows].to(dtype)
             target = targets[i:i + rows, None]
-            counts = target >= 0  # -100 does not
+            counts = target >= 0  # a target of -100 does not count
             target = target.clamp(min=0)
             logits = (h @ w.T).float()
             logits[:, vocab_size:] = float('-inf')  # the padding never occurs
@@ -1108,21 +1089,21 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return dx.mul_(grad_output), dw, None, None, None
 
 class SkipInit(TorchFunctionMode):
-    """Within it, the functions of torch.nn.init leave their tensor as it is. On the meta device
-    they would do nothing either, but only after importing torch's compiler, which takes seconds."""
+    """`with SkipInit():` torch.nn.init does nothing. On the meta device it has nothing to do, but
+    imports torch's compiler first, which takes a second."""
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, '__module__', '') == 'torch.nn.init':
             return kwargs['tensor']
         return function(*args, **(kwargs or {}))
 
 def build_on_meta(config):
-    """The model with all shapes and no numbers (torch's "meta" device): no memory, no time."""
+    """The model with all its shapes and no numbers (torch's "meta" device), for loading."""
     with torch.device('meta'), SkipInit():
         return build_model(config)
 
 def keep_freed_memory(save_memory=False):
-    """On Linux, tell glibc to keep what was freed. Otherwise it returns large blocks to the kernel,
-    and the next malloc() gets them back zeroed, page by page: the same megabytes at every step.
+    """On Linux, tell glibc to keep freed memory for the next step. Otherwise it gives large blocks
+    to the kernel, and each malloc() waits until the kernel has zeroed them again, page by page.
     save_memory: keep only blocks below 2 MB, because kept large ones leave holes behind."""
     if sys.platform == 'linux':
         libc = ctypes.CDLL(None)

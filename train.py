@@ -33,7 +33,7 @@ norm = 'rmsnorm'        # rmsnorm | layernorm
 mlp = 'swiglu'          # swiglu | gelu
 qk_norm = True          # normalise queries and keys: stable at high learning rates
 bias = False            # biases in linear layers and layer norms
-tie_weights = False     # one matrix for reading tokens in and for predicting them
+tie_weights = False     # the embedding and the head share one matrix
 dropout = 0.0           # 0 for pretraining; 0.1 and more where the same text is read many times
 # how much
 batch_size = 8                   # sequences computed at once: halve it when memory runs out, and …
@@ -58,9 +58,9 @@ log_interval = 20           # steps between lines
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; weights are float32
-parallel = 'ddp'            # ddp | zero | fsdp: split the batch; and the optimizer; and the weights
+parallel = 'ddp'            # ddp | zero | fsdp: split the batch; also optimizer; also weights
 cpu_offload = False         # with fsdp: keep the shards in CPU memory
-activation_checkpointing = False  # compute layers twice: a third more time for much less memory
+activation_checkpointing = False  # compute layers again in backward: slower by 1/3, less memory
 compile = False             # fuse the model's operations with torch.compile: slow start, then fast
 seed = 1337
 given = configure(globals())
@@ -83,24 +83,24 @@ PEAK_FLOPS = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 9
               'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'T4': 65e12}
 
 def windows(ids, starts, block_size):
-    """Windows of a text from these starts -> (N, block_size + 1)."""
+    """The N windows of a text that begin at these positions -> (N, block_size + 1)."""
     rows = np.stack([ids[i:i + block_size + 1] for i in starts])
     return torch.from_numpy(rows.astype(np.int64))
 
 def mask_tokens(x, noise, tokenizer):
-    """BERT's exercise (Devlin et al. 2018, 3.1). Of the tokens x (B, T), 15 % are to be predicted.
-    Of those, 80 % turn into <|pad|> (our [MASK]), 10 % into any token, and 10 % stay, so that the
-    model must predict every token. noise (3, B, T), uniform in [0, 1), decides. Returns the new x,
-    and the targets y: -100 where nothing is to be predicted."""
-    chosen, how, which = torch.from_numpy(noise)
-    chosen = chosen < 0.15
-    other = (which * (tokenizer.vocab_size - len(tokenizer.special))).long()
-    masked = torch.where(how < 0.8, tokenizer.pad, torch.where(how < 0.9, other, x))
+    """BERT's exercise (Devlin et al. 2018, 3.1): predict 15 % of the tokens x (B, T). 80 % of these
+    become <|pad|> (our [MASK]), 10 % a random token, and 10 % stay, so that the model must predict
+    every token. noise (3, B, T), uniform in [0, 1), decides. -> the new x, and targets or -100."""
+    noise = torch.from_numpy(noise)
+    chosen = noise[0] < 0.15
+    random_token = (noise[2] * (tokenizer.vocab_size - len(tokenizer.special))).long()
+    masked = torch.where(noise[1] < 0.9, random_token, x)
+    masked = torch.where(noise[1] < 0.8, tokenizer.pad, masked)
     return torch.where(chosen, masked, x), torch.where(chosen, x, -100)
 
 def full_state_dict(state):
     """A state_dict whose sharded tensors (parallel=zero, fsdp) are put together again. Every
-    process must call this; the master, which saves, keeps them."""
+    process must call this; only the master, which saves, keeps them."""
     if isinstance(state, dict):
         return {name: full_state_dict(value) for name, value in state.items()}
     if not hasattr(state, 'full_tensor'):
@@ -122,15 +122,15 @@ def plot(folder):
     axes.figure.savefig(f"{folder}/loss.png")
 
 if __name__ == '__main__':
-    # 1. processes: torchrun starts several and tells each who it is; alone, we are the only one
+    # 1. processes: torchrun starts several and tells each its number, RANK; without it, one
     ddp = 'RANK' in os.environ
     rank, world_size = 0, 1
     if ddp:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))  # from now on, 'cuda' is this one
-        store, rank, world_size = next(rendezvous('env://'))
-        if world_size == int(os.environ['LOCAL_WORLD_SIZE']):
-            # the store outlives a restart (torchrun --max-restarts), and so would stale addresses
+        store, rank, world_size = next(rendezvous('env://'))  # store: their table of addresses
+        if world_size == int(os.environ['LOCAL_WORLD_SIZE']):  # all on one machine
+            # torchrun --max-restarts keeps the store: a restarted process must not read old ones
             store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', ''), store)
         dist.init_process_group(store=store, rank=rank, world_size=world_size)
     master_process = rank == 0  # the one that prints and saves
@@ -147,16 +147,16 @@ if __name__ == '__main__':
             usage(f"{source} was not written by train.py: start from it by init_from={out_dir}")
         if resuming:
             resume(globals(), given, saved['settings'], 'dataset optimizer')
-        shape = {**saved['config'], 'objective': 'clm' if saved['config']['causal'] else 'mlm'}
-        free = {'dropout'}  # this run may have its own
-        if not resuming and shape['position'] != 'learned':
-            free.add('block_size')  # it may grow
-        resume(globals(), given, shape, ' '.join(shape.keys() - free))
-    if ddp:  # the master decides where to begin; the others must have found the same
+        model_args = {**saved['config'], 'objective': 'clm' if saved['config']['causal'] else 'mlm'}
+        overridable = {'dropout'}
+        if not resuming and model_args['position'] != 'learned':
+            overridable.add('block_size')  # without a table of positions, it may grow
+        resume(globals(), given, model_args, ' '.join(model_args.keys() - overridable))
+    if ddp:  # all processes must have found the same checkpoint as process 0
         found = saved['step'] if resuming else -1
-        begin = torch.tensor(found)
-        dist.broadcast(begin, src=0)
-        if begin != found:
+        found_by_0 = torch.tensor(found)
+        dist.broadcast(found_by_0, src=0)
+        if found_by_0 != found:
             sys.exit(f"process {rank} finds another {resume_path} than process 0: share {out_dir}")
     expect(globals(), 'n_layer n_head n_embd block_size batch_size gradient_accumulation_steps '
                       'eval_interval eval_iters log_interval', least=1)
@@ -207,8 +207,8 @@ if __name__ == '__main__':
         if saved:
             config = replace(saved_model.config, dropout=dropout, block_size=block_size)
         else:
-            shape = {f.name: settings[f.name] for f in fields(GPTConfig) if f.name in settings}
-            config = GPTConfig(vocab_size=tokenizer.vocab_size, causal=objective == 'clm', **shape)
+            args = {f.name: settings[f.name] for f in fields(GPTConfig) if f.name in settings}
+            config = GPTConfig(vocab_size=tokenizer.vocab_size, causal=objective == 'clm', **args)
     except ValueError as e:
         usage(str(e))
     model = build_model(config)
@@ -220,8 +220,8 @@ if __name__ == '__main__':
     if not sharded:
         model.to(device)
     else:
-        # Each process keeps a part of every matrix (Rajbhandari et al. 2020). A layer is put together
-        # when it computes; zero keeps it until the backward pass, fsdp frees it and gets it again
+        # Each process stores a part of every matrix (Rajbhandari et al. 2020). A layer's parts are
+        # gathered when it computes. zero keeps them until backward; fsdp gathers them again there
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
         from torch.distributed.tensor import init_device_mesh
         mesh = init_device_mesh(device_type, (world_size,))
@@ -229,9 +229,9 @@ if __name__ == '__main__':
         for layer in [*getattr(model, 'blocks', []), model]:
             fully_shard(layer, mesh=mesh, reshard_after_forward=parallel == 'fsdp',
                         offload_policy=offload)
-    run = torch.compile(model) if compile else model
+    train_model = torch.compile(model) if compile else model  # the same weights as model
     if ddp and not sharded:
-        run = DistributedDataParallel(run, gradient_as_bucket_view=True)
+        train_model = DistributedDataParallel(train_model, gradient_as_bucket_view=True)
 
     # 6. the optimizers
     optimizers = configure_optimizers(model, optimizer, learning_rate, muon_learning_rate,
@@ -255,8 +255,8 @@ if __name__ == '__main__':
 
     # 7. what this will cost, and where it goes
     n_params = sum(p.numel() for p in model.parameters())
-    # a weight multiplies once forward and twice backward, 2 FLOPs each; attention adds QKᵀ and AV
-    # (Chowdhery et al. 2022, appendix B). Tables are looked up, not multiplied
+    # a weight multiplies once forward and twice backward, 2 FLOPs each; attention adds QKᵀ and
+    # AV (Chowdhery et al. 2022, appendix B). Embeddings are looked up, not multiplied
     tables = ('wpe', 'table') if tie_weights else ('wte', 'wpe', 'table')
     flops_per_token = sum(6 * p.numel() for name, p in model.named_parameters()
                           if not name.startswith(tables))
@@ -334,9 +334,9 @@ if __name__ == '__main__':
             if sharded:
                 model.set_requires_gradient_sync(last)
             elif ddp:
-                run.require_backward_grad_sync = last
+                train_model.require_backward_grad_sync = last
             with autocast:
-                loss = run(x[i:i + batch_size].to(device), y[i:i + batch_size].to(device))
+                loss = train_model(x[i:i + batch_size].to(device), y[i:i + batch_size].to(device))
                 loss = loss / n_targets
             # * world_size: gradients are averaged over processes, and we want their sum
             scaler.scale(loss * world_size).backward()
@@ -361,7 +361,7 @@ if __name__ == '__main__':
         val_loss = evaluate(ids, 0)
         print0(f"validation loss over {len(ids):,} tokens: {val_loss:.4f}, perplexity "
                f"{math.exp(min(val_loss, 700)):.2f}")
-        if master_process and objective == 'clm' and tokenizer.kind != 'word':  # words lose text
+        if master_process and objective == 'clm' and tokenizer.kind != 'word':  # <unk> is no text
             text = tokenizer.decode([i for i in ids.tolist() if i != tokenizer.eot]).encode()
             bits = {'gzip': 8 * len(gzip.compress(text))}
             with suppress(ImportError):  # some Pythons are built without it
