@@ -233,6 +233,7 @@ def records(path):
             return list(json.load(lines))
         except (ValueError, TypeError, RecursionError) as e:
             sys.exit(f"{path}: expected a list in JSON ({e})")
+    csv.field_size_limit(2**31 - 1)  # by default, a text of 131,073 characters is an error
     options = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if suffix == 'tsv' else {}
     rows = csv.DictReader(lines, **options)
     names = [name.strip().lower() for name in rows.fieldnames or []]

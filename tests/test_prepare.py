@@ -320,6 +320,7 @@ GOOD = json.dumps({'prompt': 'u', 'completion': 'a'}) + '\n'
     ('a.jsonl', GOOD + '{"prompt": "u"}\n', ['line 2', "'completion'"]), ('a.jsonl', '[' * 200_000, ['line 1']),
     ('a.csv', '', ['too little']), ('a.csv', 'x,y\nz,w\n', ['line 2', "'x': 'z'"]),
     ('a.csv', 'text,label\nx,y\nhello, friend,ham\n', ['line 3', 'more columns']),
+    ('a.csv', 'text,label\n"no closing quote,ham\n' + 'x,ham\n' * 30_000, ['line 2', 'a text and its label']),
     ('a.tsv', 'text\tlabel\nx\ty\nz\n', ['line 3', 'a text and its label']), ('a.jsonl', GOOD, ['left for train']),
     ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', ["label 'b' occurs only in validation"])])
 def test_files_that_cannot_be_used(run, tmp_path, name, content, words):
