@@ -807,14 +807,11 @@ def replace_folder(folder):
     there is there. Exits with one line where `folder` holds what prepare.py has not written."""
     folder = os.path.realpath(folder)
     hidden = os.path.join(os.path.dirname(folder), '.' + os.path.basename(folder))
-    old, new = f'{hidden}.old', f'{hidden}.{os.getpid()}.tmp'
-
-    def mend():  # after a stop between the two renames below
-        if os.path.exists(old) and not os.path.exists(folder):
-            os.rename(old, folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-    mend()
+    old = f'{hidden}.old'
+    new = f'{hidden}.{os.getpid()}.tmp'
+    if os.path.exists(old) and not os.path.exists(folder):  # after a stop between the two renames
+        os.rename(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
     if os.path.exists(folder):
         for name in os.listdir(folder):
             if not re.fullmatch(r'(train|val)\.(bin|jsonl|npz)|meta\.json|\.DS_Store', name):
@@ -829,9 +826,9 @@ def replace_folder(folder):
         if os.path.exists(folder):
             os.rename(folder, old)
         os.rename(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        mend()
 
 if __name__ == '__main__':
     # 1. settings that cannot be
