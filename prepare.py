@@ -446,16 +446,6 @@ def split_tenths(examples):
         pairs[-1] = ('val', examples[-1])
     return pairs
 
-def check_labels(pairs):
-    """Exits where a label cannot be learned; says how many texts have two."""
-    labels = {'train': set(), 'val': set()}
-    for split, e in pairs:
-        labels[split].add(e['label'])
-    for label in labels['val'] - labels['train']:
-        sys.exit(f"the label {label!r} occurs only in validation: give more of it")
-    twice = len(pairs) - len({e['text'] for _, e in pairs})
-    print(f"{twice:,} texts occur under two labels")
-
 # --------------------------------------------------------------------------------------------------
 # 5. Examples made up here. A skill draws one exercise: (its input, a question in one of several
 # wordings, the one right answer)
@@ -880,7 +870,12 @@ if __name__ == '__main__':
         kind, make = EXAMPLES[dataset]
         pairs = list(make(data_dir))
     if kind == 'labels':
-        check_labels(pairs)
+        in_training = {e['label'] for split, e in pairs if split == 'train'}
+        for _, e in pairs:
+            if e['label'] not in in_training:
+                sys.exit(f"the label {e['label']!r} occurs only in validation: give more of it")
+        twice = len(pairs) - len({e['text'] for _, e in pairs})
+        print(f"{twice:,} texts occur under two labels")
 
     # 4. write it, whole or not at all
     folder = os.path.join(data_dir, dataset)
