@@ -211,12 +211,10 @@ def python_files(data_dir):
     return text_files(glob.escape(root) + '/**/*.py', lambda path:
                       left_out & set(os.path.relpath(path, root).split(os.sep)))
 
-def shakespeare_files(data_dir):
-    """Karpathy's tiny Shakespeare: 40,000 lines, 1,115,394 characters, 65 of them distinct."""
-    return [download('shakespeare.txt', data_dir)]
-
-# to add a dataset of text, write a function that returns its files, and name it here
-TEXTS = {'python': python_files, 'shakespeare': shakespeare_files}
+# to add a dataset of text, write a function of data_dir that returns its files, and name it here.
+# Karpathy's tiny Shakespeare has 40,000 lines, 1,115,394 characters, 65 of them distinct
+TEXTS = {'python': python_files,
+         'shakespeare': lambda data_dir: [download('shakespeare.txt', data_dir)]}
 
 RECORDS = re.compile(r'.*\.(jsonl|json|csv|tsv)(\.gz)?')  # files that hold many examples
 COLUMNS = {'message': 'text', 'sentence': 'text', 'class': 'label'}  # other names in tables
