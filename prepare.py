@@ -805,9 +805,6 @@ def replace_folder(folder):
             if not re.fullmatch(r'(train|val)\.(bin|jsonl|npz)|meta\.json|\.DS_Store', name):
                 sys.exit(f"{folder} holds {name}, which prepare.py did not write: move it away, or "
                          "choose another dataset=")
-    for left in glob.glob(glob.escape(hidden) + '.*.tmp'):  # by a run that was killed
-        if time.time() - os.path.getmtime(left) > 86400:
-            shutil.rmtree(left)
     os.makedirs(new)
     try:
         yield new
