@@ -35,8 +35,7 @@ is for validation; of fewer than ten documents, the last tenth of each. All of i
 from configurator import configure, expect, nearest, usage
 
 dataset = 'python'  # python, shakespeare, instruct, preferences, hellaswag; with input=, any name
-input = ''          # a text file, a folder with all below it, or a glob; of .jsonl, the "text" of
-                    # each line; or examples, known by their keys; or a .npz of `images`
+input = ''          # a file, a folder or a glob: text, examples as above, or a .npz of `images`
 tokenizer = 'bpe'   # bpe, char, word, gpt2 (GPT-2's, downloaded), or the folder of a checkpoint
 vocab_size = 1024   # for bpe and word; larger: shorter text, but rarer tokens to learn
 skip_bad = False    # count bad lines of examples, show five, and go on without them
