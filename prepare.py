@@ -696,8 +696,8 @@ def import_tokenizer(text, eos):
         if tok.encode(__doc__) == core.encode(__doc__).ids:  # others have other ids or rules
             return tok
     special = [t.content for t in core.get_added_tokens_decoder().values() if t.special]
-    usual = [t for t in ('<|endoftext|>', '<|end_of_text|>', '</s>') if t in special]
-    end = usual[0] if usual else core.id_to_token(eos[0] if isinstance(eos, list) else eos)
+    ends = [t for t in ('<|endoftext|>', '<|end_of_text|>', '</s>') if t in special]
+    end = [*ends, core.id_to_token(eos[0] if isinstance(eos, list) else eos)][0]  # the first one
     return Tokenizer('hf', text, special=[end] + [name for name in special if name != end])
 
 def import_weights(weights, path):
@@ -824,7 +824,8 @@ if __name__ == '__main__':
         usage(f"dataset={dataset}: expected one of {', '.join(known)}{nearest(dataset, known)}; or "
               "input=PATH for your own")
     if input and (dataset == 'python' or not re.fullmatch(r'\w[\w.-]*', dataset)):
-        usage(f"dataset={dataset}: what is made of input= needs a plain name of its own, like dataset=mine")
+        usage(f"dataset={dataset}: what is made of input= needs a plain name of its own, like "
+              "dataset=mine")
     kinds = ['bpe', 'char', 'word', 'gpt2']
     if tokenizer not in kinds and not os.path.isdir(tokenizer):
         usage(f"tokenizer={tokenizer}: expected one of {', '.join(kinds)}, or a checkpoint's folder"
@@ -852,8 +853,8 @@ if __name__ == '__main__':
         kind = 'pictures'
         images, pairs = read_pictures(input)
     elif input:
-        made = os.path.realpath(data_dir) + os.sep  # what stands there is not read again
-        paths = text_files(input, lambda path: os.path.realpath(path).startswith(made))
+        own_data = os.path.realpath(data_dir) + os.sep  # what stands there is not read again
+        paths = text_files(input, lambda path: os.path.realpath(path).startswith(own_data))
         if all(map(RECORDS.fullmatch, paths)):
             kind = kind_of(next(checked(paths, dict, bad), {}))
         if kind != 'text':
