@@ -153,7 +153,7 @@ def show_embeddings(model, tokenizer, text):
 
 class Int8Linear(nn.Module):
     """A linear layer whose weights are whole numbers from -127 to 127 times one scale per output:
-    W ≈ scale * int8. A quarter of float32's bytes; each weight is off by half a scale at most."""
+    W ≈ scale * int8. A quarter of float32's bytes; each is off by half a scale at most."""
     def __init__(self, linear):
         super().__init__()
         w = linear.weight.data.float()
