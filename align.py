@@ -130,8 +130,7 @@ class Policy(nn.Module):
         return self.model.hidden(F.pad(x, (0, T - x.size(1))))[:, :x.size(1)]
 
     def rewards(self, x, last):
-        h = self.hidden(x)[torch.arange(len(x)), last]  # (B, C)
-        return self.head(h).float().squeeze(1)  # (B,)
+        return self.head(self.hidden(x)[torch.arange(len(x)), last]).float().squeeze(1)  # (B,)
 
     def forward(self, x, y):
         """For the N tokens that y (B, T) asks for: log p of each and the head's number there, both
@@ -245,7 +244,7 @@ def constitutional_pairs(examples, first, second):
     return pairs
 
 if __name__ == '__main__':
-    # 2. settings: those of the run that is resumed. (train.py's phase 1 is not needed here)
+    # 2. settings: those of the run that is resumed. (1., processes, is for train.py alone)
     resuming = init_from == 'resume'
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
     if resuming and not os.path.exists(source):
@@ -259,7 +258,7 @@ if __name__ == '__main__':
     if config.model_type != 'gpt' or not config.causal or 'labels' in saved or 'reward' in saved:
         sys.exit(f"{source} is no model that can answer: start from one that finetune.py made")
     expect(globals(), 'batch_size eval_interval log_interval ppo_epochs max_new_tokens', least=1)
-    expect(globals(), 'group_size', least=2)  # of one answer there is no standard deviation
+    expect(globals(), 'group_size', least=2)  # for a standard deviation
     expect(globals(), 'max_iters warmup_iters grad_clip seed', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
     learns_from_pairs = method in ('reward', 'dpo', 'constitution')  # else from its own answers
@@ -268,19 +267,17 @@ if __name__ == '__main__':
 
     # 3. the device
     device, dtype = resolve_device(device, dtype)
-    # float16's small gradients would vanish. And PPO learns from ratios of a few per cent; by as
-    # much, in bfloat16, log p of tokens one by one differs from log p computed all at once
+    # float16 would need train.py's GradScaler. bfloat16's rounding changes log p by a few per cent
+    # between sampling and training, and PPO's ratios are not larger
     if dtype == 'float16' or (settings['dtype'] == 'auto' and not learns_from_pairs):
         dtype = 'float32'
-    device_type = device.split(':')[0]
-    autocast = torch.autocast(device_type, dtype=getattr(torch, dtype), enabled=dtype != 'float32')
+    autocast = torch.autocast(device.split(':')[0], getattr(torch, dtype), dtype != 'float32')
 
     # 4. the data
     data = load_examples(os.path.join(data_dir, dataset))
-    needed = ['chosen'] if learns_from_pairs or reward == 'model' else ['chosen', 'answer']
-    for key in needed:
-        if key not in data['train'][0]:
-            sys.exit(f"{dataset} has no {key!r} in its lines: take reward=model, or other pairs")
+    needed = {'chosen'} if learns_from_pairs or reward == 'model' else {'chosen', 'answer'}
+    for key in needed - data['train'][0].keys():
+        sys.exit(f"{dataset} has no {key!r} in its lines: take reward=model, or other pairs")
     for split, examples in data.items():
         data[split] = encode_pairs(examples, tokenizer, config.block_size, max_new_tokens)
         print(f"{split}: {len(data[split]):,} of {len(examples):,} pairs fit into block_size")
@@ -288,7 +285,7 @@ if __name__ == '__main__':
 
     # 5. the models: the policy, the reference that it is compared with, and the reward model
     torch.manual_seed(seed)
-    policy = Policy(model).to(device).eval()  # for ever: dropout would make the ratio noisy
+    policy = Policy(model).to(device).eval()  # always: dropout would blur the ratio
     reference = copy.deepcopy(policy).requires_grad_(False)
     if resuming:
         policy.head.load_state_dict(saved['head'])
@@ -301,21 +298,20 @@ if __name__ == '__main__':
         reward_model = Policy(found_model).to(device).eval()
         reward_model.head.load_state_dict(found['reward'])
 
-    def answer(examples, number, by, temperature=1.0):
-        """sample() by a Policy. Each `number` stands for random numbers of its own."""
+    def answer(examples, number, by, temperature=1.0):  # number: of the random stream
         with autocast:
             return sample(by.model, examples, tokenizer, max_new_tokens,
                           ((seed << 32) + number) % 2**63, temperature)
 
     @torch.no_grad()
     def measure(by, temperature=1.0):
-        """A Policy's answers to held-out questions, with the same random numbers each time: means
-        of 'gold', the rule's reward; 'exact', how many are right where no secret is asked for;
-        'reward', the reward model's; and 'kl', KL(by || reference) in nats per answer."""
+        """Means over answers to held-out questions, drawn with the same random numbers each time:
+        'gold', the rule's reward; 'exact', the right ones where no secret is asked for; 'reward',
+        the reward model's; 'kl', KL(by || reference) in nats per answer."""
         gold, rewards, kl = [], [], 0.0
         for i in range(0, len(questions), batch_size):
             some = questions[i:i + batch_size]
-            rows, texts = answer(some, 2**31 + i, by, temperature)  # 2**31: not those of training
+            rows, texts = answer(some, 2**31 + i, by, temperature)  # no stream of training
             x, y, _ = collate(rows, device)
             with autocast:  # at each token, summed over the vocabulary
                 kl += F.kl_div(reference(x, y)[2], by(x, y)[2], log_target=True, reduction='sum')
@@ -333,12 +329,12 @@ if __name__ == '__main__':
 
     # 6. the pairs, where they are the model's own answers; their order; the optimizer
     if method == 'constitution':
-        own_pairs = []
-        for i in range(0, min(len(data['train']), 1000), batch_size):
-            some = data['train'][i:min(i + batch_size, 1000)]
+        prompts = data['train'][:1000]
+        data['train'] = []
+        for i in range(0, len(prompts), batch_size):
+            some = prompts[i:i + batch_size]
             first, second = [answer(some, 2 * i + k, reference) for k in (0, 1)]
-            own_pairs += constitutional_pairs(some, first, second)
-        data['train'] = own_pairs
+            data['train'] += constitutional_pairs(some, first, second)
     if not data['train'] or not questions:
         sys.exit("nothing is left to learn from: start from a model with a larger block_size")
     answers_each = group_size if method == 'grpo' else 1
@@ -396,8 +392,7 @@ if __name__ == '__main__':
             return kl_coef * metrics['kl'] - earned, metrics, {}
         columns = defaultdict(list)
         for i in range(0, len(data['val']), batch_size):
-            results = forward_pairs(data['val'][i:i + batch_size])
-            for name, value in results.items():
+            for name, value in forward_pairs(data['val'][i:i + batch_size]).items():
                 columns[name] += value.tolist()
         if method == 'reward':  # which kinds of worse answers it tells apart
             for pair, right in zip(data['val'], columns['accuracy']):
@@ -445,8 +440,8 @@ if __name__ == '__main__':
             if method == 'grpo':
                 advantages = group_advantages(rewards, group_size)[:, None] * learned
             else:
-                # every token pays for leaving the reference, by log p - log p_ref (k1), and the last
-                # one earns. note: as a reward, k3 would not have the gradient of the KL; k1 has it
+                # every token pays for leaving the reference, and the last one earns. note: as a
+                # reward, log p - log p_ref (k1) has the gradient of the KL; k3 would not have it
                 token_rewards = -kl_coef * (old_logp - ref_logp)
                 token_rewards[torch.arange(len(x)), last - 1] += rewards  # x[last] is y[last - 1]
                 advantages, returns = gae(token_rewards, values, learned)
