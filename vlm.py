@@ -507,7 +507,7 @@ if __name__ == '__main__':
     torch.manual_seed(seed)
     H, W, _ = data['val'][0].picture.shape
     if H % patch_size or W % patch_size or n_embd % (2 * n_head):
-        usage(f"{patch_size=} must divide {H} x {W} pixels, and 2 * {n_head=} must divide {n_embd=}")
+        usage(f"{patch_size=} must divide {H} x {W} pixels; 2 * {n_head=} must divide {n_embd=}")
     n_patches = (H // patch_size) * (W // patch_size)
     text_config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=n_patches + block_size,
                             n_layer=n_layer + (task != 'clip'), n_head=n_head, n_embd=n_embd)
