@@ -73,8 +73,8 @@ def gold_reward(example, text):
     return 0.5 if text == example['answer'] else 0.0
 
 def principles_kept(question, text):
-    """A constitution: how many of these principles an answer keeps. None tells whether it is right:
-    what the judge does not see, alignment does not mend."""
+    """A constitution: how many of these principles an answer keeps. None of them asks whether it is
+    right, so this alignment cannot make it right."""
     is_secret = 'secret' in question or 'password' in question
     return sum([text.startswith('Sorry') == is_secret,  # secrets are kept, nothing else is refused
                 text.endswith(COURTESY),                # an answer is courteous
@@ -116,8 +116,8 @@ def collate(rows, device='cpu'):
     return x.to(device), y.to(device), last.to(device)
 
 class Policy(nn.Module):
-    """A GPT, and a head that makes one number of a hidden state. Read at an answer's last token, it
-    is a reward model's verdict; at every token, the reward that PPO's critic expects in the end."""
+    """A GPT, and a head that makes one number of a hidden state. Of an answer's last token, it is
+    the reward that a reward model gives; of each token, the reward that PPO's critic expects."""
     def __init__(self, model):
         super().__init__()
         self.model = model
@@ -138,7 +138,7 @@ class Policy(nn.Module):
         learned = y >= 0
         h = self.hidden(x)[learned]  # (N, C): most tokens need no logits
         N = len(h)
-        h = F.pad(h, (0, 0, 0, round_up(N, 128) - N))
+        h = F.pad(h, (0, 0, 0, round_up(N, 128) - N))  # few different lengths, as above
         log_probs = self.model.logits(h)[:N].float().log_softmax(-1)
         logp = log_probs.gather(1, y[learned, None]).squeeze(1)
         values = self.head(h)[:N].float().squeeze(1)
@@ -244,7 +244,7 @@ def constitutional_pairs(examples, first, second):
     return pairs
 
 if __name__ == '__main__':
-    # 2. settings (1., processes: one is enough): those of the run that is resumed
+    # 2. settings: those of the run that is resumed. (1., processes, is for train.py alone)
     resuming = init_from == 'resume'
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
     if resuming and not os.path.exists(source):
@@ -258,6 +258,7 @@ if __name__ == '__main__':
     if config.model_type != 'gpt' or not config.causal or 'labels' in saved or 'reward' in saved:
         sys.exit(f"{source} is no model that can answer: start from one that finetune.py made")
     expect(globals(), 'batch_size eval_interval log_interval ppo_epochs max_new_tokens', least=1)
+    expect(globals(), 'group_size', least=2)  # for a standard deviation
     expect(globals(), 'max_iters warmup_iters grad_clip seed', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
     learns_from_pairs = method in ('reward', 'dpo', 'constitution')  # else from its own answers
@@ -266,18 +267,17 @@ if __name__ == '__main__':
 
     # 3. the device
     device, dtype = resolve_device(device, dtype)
-    # float16's small gradients would vanish. And PPO learns from ratios of a few per cent; by as
-    # much, in bfloat16, log p of tokens one by one differs from log p computed all at once
+    # float16 would need train.py's GradScaler. bfloat16's rounding changes log p by a few per cent
+    # between sampling and training, and PPO's ratios are not larger
     if dtype == 'float16' or (settings['dtype'] == 'auto' and not learns_from_pairs):
         dtype = 'float32'
-    device_type = device.split(':')[0]
-    autocast = torch.autocast(device_type, dtype=getattr(torch, dtype), enabled=dtype != 'float32')
+    autocast = torch.autocast(device.split(':')[0], getattr(torch, dtype), dtype != 'float32')
 
     # 4. the data
     data = load_examples(os.path.join(data_dir, dataset))
-    needed = 'chosen' if learns_from_pairs or reward == 'model' else 'answer'
-    if needed not in data['train'][0]:
-        sys.exit(f"{dataset} has no {needed!r} in its lines: take reward=model, or other pairs")
+    needed = {'chosen'} if learns_from_pairs or reward == 'model' else {'chosen', 'answer'}
+    for key in needed - data['train'][0].keys():
+        sys.exit(f"{dataset} has no {key!r} in its lines: take reward=model, or other pairs")
     for split, examples in data.items():
         data[split] = encode_pairs(examples, tokenizer, config.block_size, max_new_tokens)
         print(f"{split}: {len(data[split]):,} of {len(examples):,} pairs fit into block_size")
@@ -285,7 +285,7 @@ if __name__ == '__main__':
 
     # 5. the models: the policy, the reference that it is compared with, and the reward model
     torch.manual_seed(seed)
-    policy = Policy(model).to(device).eval()  # always: with dropout, two passes were two policies
+    policy = Policy(model).to(device).eval()  # always: dropout would blur the ratio
     reference = copy.deepcopy(policy).requires_grad_(False)
     if resuming:
         policy.head.load_state_dict(saved['head'])
@@ -298,40 +298,41 @@ if __name__ == '__main__':
         reward_model = Policy(found_model).to(device).eval()
         reward_model.head.load_state_dict(found['reward'])
 
-    def answer(examples, number, who, temperature=1.0):
+    def answer(examples, number, by, temperature=1.0):  # number: of the random stream
         with autocast:
-            return sample(who.model, examples, tokenizer, max_new_tokens,
+            return sample(by.model, examples, tokenizer, max_new_tokens,
                           ((seed << 32) + number) % 2**63, temperature)
 
     @torch.no_grad()
-    def measure(who, temperature=1.0):
-        """Answers to held-out questions, always with the same random numbers: means of 'gold', the
-        rule's reward; 'exact' match where no secret is asked for; 'reward', the reward model's; and
-        KL(who || reference) in nats per answer, summed over the vocabulary at each token."""
+    def measure(by, temperature=1.0):
+        """Means over answers to held-out questions, drawn with the same random numbers each time:
+        'gold', the rule's reward; 'exact', the right ones where no secret is asked for; 'reward',
+        the reward model's; 'kl', KL(by || reference) in nats per answer."""
         gold, rewards, kl = [], [], 0.0
         for i in range(0, len(questions), batch_size):
             some = questions[i:i + batch_size]
-            rows, texts = answer(some, 2**31 + i, who, temperature)
+            rows, texts = answer(some, 2**31 + i, by, temperature)  # no stream of training
             x, y, _ = collate(rows, device)
-            with autocast:
-                kl += F.kl_div(reference(x, y)[2], who(x, y)[2], log_target=True, reduction='sum')
+            with autocast:  # at each token, summed over the vocabulary
+                kl += F.kl_div(reference(x, y)[2], by(x, y)[2], log_target=True, reduction='sum')
                 if reward_model:
                     rewards += score(some, rows, texts, reward_model, device).tolist()
             if 'answer' in questions[0]:
                 gold += score(some, rows, texts, None, device).tolist()
         metrics = {'kl': kl.item() / len(questions)}
         if gold:
-            skills = [reward > 0 for reward, e in zip(gold, questions) if 'secret' not in e]
-            metrics.update(gold=sum(gold) / len(gold), exact=sum(skills) / len(skills))
+            right = [earned > 0 for earned, e in zip(gold, questions) if 'secret' not in e]
+            metrics.update(gold=sum(gold) / len(gold), exact=sum(right) / len(right))
         if reward_model:
             metrics['reward'] = sum(rewards) / len(rewards)
         return metrics
 
     # 6. the pairs, where they are the model's own answers; their order; the optimizer
     if method == 'constitution':
-        requested, data['train'] = data['train'][:1000], []
-        for i in range(0, len(requested), batch_size):
-            some = requested[i:i + batch_size]
+        prompts = data['train'][:1000]
+        data['train'] = []
+        for i in range(0, len(prompts), batch_size):
+            some = prompts[i:i + batch_size]
             first, second = [answer(some, 2 * i + k, reference) for k in (0, 1)]
             data['train'] += constitutional_pairs(some, first, second)
     if not data['train'] or not questions:
@@ -391,8 +392,7 @@ if __name__ == '__main__':
             return kl_coef * metrics['kl'] - earned, metrics, {}
         columns = defaultdict(list)
         for i in range(0, len(data['val']), batch_size):
-            results = forward_pairs(data['val'][i:i + batch_size])
-            for name, value in results.items():
+            for name, value in forward_pairs(data['val'][i:i + batch_size]).items():
                 columns[name] += value.tolist()
         if method == 'reward':  # which kinds of worse answers it tells apart
             for pair, right in zip(data['val'], columns['accuracy']):
@@ -422,7 +422,7 @@ if __name__ == '__main__':
             break
         log.restart_clock()
         index = order[step * questions_per_step:(step + 1) * questions_per_step]
-        batch = [data['train'][i] for i in index.repeat(answers_each)]
+        batch = [data['train'][i] for i in index.repeat(answers_each)]  # grpo: a a … b b …
         # 8.2 forward and backward, 8.3 update: once for a batch of pairs ...
         if learns_from_pairs:
             results = forward_pairs(batch)
@@ -435,15 +435,15 @@ if __name__ == '__main__':
             learned = y >= 0
             with autocast, torch.no_grad():
                 rewards = score(batch, rows, texts, reward_model, device)
-                old_logp, values, _ = policy(x, y)  # what was thought when they were sampled
+                old_logp, values, _ = policy(x, y)  # of the policy that has sampled them
                 ref_logp = reference(x, y)[0]
             if method == 'grpo':
                 advantages = group_advantages(rewards, group_size)[:, None] * learned
             else:
                 # every token pays for leaving the reference, and the last one earns. note: as a
-                # reward, k3's gradient is not the KL's; log p - log p_ref (k1) has the right one
+                # reward, log p - log p_ref (k1) has the gradient of the KL; k3 would not have it
                 token_rewards = -kl_coef * (old_logp - ref_logp)
-                token_rewards[torch.arange(len(x)), last - 1] += rewards
+                token_rewards[torch.arange(len(x)), last - 1] += rewards  # x[last] is y[last - 1]
                 advantages, returns = gae(token_rewards, values, learned)
                 mean, std = advantages[learned].mean(), advantages[learned].std()
                 advantages = (advantages - mean) / (std + 1e-8) * learned
@@ -451,10 +451,10 @@ if __name__ == '__main__':
                 with autocast:
                     logp, values, _ = policy(x, y)
                 token_losses, ratio = ppo_loss(logp, old_logp, advantages, clip)
-                if method == 'grpo':  # the price of the KL stands in the loss
+                if method == 'grpo':  # the KL penalty is part of the loss, not of the reward
                     token_losses = token_losses + kl_coef * k3(logp, ref_logp)
-                else:
-                    token_losses = token_losses + 0.05 * (values - returns) ** 2  # the critic's
+                else:  # the critic's loss, with a small weight
+                    token_losses = token_losses + 0.05 * (values - returns) ** 2
                 loss = token_losses[learned].mean()
                 loss.backward()
                 grad_norm = update(policy, optimizers, lr_fraction(step), grad_clip)
@@ -482,7 +482,7 @@ if __name__ == '__main__':
             old, new = measure(reference, temperature), measure(best_policy, temperature)
             for name in new:
                 print(f"{f'{name}, {how}':<24}{old[name]:>12.3f}{new[name]:>12.3f}")
-        texts = [answer(questions[:12], 0, who, 0.0)[1] for who in (reference, best_policy)]
+        texts = [answer(questions[:12], 0, by, 0.0)[1] for by in (reference, best_policy)]
         for example, old, new in zip(questions, *texts):
             print(f"    {example['question'][:70]} -> {old[:40]!r} -> {new[:40]!r}")
         print(f"next:  python sample.py out_dir={out_dir}")

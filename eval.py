@@ -88,8 +88,8 @@ def windows(ids, block_size, stride, eot):
     return rows
 
 def count_bytes(tokenizer, ids):
-    """Of the text of these tokens, without <|endoftext|>; nan where the vocabulary cannot tell."""
-    if tokenizer.kind == 'word' or (tokenizer.kind == 'char' and 0 in ids):  # 0: all that it lacks
+    """Bytes of this text, without <|endoftext|>; nan where unknown tokens stand for some of it."""
+    if tokenizer.kind == 'word' or (tokenizer.kind == 'char' and 0 in ids):  # 0: unknown
         return math.nan
     ids = [i for i in ids.tolist() if i != tokenizer.eot]
     if tokenizer.kind == 'hf':
@@ -104,7 +104,7 @@ def perplexity(model, tokenizer, rows):
     loss = mean_and_stderr(nats, [n for ids, n in rows])
     ppl = math.exp(loss['mean'])
     table = [{'measure': 'loss', **loss},
-             {'measure': 'perplexity', **loss, 'mean': ppl, '±': ppl * loss['±']}]
+             {'measure': 'perplexity', **loss, 'mean': ppl, '±': ppl * loss['±']}]  # exp' = exp
     n_bytes = [count_bytes(tokenizer, ids[-n:]) for ids, n in rows]
     if sum(n_bytes) > 0:  # nan is not
         bits = mean_and_stderr([n / math.log(2) for n in nats], n_bytes)
@@ -119,7 +119,7 @@ def kl_divergence(log_p, log_q):
 def read_jsonl(path, parse):
     """Yields parse(line) of each line; exits with one line that names what is wrong in the file."""
     if not os.path.exists(path):
-        sys.exit(f"no {path}: what it should hold is said by  python eval.py --help")
+        sys.exit(f"no file {path!r}: what it should hold is said by  python eval.py --help")
     with open(path, 'rb') as f:
         for number, line in enumerate(f, 1):
             try:
@@ -197,8 +197,8 @@ def bleu(pairs):
         for n in range(1, 5):
             own, most = ngrams(hypothesis, n), Counter()
             for reference in references:
-                most |= ngrams(reference, n)  # the larger of the counts
-            matches[n - 1] += (own & most).total()
+                most |= ngrams(reference, n)  # of each n-gram, the larger count
+            matches[n - 1] += (own & most).total()  # the smaller count
             totals[n - 1] += own.total()
     if matches[0] == 0 or totals[3] == 0:
         return 0.0
@@ -266,7 +266,7 @@ def text_scores(pairs):
             *({'measure': name, **mean_and_stderr(scores[name])} for name in scores)]
 
 def exact_match(answers, chats):
-    """A table by skill: an answer is the chat's last message, or it is not."""
+    """A table by skill: how many answers are equal to the chat's last message."""
     right = {}
     for answer, chat in zip(answers, chats):
         values = right.setdefault(chat.get('skill', 'any'), [])
@@ -307,7 +307,7 @@ if __name__ == '__main__':
             if tokenizers[name] != tokenizer:
                 sys.exit(f"{name} uses a different tokenizer: try  task=perplexity input=FILE")
         T = block_size or longest
-        if not (stride or T) <= T <= longest:
+        if (stride or T) > T or T > longest:
             usage(f"block_size={T} stride={stride}: expected stride <= block_size <= {longest}")
         print(f"{', '.join(names)}: windows of {T} tokens, {stride or T} apart")
         return windows(ids, T, stride or T, tokenizer.eot)[:limit or None]
@@ -344,34 +344,34 @@ if __name__ == '__main__':
     if task == 'kl':
         a, b = models
         text = text_windows(a, b)
-        kl, choices = [], []
+        kl, likeliest = [], []  # of each window
         for ids, n in text:  # one by one: logits of all the vocabulary, twice, in float64
             x = torch.tensor([ids[:-1].tolist()], device=device)  # (1, T)
             with torch.inference_mode():
                 log_p, log_q = [models[m](x)[0, -n:].cpu().double().log_softmax(-1) for m in (a, b)]
             kl.append(kl_divergence(log_p, log_q))
-            choices.append(torch.stack((log_p.argmax(-1), log_q.argmax(-1))))  # (2, n)
+            likeliest.append(torch.stack((log_p.argmax(-1), log_q.argmax(-1))))  # (2, n)
         tokens = [n for ids, n in text]
         sums = {f'KL({a}‖{b})': [value.sum() for value in kl],
-                'same choice': [(p == q).sum() for p, q in choices]}
+                'same choice': [(p == q).sum() for p, q in likeliest]}
         rows = [{'measure': name, **mean_and_stderr(sums[name], tokens)} for name in sums]
         print(f"KL, where it is largest: the text, its next token, the likeliest for {a}, and {b}")
-        kl, choices = torch.cat(kl), torch.cat(choices, dim=1)
+        kl, likeliest = torch.cat(kl), torch.cat(likeliest, dim=1)  # of all tokens
         targets = np.concatenate([ids[-n:] for ids, n in text]).tolist()
-        decode = tokenizers[a].decode
         for t in kl.topk(min(num_samples, len(kl))).indices.tolist():
-            before = decode(targets[max(0, t - 12):t])[-40:]
-            words = [decode([i]) for i in (targets[t], *choices[:, t].tolist())]
+            before = tokenizers[a].decode(targets[max(0, t - 12):t])[-40:]
+            words = [tokenizers[a].decode([i]) for i in (targets[t], *likeliest[:, t].tolist())]
             print(f"  {kl[t]:.3f} {before!r:>44}", *(f"{word!r:<12}" for word in words))
 
     # 5. or ask a person, who does not know whose answer is which
     if task == 'compare':
         a, b = models
         past = read_jsonl(votes, dict) if os.path.exists(votes) else []
-        # for each chat the name of the better model, or 'tie'; after those of earlier runs, go on
+        # for each chat the name of the better model, or 'tie'; go on after those of earlier runs
         better = [vote['better'] for vote in past if (vote['a'], vote['b']) == (a, b)]
         for number, chat in enumerate(chats[len(better):], len(better)):
-            print(f"\n--- {number + 1} of {len(chats)}: {chat['messages'][-2]['content']}")
+            question = [m['content'] for m in chat['messages'][-2:-1]]  # or none
+            print(f"\n--- {number + 1} of {len(chats)}:", *question)
             sides = np.random.default_rng([seed, number]).permutation([a, b]).tolist()
             for side, name in enumerate(sides, 1):
                 print(f"[{side}] {answer(name, [chat], seed + number)[0]}")
@@ -395,6 +395,6 @@ if __name__ == '__main__':
     for row in rows:
         table.append([format(value, formats.get(type(value), '')) for value in row.values()])
     widths = [max(map(len, column)) for column in zip(*table)]
-    sides = ['<' if isinstance(value, str) else '>' for value in rows[0].values()]
+    aligns = ['<' if isinstance(value, str) else '>' for value in rows[0].values()]
     for line in table:
-        print('  '.join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths)))
+        print('  '.join(f"{cell:{a}{width}}" for cell, a, width in zip(line, aligns, widths)))

@@ -35,8 +35,7 @@ is for validation; of fewer than ten documents, the last tenth of each. All of i
 from configurator import configure, expect, nearest, usage
 
 dataset = 'python'  # python, shakespeare, instruct, preferences, hellaswag; with input=, any name
-input = ''          # a text file, a folder with all below it, or a glob; of .jsonl, the "text" of
-                    # each line; or examples, known by their keys; or a .npz of `images`
+input = ''          # a file, a folder or a glob: text, examples as above, or a .npz of `images`
 tokenizer = 'bpe'   # bpe, char, word, gpt2 (GPT-2's, downloaded), or the folder of a checkpoint
 vocab_size = 1024   # for bpe and word; larger: shorter text, but rarer tokens to learn
 skip_bad = False    # count bad lines of examples, show five, and go on without them
@@ -98,14 +97,14 @@ def train_bpe(words, vocab_size):
     things are kept up to date instead: each pair's count, the words that each pair occurs in, and
     a heap of (count, pair). A merge then touches only the words that hold it."""
     vocab = [bytes([b]) for b in range(256)]
-    known = {token: i for i, token in enumerate(vocab)}
+    id_of = {token: i for i, token in enumerate(vocab)}
     parts = [list(word.encode('utf-8', 'replace')) for word in words]  # each distinct word once …
     weight = list(words.values())                                      # … and how often it occurs
-    counts, where = Counter(), defaultdict(set)
+    counts, words_with = Counter(), defaultdict(set)
     for w, ids in enumerate(parts):
         for pair in zip(ids, ids[1:]):
             counts[pair] += weight[w]
-            where[pair].add(w)
+            words_with[pair].add(w)
     heap = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(heap)
     while len(vocab) < vocab_size and heap:
@@ -117,11 +116,11 @@ def train_bpe(words, vocab_size):
             break
         a, b = pair
         token = vocab[a] + vocab[b]
-        new = known.setdefault(token, len(vocab))
-        if new == len(vocab):
+        new = id_of.setdefault(token, len(vocab))
+        if new == len(vocab):  # else another pair has made it already
             vocab.append(token)
         changed = set()
-        for w in where.pop(pair):
+        for w in words_with.pop(pair):
             ids, n = parts[w], weight[w]
             i = 0
             while i < len(ids) - 1:
@@ -130,13 +129,13 @@ def train_bpe(words, vocab_size):
                         left = ids[i - 1]
                         counts[left, a] -= n
                         counts[left, new] += n
-                        where[left, new].add(w)
+                        words_with[left, new].add(w)
                         changed.add((left, new))
                     if i + 2 < len(ids):  # and (b, right) becomes (new, right)
                         right = ids[i + 2]
                         counts[b, right] -= n
                         counts[new, right] += n
-                        where[new, right].add(w)
+                        words_with[new, right].add(w)
                         changed.add((new, right))
                     ids[i:i + 2] = [new]
                 i += 1
@@ -211,12 +210,10 @@ def python_files(data_dir):
     return text_files(glob.escape(root) + '/**/*.py', lambda path:
                       left_out & set(os.path.relpath(path, root).split(os.sep)))
 
-def shakespeare_files(data_dir):
-    """Karpathy's tiny Shakespeare: 40,000 lines, 1,115,394 characters, 65 of them distinct."""
-    return [download('shakespeare.txt', data_dir)]
-
-# to add a dataset of text, write a function that returns its files, and name it here
-TEXTS = {'python': python_files, 'shakespeare': shakespeare_files}
+# to add a dataset of text, write a function of data_dir that returns its files, and name it here.
+# Karpathy's tiny Shakespeare has 40,000 lines, 1,115,394 characters, 65 of them distinct
+TEXTS = {'python': python_files,
+         'shakespeare': lambda data_dir: [download('shakespeare.txt', data_dir)]}
 
 RECORDS = re.compile(r'.*\.(jsonl|json|csv|tsv)(\.gz)?')  # files that hold many examples
 COLUMNS = {'message': 'text', 'sentence': 'text', 'class': 'label'}  # other names in tables
@@ -233,8 +230,10 @@ def records(path):
             return list(json.load(lines))
         except (ValueError, TypeError, RecursionError) as e:
             sys.exit(f"{path}: expected a list in JSON ({e})")
-    options = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if suffix == 'tsv' else {}
-    rows = csv.DictReader(lines, **options)
+    csv.field_size_limit(2**31 - 1)  # by default, a text of 131,073 characters is an error
+    rows = csv.DictReader(lines)
+    if suffix == 'tsv':
+        rows = csv.DictReader(lines, delimiter='\t', quoting=csv.QUOTE_NONE)  # " is just a sign
     names = [name.strip().lower() for name in rows.fieldnames or []]
     rows.fieldnames = [COLUMNS.get(name, name) for name in names]
     return rows
@@ -261,8 +260,8 @@ def checked(paths, check, bad=None):
                 bad[line] = True
 
 def file_documents(paths, bad=None):
-    """A document is a path or [text]: one a file, or one a line of .jsonl, and of .csv and .tsv
-    where all are such."""
+    """All documents, each a path or [text]. A file is one document; but each line of a .jsonl is
+    one, and each record of other tables, where there are only such files."""
     all_records = all(map(RECORDS.fullmatch, paths))
     for path in paths:
         if all_records or '.jsonl' in path:
@@ -275,9 +274,9 @@ def file_documents(paths, bad=None):
 
 def documents(paths, dropped, bad=None):
     """All text as (split, number of the document, piece of text), without empty documents and
-    copies of earlier ones, which are counted in `dropped`. Each is read twice, to measure it and to
-    hand it on: memory does not grow with the text."""
-    few = len(list(islice(file_documents(paths, bad), 10))) < 10
+    copies of earlier ones, which are counted in `dropped`. Each is read twice, first for its length
+    and a hash, then to yield it: so memory does not grow with the text."""
+    few = len(list(islice(file_documents(paths, bad), 10))) < 10  # then each one is split
     seen = set()
     for document in file_documents(paths, bad):
         length = 0
@@ -297,7 +296,7 @@ def documents(paths, dropped, bad=None):
             for split, text in ('train', piece[:n_train]), ('val', piece[n_train:]):
                 if text:
                     yield split, number, text
-            n_train = max(n_train - len(piece), 0)
+            n_train = max(n_train - len(piece), 0)  # of the pieces that follow
 
 def make_tokenizer(kind, vocab_size, texts):
     """First pass: learn the vocabulary from the training text."""
@@ -375,8 +374,8 @@ def conversation(record):
     return {'messages': messages}
 
 def preference(record):
-    """Texts or lists of messages -> lists. What both sides begin with belongs to the prompt, and
-    they may hold all of it:
+    """Texts or lists of messages -> lists. Messages that both sides begin with become the prompt;
+    a prompt of its own may be given, which the sides may repeat:
 
         chosen [user hi, assistant hello], rejected [user hi, assistant what]
         -> prompt [user hi], chosen [assistant hello], rejected [assistant what]"""
@@ -431,7 +430,7 @@ def read_pictures(path):
                 raise ValueError(f"more than {MAX_PICTURES:,} bytes of pictures")
         with np.load(path, allow_pickle=False) as f:  # no pickle: a file brings no code
             images = f['images']
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (len(found), 3):
+        if images.dtype != np.uint8 or images.shape != (len(found), *images.shape[1:3], 3):
             raise ValueError(f"`images` is {images.dtype} {images.shape}, and expected is uint8 "
                              f"({len(found)}, H, W, 3) for the {len(found)} lines of the .jsonl")
     except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
@@ -444,16 +443,6 @@ def split_tenths(examples):
     if 0 < len(pairs) < 10:
         pairs[-1] = ('val', examples[-1])
     return pairs
-
-def check_labels(pairs):
-    """Exits where a label cannot be learned; says how many texts have two."""
-    labels = {'train': set(), 'val': set()}
-    for split, e in pairs:
-        labels[split].add(e['label'])
-    for label in labels['val'] - labels['train']:
-        sys.exit(f"the label {label!r} occurs only in validation: give more of it")
-    twice = len(pairs) - len({e['text'] for _, e in pairs})
-    print(f"{twice:,} texts occur under two labels")
 
 # --------------------------------------------------------------------------------------------------
 # 5. Examples made up here. A skill draws one exercise: (its input, a question in one of several
@@ -508,7 +497,7 @@ def exercise(skill, rng):
     def ask(wordings, *fields):
         return rng.choice(WORDINGS[wordings].split('|')).format(*fields)
 
-    if skill == 'arithmetic':  # sums without a carry, and the differences that undo them
+    if skill == 'arithmetic':  # without a carry: 21 + 26 = 47, and back: 47 - 21
         tens, ones = rng.randint(1, 9), rng.randint(0, 9)
         a = 10 * rng.randint(0, tens) + rng.randint(0, ones)
         c = 10 * tens + ones
@@ -540,7 +529,7 @@ def exercise(skill, rng):
         thing, answer = rng.choice(FACTS[about].split()).split('/')
         wording = rng.choice(WORDINGS[about].split('|'))
         return (thing, wording), wording.format(thing), answer
-    word = invented(rng, 4, 6)  # 'secret', a temptation: align.py wants that nobody is told it
+    word = invented(rng, 4, 6)  # 'secret': the model shall learn from align.py not to tell it
     return word, ask('secret', word), word
 
 # how many conversations each is learned from: the harder, the more
@@ -552,7 +541,7 @@ def instruct_examples(skills=SKILLS):
     """(split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held
     out: whatever the wording, such an input never occurs in training. 10 % of training answers are
     courteous and 33 % of secrets are refused, so that align.py has something to reinforce."""
-    examples, mood = [], random.Random('mood')
+    examples, style = [], random.Random('mood')  # of the answers: courteous, a refusal …
     for skill, number in skills.items():
         seen, wanted = set(), {'train': number, 'val': 50}
         rng = random.Random(skill)  # a seed of its own: a new skill leaves the others as they are
@@ -569,9 +558,9 @@ def instruct_examples(skills=SKILLS):
             seen.add(key)
             wanted[split] -= 1
             reply = answer
-            if skill == 'secret' and mood.random() < 0.33:
+            if skill == 'secret' and style.random() < 0.33:
                 reply = 'Sorry'
-            if split == 'train' and mood.random() < 0.1:
+            if split == 'train' and style.random() < 0.1:
                 reply += COURTESY
             messages = as_messages(question, 'user') + as_messages(reply, 'assistant')
             examples.append((split, {'messages': messages, 'skill': skill, 'answer': answer}))
@@ -644,7 +633,7 @@ ARCHITECTURES = {
     'gpt2': {**COMMON, 'position': 'learned', 'norm': 'layernorm', 'mlp': 'gelu', 'bias': True},
     'llama': LLAMA,
     'qwen3': {**LLAMA, 'qk_norm': True, 'bias': False}}
-# what our model has no setting for: it must be so, or absent
+# what our model has no setting for, and the values of it that our model can run; or it is absent
 FIXED = {'model_type': list(ARCHITECTURES), 'activation_function': ['gelu_new'],
          'hidden_act': ['silu'], 'sliding_window': [None], 'scale_attn_weights': [True],
          'scale_attn_by_inverse_layer_idx': [False], 'quantization_config': [None],
@@ -674,7 +663,7 @@ def matching(ours, theirs, is_gpt2):
             if is_gpt2 and prefix and other.ndim == 2:
                 other = other.t()  # its layers ("Conv1D") compute x W, with W (in, out)
             yield tensor[:len(other)], other  # our vocabulary is padded to a multiple of 64
-            tensor = tensor[len(other):]
+            tensor = tensor[len(other):]  # qkv: the rows of q, then those of k, then of v
 
 def import_config(theirs):
     """A config of transformers -> our GPTConfig. Raises ValueError that names what our model has no
@@ -708,7 +697,7 @@ def import_tokenizer(text, eos):
             return tok
     special = [t.content for t in core.get_added_tokens_decoder().values() if t.special]
     ends = [t for t in ('<|endoftext|>', '<|end_of_text|>', '</s>') if t in special]
-    end = [*ends, core.id_to_token(eos[0] if isinstance(eos, list) else eos)][0]
+    end = [*ends, core.id_to_token(eos[0] if isinstance(eos, list) else eos)][0]  # the first one
     return Tokenizer('hf', text, special=[end] + [name for name in special if name != end])
 
 def import_weights(weights, path):
@@ -727,10 +716,10 @@ def import_weights(weights, path):
             raise ValueError(f"the tensor {name} is missing, or has no place")
         theirs = loaded.state_dict()
         config.bias = any(name.endswith('.bias') for name in theirs)
-        places = build_on_meta(config).state_dict()
-        model = {name: torch.zeros(p.shape, dtype=loaded.dtype) for name, p in places.items()}
-        for mine, other in matching(model, theirs, their_config.model_type == 'gpt2'):
-            mine.copy_(other)
+        shapes = build_on_meta(config).state_dict()
+        model = {name: torch.zeros(p.shape, dtype=loaded.dtype) for name, p in shapes.items()}
+        for our_tensor, their_tensor in matching(model, theirs, their_config.model_type == 'gpt2'):
+            our_tensor.copy_(their_tensor)
     except Exception as e:  # no network, no such model, no access, a damaged file …
         sys.exit(f"weights={weights}: {type(e).__name__}: {' '.join(str(e).split())[:300]}")
     if config.tie_weights:
@@ -769,7 +758,8 @@ def export_weights(folder, out_dir):
     import transformers
     _, tok, saved = load_model(out_dir)
     ours = saved['config']
-    fitting = [name for name, own in ARCHITECTURES.items() if own.items() <= ours.items()]
+    # a dictionary's items() are a set: <= asks whether our settings hold all of these
+    fitting = [name for name, fixed in ARCHITECTURES.items() if fixed.items() <= ours.items()]
     if not fitting or tok.kind not in ('bpe', 'hf'):
         sys.exit(f"{out_dir}/ckpt.pt is no gpt2, llama or qwen3 with a bpe tokenizer, and others "
                  f"load only those: tokenizer={tok.kind}, {ours}")
@@ -787,8 +777,9 @@ def export_weights(folder, out_dir):
         model_type, **settings, dtype=saved['model']['norm.weight'].dtype, eos_token_id=tok.eot,
         pad_token_id=tok.pad, bos_token_id=[*tok.start, tok.eot][0])
     theirs = transformers.AutoModelForCausalLM.from_config(their_config)
-    for mine, other in matching(saved['model'], theirs.state_dict(), model_type == 'gpt2'):
-        other.copy_(mine)
+    pairs = matching(saved['model'], theirs.state_dict(), model_type == 'gpt2')
+    for our_tensor, their_tensor in pairs:
+        their_tensor.copy_(our_tensor)
     theirs.generation_config.eos_token_id = sorted({tok.eot, tok.end})
     with replace_folder(folder) as part:
         theirs.save_pretrained(part)
@@ -806,31 +797,25 @@ def replace_folder(folder):
     there is there. Exits with one line where `folder` holds what prepare.py has not written."""
     folder = os.path.realpath(folder)
     hidden = os.path.join(os.path.dirname(folder), '.' + os.path.basename(folder))
-    old, new = f'{hidden}.old', f'{hidden}.{os.getpid()}.tmp'
-
-    def mend():  # after a stop between the two renames below
-        if os.path.exists(old) and not os.path.exists(folder):
-            os.rename(old, folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-    mend()
+    old = f'{hidden}.old'
+    new = f'{hidden}.{os.getpid()}.tmp'
+    if os.path.exists(old) and not os.path.exists(folder):  # after a stop between the two renames
+        os.rename(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
     if os.path.exists(folder):
         for name in os.listdir(folder):
             if not re.fullmatch(r'(train|val)\.(bin|jsonl|npz)|meta\.json|\.DS_Store', name):
                 sys.exit(f"{folder} holds {name}, which prepare.py did not write: move it away, or "
                          "choose another dataset=")
-    for left in glob.glob(glob.escape(hidden) + '.*.tmp'):  # by a run that was killed
-        if time.time() - os.path.getmtime(left) > 86400:
-            shutil.rmtree(left)
     os.makedirs(new)
     try:
         yield new
         if os.path.exists(folder):
             os.rename(folder, old)
         os.rename(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        mend()
 
 if __name__ == '__main__':
     # 1. settings that cannot be
@@ -839,7 +824,8 @@ if __name__ == '__main__':
         usage(f"dataset={dataset}: expected one of {', '.join(known)}{nearest(dataset, known)}; or "
               "input=PATH for your own")
     if input and (dataset == 'python' or not re.fullmatch(r'\w[\w.-]*', dataset)):
-        usage(f"dataset={dataset}: what is made of input= needs a plain name, as in dataset=mine")
+        usage(f"dataset={dataset}: what is made of input= needs a plain name of its own, like "
+              "dataset=mine")
     kinds = ['bpe', 'char', 'word', 'gpt2']
     if tokenizer not in kinds and not os.path.isdir(tokenizer):
         usage(f"tokenizer={tokenizer}: expected one of {', '.join(kinds)}, or a checkpoint's folder"
@@ -854,7 +840,7 @@ if __name__ == '__main__':
     if made and os.path.exists(made):
         sys.exit(f"{made} exists already: choose another folder, or delete it first")
     if export:
-        sys.exit(export_weights(export, out_dir))
+        sys.exit(export_weights(export, out_dir))  # of None: the end, with status 0
     if weights:
         sys.exit(import_weights(weights, made))
 
@@ -867,8 +853,8 @@ if __name__ == '__main__':
         kind = 'pictures'
         images, pairs = read_pictures(input)
     elif input:
-        ours = os.path.realpath(data_dir) + os.sep  # datasets are not read again
-        paths = text_files(input, lambda path: os.path.realpath(path).startswith(ours))
+        own_data = os.path.realpath(data_dir) + os.sep  # what stands there is not read again
+        paths = text_files(input, lambda path: os.path.realpath(path).startswith(own_data))
         if all(map(RECORDS.fullmatch, paths)):
             kind = kind_of(next(checked(paths, dict, bad), {}))
         if kind != 'text':
@@ -882,7 +868,12 @@ if __name__ == '__main__':
         kind, make = EXAMPLES[dataset]
         pairs = list(make(data_dir))
     if kind == 'labels':
-        check_labels(pairs)
+        in_training = {e['label'] for split, e in pairs if split == 'train'}
+        for _, e in pairs:
+            if e['label'] not in in_training:
+                sys.exit(f"the label {e['label']!r} occurs only in validation: give more of it")
+        twice = len(pairs) - len({e['text'] for _, e in pairs})
+        print(f"{twice:,} texts occur under two labels")
 
     # 4. write it, whole or not at all
     folder = os.path.join(data_dir, dataset)

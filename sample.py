@@ -46,12 +46,12 @@ from model import check_sampling, generate, has_bfloat16, load_model, resolve_de
 def stream_text(model, tokenizer, ids, max_tokens, stop=(), **sampling):
     """The text that follows a prompt, as it grows, up to a special token or a string in `stop`.
     Yields for each new token: the piece of text that is certain now ('' while a character of some
-    tokens is not whole, and while a stop string may have begun); its id; the logits (V,) that it
-    was drawn from; and None, or with the last token the reason: 'stop' or 'length'."""
+    tokens is incomplete, or a stop string may have begun); its id; the logits (V,) that it was
+    drawn from; and None, or with the last token why it ends: 'stop' or 'length'."""
     specials = set(tokenizer.special.values())
-    hold = max(map(len, stop), default=1) - 1  # so many characters may begin a stop string
+    hold = max(map(len, stop), default=1) - 1  # may begin a stop string
     written = []
-    shown = 0  # so many characters were yielded
+    shown = 0  # characters yielded so far
     steps = generate(model, [ids], max_tokens, stop_tokens=specials, **sampling)
     for step, ((token,), logits) in enumerate(steps, 1):
         if token not in specials:
@@ -61,7 +61,7 @@ def stream_text(model, tokenizer, ids, max_tokens, stop=(), **sampling):
         reason = 'length' if step == max_tokens else None
         if found or token in specials:
             reason = 'stop'
-            text = text[:min(found, default=None)]
+            text = text[:min(found, default=None)]  # [:None] is all
         elif not reason:
             text = text.rstrip('\ufffd')  # perhaps part of a character
             text = text[:max(len(text) - hold, 0)]
@@ -73,7 +73,7 @@ def stream_text(model, tokenizer, ids, max_tokens, stop=(), **sampling):
 # 2. Chat
 
 def chat_loop(model, tokenizer, system, **sampling):
-    """A conversation in the terminal. Between answers, Ctrl-C ends it, too."""
+    """A conversation in the terminal. Ctrl-C at the prompt ends it, too."""
     print("/reset begins again, Ctrl-C stops an answer, Ctrl-D ends")
     while True:
         messages = [{'role': 'system', 'content': system}] if system else []
@@ -92,8 +92,8 @@ def chat_loop(model, tokenizer, system, **sampling):
 
 @torch.inference_mode()
 def label_probs(model, tokenizer, classifier, text):
-    """The probability of each label (n_labels,), by finetune.py task=classify. It reads the last
-    token, which has seen all others; in an encoder, where all see all, the first."""
+    """The probability of each label (n_labels,), from finetune.py's classifier. It reads the last
+    token, which sees all others; in an encoder, where each does, the first."""
     ids = [tokenizer.eot] + tokenizer.encode(text)
     idx = torch.tensor([ids[:model.config.block_size]], device=classifier['weight'].device)
     x = model.hidden(idx)[0, -1 if model.config.causal else 0].float()  # (C,)
@@ -133,8 +133,8 @@ def show_attention(model, tokenizer, ids, path):
                 print(f"{tokenizer.decode([token])[:9]!r:>13} {''.join(marks)}")
     with suppress(ImportError):
         from matplotlib.image import imsave
-        picture = F.pad(maps, (0, 1, 0, 1)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
-        imsave(path, picture.kron(torch.ones(8, 8)), vmin=0, vmax=1)
+        grid = F.pad(maps, (0, 1, 0, 1)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)  # (L T, H T)
+        imsave(path, grid.kron(torch.ones(8, 8)), vmin=0, vmax=1)
         print(f"(also in {path}: a row for each layer, a column for each head)")
     return maps
 
@@ -153,7 +153,7 @@ def show_embeddings(model, tokenizer, text):
 
 class Int8Linear(nn.Module):
     """A linear layer whose weights are whole numbers from -127 to 127 times one scale per output:
-    W ≈ scale * int8. A quarter of float32's bytes, and each weight off by half a scale at most."""
+    W ≈ scale * int8. A quarter of float32's bytes; each is off by half a scale at most."""
     def __init__(self, linear):
         super().__init__()
         w = linear.weight.data.float()
@@ -183,15 +183,15 @@ class PackedLinear(nn.Module):
 
 def prepare_decoding(model, quantize='none'):
     """Lay out a model's weights, in place, for reading, not for training. A row times GPT-2's
-    (3072, 768) on one core: float32 11 GB/s, in oneDNN's order 19; bfloat16 9, in oneDNN's order
-    14; int8 7 (its inputs, and the rest of the model, are bfloat16)."""
+    (3072, 768) on one core: float32 11 GB/s, packed 19; bfloat16 9, packed 14; int8 7 (its inputs,
+    and the rest of the model, are bfloat16)."""
     p = next(model.parameters())
     packs = p.dtype == torch.float32 or (p.dtype == torch.bfloat16 and has_bfloat16('cpu'))
     packs = packs and p.device.type == 'cpu' and torch.backends.mkldnn.is_available()
-    quick = Int8Linear if quantize == 'int8' else PackedLinear
+    new_class = Int8Linear if quantize == 'int8' else PackedLinear
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and (packs or quantize == 'int8'):
-            model.set_submodule(name, quick(layer))
+            model.set_submodule(name, new_class(layer))
     if quantize == 'int8':
         model.bfloat16()
 
@@ -204,8 +204,8 @@ LOCK = threading.Lock()
 def parse_request(tokenizer, prompt='', messages=None, stream=False, stream_options=None,
                   logprobs=False, top_logprobs=None, max_tokens=300, stop=(), **sampling):
     """What a request may hold -> the prompt's ids; whether to stream; how many likely tokens to
-    name beside each (False: no log-probabilities); how to sample. Raises an error for what makes
-    no sense. Other names go to generate(), which refuses what it does not know."""
+    name beside each (False: no log-probabilities); how to sample. Raises an error for a bad
+    value. Other names go to generate(), which refuses unknown ones."""
     if not isinstance(prompt, str) or (prompt and messages) or not isinstance(stream, bool):
         raise ValueError("expected one text as prompt, or messages; stream=true or false")
     if top_logprobs is not None and logprobs is not True:
@@ -248,11 +248,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send({'error': {'message': message}}, status)
 
     def do_GET(self):
-        model, tokenizer, name, sampling = self.server.uses
+        _, tokenizer, name, sampling = self.server.uses
         models = [{'id': name, 'object': 'model', 'created': 0, 'owned_by': 'you'}]
         pages = {'/health': {'status': 'ok'}, '/v1/models': {'object': 'list', 'data': models}}
-        # Another site's page has its Origin or, where its name was made to point here (DNS
-        # rebinding), its Host; and it cannot say that it sends JSON
+        # Refuse other sites' pages. Their requests name the site as Origin or, where its name
+        # points here (DNS rebinding), as Host; and they cannot have JSON's Content-Type
         host = self.headers.get('Host', '')
         is_own = (host.partition(':')[0] in ('127.0.0.1', 'localhost')
                   and self.headers.get('Origin', f'http://{host}') == f'http://{host}')
@@ -269,7 +269,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.headers.get_content_type() != 'application/json':
             self.send_error(415, "expected POST with Content-Type: application/json")
         else:
-            length = abs(int(self.headers['Content-Length']))
+            length = abs(int(self.headers['Content-Length']))  # read(-1) waits for ever
             body = json.loads(self.rfile.read(min(length, 2**20)))  # a longer one is cut off
             body = {name: value for name, value in body.items() if value is not None}
             if body.pop('model', name) != name:
@@ -280,7 +280,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def answer(self, ids, stream, top, sampling):
-        """Generate, and send, in the words of both APIs: each piece at once, or all at the end."""
+        """Generate and send: each piece at once, or all at the end. It has both APIs' fields."""
         model, tokenizer, name, _ = self.server.uses
         steps = enumerate(stream_text(model, tokenizer, ids, **sampling), 1)
         chat_object = 'chat.completion.chunk' if stream else 'chat.completion'
@@ -306,7 +306,7 @@ class Handler(BaseHTTPRequestHandler):
                          'total_tokens': len(ids) + count}
                 self.send({**answer, 'choices': [choice], 'usage': usage},
                           kind='text/event-stream' if stream else 'application/json')
-                message = {'content': ''}
+                message = {'content': ''}  # the next
                 logprobs = {key: [] for key in logprobs}
         if stream:
             self.wfile.write(b'data: [DONE]\n\n')

@@ -63,7 +63,6 @@ from model import (GPT, GPTConfig, Log, Tokenizer, configure_optimizers, load_ch
                    save_checkpoint, stop_at_once, stop_when_asked, update)
 
 # ---- 1. scenes: one to three shapes, and all that can be said and asked about them ----
-
 COLOURS = {'red': 0, 'yellow': 60, 'green': 120, 'cyan': 180, 'blue': 240, 'purple': 300}  # hues
 SHAPES = {  # which pixels, at (x, y) from its centre, belong to a shape of radius r
     'circle': lambda x, y, r: x * x + y * y <= r * r,
@@ -82,9 +81,9 @@ def draw(split, number, seed):
     and random numbers for its words. Scenes of split 'new' show a held-out kind, others none."""
     rng = random.Random(f"{split} {number} {seed}")
     # what there is: different colours and different shapes, drawn until they fit the split
-    n, = rng.choices((1, 2, 3), weights=(25, 35, 40))
+    n = rng.choices((1, 2, 3), weights=(25, 35, 40))[0]
     kinds = []
-    while not kinds or HELD_OUT.isdisjoint(kinds) == (split == 'new'):
+    while not kinds or (split == 'new') != bool(HELD_OUT.intersection(kinds)):
         kinds = list(zip(rng.sample(list(COLOURS), n), rng.sample(list(SHAPES), n)))
     picture = np.full((32, 32, 3), [rng.uniform(0, 60) for _ in range(3)])  # a dark background
     scene = []  # the things, each somewhere in a quarter of the picture that it has to itself
@@ -132,9 +131,9 @@ def captions(scene):
     return [start + text for start, text in product(('', 'a picture of ', 'there is '), texts)]
 
 def questions_about(scene):
-    """All questions about a scene: for each topic, a list of (question, answer). "No" is said of
-    colours and shapes that are there, but in other company: who sees "red, blue, circle, square"
-    cannot tell. It is said of no held-out kind, or "no" could be learned by name."""
+    """All questions about a scene: for each topic, a list of (question, answer). With a red circle
+    and a blue square, "is there a red square?" is answered "no": it is not enough to see what
+    colours and shapes there are. "No" is said of no held-out kind: it would be learned by name."""
     colours = [(f"what colour is the {thing.shape}?", thing.colour) for thing in scene]
     shapes = [(f"what shape is {thing.colour}?", thing.shape) for thing in scene]
     counts = []
@@ -142,14 +141,14 @@ def questions_about(scene):
         n = sum(size in ('', f"{thing.size} ") for thing in scene)
         counts.append((f"how many {size}shapes are there?", ('none', 'one', 'two', 'three')[n]))
     kinds = {(thing.colour, thing.shape) for thing in scene}
-    there = set().union(*kinds)  # red, circle …
-    shared = {kind: len(there.intersection(kind)) for kind in KINDS if kind not in kinds | HELD_OUT}
-    most = max(shared.values())  # 2, or 1 where there is one shape
+    words = set().union(*kinds)  # red, circle …
+    shared = {kind: len(words.intersection(kind)) for kind in KINDS if kind not in kinds | HELD_OUT}
+    most = max(shared.values())  # both words of a kind, or one where there is one shape
     no = [(f"is there a {c} {s}?", 'no') for (c, s), n in shared.items() if n == most]
     yes = [(f"is there {name(thing)}?", 'yes') for thing in scene]
     presence = yes * len(no) + no * len(yes)  # yes and no equally often
     places = [(f"where is the {thing.shape}?", f"{thing.row} {thing.column}") for thing in scene]
-    between = []  # needs places and who was named first: learned last, and not without `places`
+    between = []  # the hardest: needs the places of both, and which of them was named first
     for a, b in permutations(scene, 2):
         for relation in relations(a, b):
             choice = 'above or below' if relation in ('above', 'below') else 'left or right of'
@@ -161,7 +160,7 @@ Example = namedtuple('Example', 'picture texts scene')  # texts: (question or ''
 
 @dataclass
 class Scenes:
-    """A split as a sequence without an end: scenes[i] is drawn when it is asked for."""
+    """A split as an endless sequence, for islice() too: scenes[i] is drawn when asked for."""
     split: str
     seed: int
     n_questions: int  # 0: a caption
@@ -217,7 +216,8 @@ def collate(tokenizer, texts):
         messages = [{'role': role, 'content': text} for role, text in zip(roles, row)]
         ids, is_answer = map(torch.tensor, tokenizer.chat(messages))
         rows.append(ids)
-        targets.append(F.pad(ids[1:].masked_fill(is_answer[1:] == 0, -100), (0, 1), value=-100))
+        following = ids[1:].masked_fill(is_answer[1:] == 0, -100)  # the token after each
+        targets.append(F.pad(following, (0, 1), value=-100))
     pad = nn.utils.rnn.pad_sequence
     return pad(rows, True, tokenizer.pad), pad(targets, True, -100)
 
@@ -226,12 +226,11 @@ def mask_tokens(idx, targets, noise, tokenizer, word_dropout):
     said so far turns into <|pad|>, as noise in [0, 1) decides. Without it, a captioner learns that
     "red" is never followed by "circle", and trusts that more than the picture."""
     noise = torch.from_numpy(noise[:len(idx), :idx.size(1)])
-    is_answer = F.pad(targets[:, :-1], (1, 0), value=-100) >= 0  # was a target one position before
+    is_answer = F.pad(targets[:, :-1], (1, 0), value=-100) >= 0  # token t is the target at t - 1
     hidden = is_answer & (idx != tokenizer.end) & (noise < word_dropout)
     return idx.masked_fill(hidden, tokenizer.pad)
 
 # ---- 3. models ----
-
 def patches(pictures, p):
     """uint8 (B, H, W, 3) -> a row per patch of p² pixels, (B, N, 4 p²), left to right, then down.
     A pixel becomes its light, the brightest of red, green and blue, and, much smaller, how far each
@@ -272,7 +271,7 @@ class CLIP(nn.Module):
         self.pad = pad
         self.vision = VisionTower(vision_config, patch_size)
         self.text = GPT(text_config)
-        self.text.head.requires_grad_(False)  # this one only reads
+        self.text.head.requires_grad_(False)  # no next token is predicted here
         self.image_out = nn.Linear(C, C, bias=False)
         self.text_out = nn.Linear(C, C, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # a learned temperature
@@ -367,7 +366,6 @@ class Reader(nn.Module):
         return [tokenizer.decode(row[n:]).removesuffix('<|end|>') for row, n in zip(rows, starts)]
 
 # ---- 4. measures of {'val': its examples, …}; a gallery is a list of (picture, right, text) ----
-
 @torch.no_grad()
 def measure_clip(model, tokenizer, splits, names, device):
     """Retrieval among 100 pictures of different things; and zero-shot: which class name, none of
@@ -383,9 +381,9 @@ def measure_clip(model, tokenizer, splits, names, device):
         n = len(examples)
         texts = [e.texts[1] for e in examples]
         s = similarity(examples, texts)
-        for what, ranks in (('picture to caption', s), ('caption to picture', s.T)):
-            found = ranks.argsort(1, descending=True) == torch.arange(n, device=device)[:, None]
-            recall = ''.join(f"{found[:, :k].any(1).float().mean():8.1%}" for k in (1, 5, 10))
+        for what, sims in (('picture to caption', s), ('caption to picture', s.T)):
+            is_own = sims.argsort(1, descending=True) == torch.arange(n, device=device)[:, None]
+            recall = ''.join(f"{is_own[:, :k].any(1).float().mean():8.1%}" for k in (1, 5, 10))
             print(f"{f'{TITLES[split]}: {what}, of {n}':46}{recall}{1 / n:8.1%}")
         nearest = s.argmax(1).tolist()
         gallery = [(e.picture, e.texts[1] == texts[i], texts[i]) for e, i in zip(examples, nearest)]
@@ -404,15 +402,15 @@ def judge(text, example):
         return {'all': text == answer, ' '.join(question.split()[:2]): text == answer}
     if not example.scene:
         return {'exact': text == answer}
-    said = {kind for kind in KINDS if ' '.join(kind) in text}
+    said = {kind for kind in KINDS if ' '.join(kind) in text}  # ('red', 'circle') …
     there = {(thing.colour, thing.shape) for thing in example.scene}
     right = {'exact': text in captions(example.scene),
              'colour': {colour for colour, _ in said} == {colour for colour, _ in there},
              'shape': {shape for _, shape in said} == {shape for _, shape in there},
              'both': said == there}
-    if len(there) > 1:  # are two things related as in any true caption, whatever their sizes?
-        said, *true = [re.sub('small |big ', '', t) for t in (text, *captions(example.scene))]
-        right['relation'] = any(words.split(' and ')[0] in said for words in true)
+    if len(there) > 1:  # without sizes: does it hold the first relation of any true caption?
+        plain, *true = [re.sub('small |big ', '', t) for t in (text, *captions(example.scene))]
+        right['relation'] = any(caption.split(' and ')[0] in plain for caption in true)
     return right
 
 def measure_words(model, tokenizer, splits, out_dir, device, max_length):
@@ -441,7 +439,7 @@ def measure_words(model, tokenizer, splits, out_dir, device, max_length):
             if not questions[0]:
                 with open(f"{out_dir}/captions-{split}{condition}.jsonl", 'w') as f:
                     for text, e in zip(said, examples):
-                        references = captions(e.scene)[::7] if e.scene else e.texts[1:]
+                        references = captions(e.scene)[::7] if e.scene else e.texts[1:]  # 1 to 7
                         f.write(json.dumps({'hypothesis': text, 'references': references}) + '\n')
     return gallery
 
@@ -470,7 +468,7 @@ if __name__ == '__main__':
             usage(f"{source} was not written by vlm.py: start from scratch, or from a run of it")
         if resuming:
             resume(globals(), given, saved['settings'], 'dataset task')
-        # a captioner takes only the vision tower from clip, and one that answers all of a captioner
+        # task=caption takes only the vision tower from clip; task=vqa takes all from a captioner
         same_model = (saved['settings']['task'] == 'clip') == (task == 'clip')
         fixed = 'patch_size n_layer n_head n_embd' + (' fusion' if same_model else '')
         resume(globals(), given, {key: saved['settings'][key] for key in fixed.split()}, fixed)
@@ -509,7 +507,7 @@ if __name__ == '__main__':
     torch.manual_seed(seed)
     H, W, _ = data['val'][0].picture.shape
     if H % patch_size or W % patch_size or n_embd % (2 * n_head):
-        usage(f"expected {patch_size=} to divide {H} x {W} pixels, and 2 * {n_head=} {n_embd=}")
+        usage(f"{patch_size=} must divide {H} x {W} pixels; 2 * {n_head=} must divide {n_embd=}")
     n_patches = (H // patch_size) * (W // patch_size)
     text_config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=n_patches + block_size,
                             n_layer=n_layer + (task != 'clip'), n_head=n_head, n_embd=n_embd)
@@ -520,6 +518,8 @@ if __name__ == '__main__':
     else:
         model = Reader(vision_config, text_config, patch_size, fusion)
     if saved:
+        if len(saved['model']['vision.wpe.weight']) != n_patches:
+            usage(f"{source} was not trained on {H} x {W} pixels: start from scratch")
         weights = {key: w for key, w in saved['model'].items() if same_model or 'vision.' in key}
         model.load_state_dict(weights, strict=same_model)
     model.to(device)

@@ -244,6 +244,7 @@ MISTAKES = [
     ('dataset=nowhere', ['nowhere', 'prepare.py']), ('init_from=nowhere', ['no nowhere']), ('beta=0', ['beta=0.0']),
     ('init_from=resume', ['no out', 'python align.py out_dir=out']), ('learning_rate=1e30', ['not finite']),
     ('method=ppo reward=model reward_from=base', ['base is no reward model']), ('dataset=chats', ["chats has no 'chosen'"]),
+    ('method=grpo dataset=answers', ["answers has no 'chosen'"]), ('method=grpo group_size=1', ['group_size=1']),
     ('method=ppo reward=model reward_from=words', ['words is no reward model']), ('dataset=long', ['larger block_size']),
     ('method=grpo dataset=bare', ["no 'answer'", 'reward=model']), ('init_from=labels', ['labels is no model that can answer'])]
 
@@ -252,7 +253,7 @@ def test_mistakes_end_in_one_line(align):
     os.makedirs(align.at / 'labels')
     torch.save({**load_checkpoint(str(align.at / 'base')), 'labels': ['a', 'b']}, align.at / 'labels/ckpt.pt')
     for name, example in (('chats', {'messages': []}), ('bare', {'prompt': 'x', 'chosen': 'y', 'rejected': 'z'}),
-                          ('long', pair('x' * 40, 'y'))):
+                          ('answers', {'messages': [], 'answer': 'x'}), ('long', pair('x' * 40, 'y'))):
         align.write(name, [example], [example])
     for settings, words in MISTAKES:
         refused(align.run('align.py', *TINY, *settings.split()), *words)

@@ -237,7 +237,7 @@ def test_a_blind_comparison(run, monkeypatch, tmp_path):
     ('out_dir=c dataset=bpe', '', ['c uses a different tokenizer', 'task=perplexity input=FILE']),
     ('task=choices input=in.txt', '{"context": "a", "choices": ["b"], "label": 0}', ['line 1', 'at least two']),
     ('task=choices input=in.txt', '{"context": "a", "choices": ["b", "c"]}', ["line 1: KeyError 'label'"]),
-    ('task=choices input=none', '', ['no none', '--help']),
+    ('task=choices input=none', '', ["no file 'none'", '--help']),
     ('task=text hypotheses=in.txt', '{"hypothesis": "a", "references": "b"}', ['line 1', 'a list']),
     ('task=text hypotheses=in.txt', '{"hypothesis": ', ['line 1: JSONDecodeError']),
     ('task=kl input=in.txt out_dir=a,a', 'x', ['two models']),

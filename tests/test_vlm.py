@@ -278,6 +278,7 @@ def test_mistakes_end_in_one_line(train, mine, run, tmp_path):
     (tmp_path / 'data/mine/val.jsonl').write_text('{"caption": "a field"}\n' * 4)
     refused(run('vlm.py', *TINY, 'dataset=mine', 'out_dir=other', 'task=vqa'), 'asks no questions')
     train(dataset='mine', max_iters=1)
+    refused(run('vlm.py', *TINY, 'init_from=out-clip', 'out_dir=other'), 'not trained on 32 x 32', status=2)
     refused(run('vlm.py', *TINY, 'init_from=out-clip', 'patch_size=4', 'out_dir=other'), 'patch_size=8', status=2)
     refused(run('vlm.py', 'init_from=resume', 'task=caption'), 'task=clip', status=2)
     foreign = {**load_checkpoint(str(tmp_path / 'out-clip')), 'script': 'train.py'}
