@@ -258,7 +258,7 @@ def spoil(folder, transformers, what):
         (folder / 'config.json').write_text(json.dumps({**config, **json.loads(what)}))
 
 @pytest.mark.parametrize('what, words', [
-    ('config.json', 'JSON'), ('tokenizer.json', 'not a tokenizer.json'), ('model.safetensors', 'weights='),
+    ('config.json', 'JSON'), ('tokenizer.json', 'weights='), ('model.safetensors', 'weights='),
     ('no config.json', 'config.json'), ('no tokenizer.json', 'tokenizer.json'), ('large tokenizer', '433 tokens'),
     ('extra', 'tensor model.vision is missing, or has no place'), ('missing', 'is missing, or has no place'),
     ('nan', 'up.weight is not finite'), ('{"model_type": "mamba"}', "model_type=mamba, and our model knows only"),
