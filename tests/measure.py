@@ -107,9 +107,12 @@ def draw_frontier(results):
         points = sorted([float(v[column].split()[0]) for column in ('KL', 'gold, sampled')] for v in runs)
         plt.plot(*zip(*points), marker='o', label=name)
     plt.xscale('log')  # most runs lie close together, and one far away
+    plt.minorticks_off()
+    plt.xticks([2, 3, 5, 10, 20], [2, 3, 5, 10, 20])
     plt.xlabel('KL to the reference, nats per answer')
     plt.ylabel('reward by the rule')
     plt.legend()
+    plt.tight_layout()
     plt.savefig(ROOT / 'tests' / 'pictures' / 'frontier.png', dpi=90)
 
 def main():
