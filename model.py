@@ -57,6 +57,8 @@ class GPTConfig:
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
+        if self.model_type != 'gpt' and not self.causal:
+            raise ValueError(f"objective=mlm needs model_type=gpt, not {self.model_type}")
         if self.model_type != 'gpt':
             return  # the other models have no heads
         if self.n_head % self.n_kv_head:
@@ -967,7 +969,7 @@ class Log:
         if self.step == 0:
             set_aside(self.out_dir)
         elif os.path.exists(path):
-            with open(path) as f:
+            with open(path, newline='') as f:  # '': line ends count as they are
                 kept = [line for line in f if line.startswith('step')
                         or int(line.partition(',')[0]) <= self.step]
             os.truncate(path, len(''.join(kept)))
