@@ -8,12 +8,12 @@ Alignment: a model that can answer learns which answers are preferred.
     python align.py method=grpo                        # without a critic; reward=gold: by a rule
     python align.py method=constitution                # written principles in place of people
 
-Read finetune.py first. The argument, top to bottom: people can say which of two answers they like
-better, but not by how much. So (1) a model learns a number, the reward, that explains what they
-chose; (2) the probabilities of the policy, the model that answers, already are such a reward, so
-choices can train it directly (DPO); or (3) the policy is trained to earn the reward without moving
-far from where it began (PPO, GRPO); and (4) the model itself can stand in for the people. A rule is
-behind the pairs of dataset=preferences (gold_reward), so how well all this works can be measured.
+Read finetune.py first. The argument, top to bottom: people can say which of two answers is better,
+but not by how much. So (1) a model learns a number, the reward, that explains what they chose; (2)
+the probabilities of the policy, the model that answers, already are such a reward, so choices can
+train it directly (DPO); or (3) the policy learns to earn the reward, not far from where it began
+(PPO, GRPO); (4) the model itself can stand in for the people. A rule, gold_reward, is behind the
+pairs of dataset=preferences, so how well all this works can be measured.
 """
 from configurator import configure, current, expect, resume, usage
 
@@ -22,6 +22,7 @@ out_dir = 'out-align'
 init_from = 'out-sft'   # the folder of a chat model, or resume (go on with the run in out_dir)
 dataset = 'preferences' # a folder in data_dir, made by prepare.py
 data_dir = 'data'
+truncate = False        # True: of a pair that is too long, drop the beginning; False: leave it out
 method = 'dpo'          # reward | dpo | ppo | grpo | constitution
 loss_type = 'sigmoid'   # sigmoid | hinge: the loss of a pair, in reward, dpo and constitution
 beta = 0.1              # dpo: strength of the KL penalty towards the reference model
@@ -84,23 +85,27 @@ def as_messages(text, role):
     """'hi', 'user' -> [{'role': 'user', 'content': 'hi'}]; a list of messages stays one."""
     return [{'role': role, 'content': text}] if isinstance(text, str) else text
 
-def encode_pairs(examples, tokenizer, block_size, max_new_tokens):
+def encode_pairs(examples, tokenizer, block_size, max_new_tokens, truncate=False):
     """Lines of preferences -> the same with 'prompt_ids', and each side as a row (ids, mask), where
-    all that the assistant says after the common prompt is learned. Too long ones are left out."""
+    all that the assistant says after the common prompt is learned. Too long ones are left out, or
+    lose the beginning of the prompt that both share."""
     pairs = []
     for example in examples:
         prompt = as_messages(example['prompt'], 'user')
         n_prompt = len(tokenizer.chat(prompt)[0])
-        ids, _ = tokenizer.chat(prompt, answer=True)
-        pair = {**example, 'question': prompt[-1]['content'], 'prompt_ids': ids}
-        longest = len(ids) + max_new_tokens
+        prompt_ids, _ = tokenizer.chat(prompt, answer=True)
+        longest = len(prompt_ids) + max_new_tokens
+        rows = {}
         for side in ('chosen', 'rejected'):
             ids, mask = tokenizer.chat(prompt + as_messages(example[side], 'assistant'))
             n = len(mask) - mask[::-1].index(1)  # up to the last token that is learned
-            pair[side + '_row'] = (ids[:n], [0] * n_prompt + mask[n_prompt:n])
+            rows[side + '_row'] = (ids[:n], [0] * n_prompt + mask[n_prompt:n])
             longest = max(longest, n)
-        if longest <= block_size:
-            pairs.append(pair)
+        cut = max(longest - block_size, 0)
+        if cut == 0 or (truncate and cut < n_prompt):
+            rows = {name: (ids[cut:], mask[cut:]) for name, (ids, mask) in rows.items()}
+            pairs.append({**example, **rows, 'prompt_ids': prompt_ids[cut:],
+                          'question': prompt[-1]['content']})
     return pairs
 
 def collate(rows, device='cpu'):
@@ -247,8 +252,6 @@ if __name__ == '__main__':
     # 2. settings: those of the run that is resumed. (1., processes, is for train.py alone)
     resuming = init_from == 'resume'
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
-    if resuming and not os.path.exists(source):
-        sys.exit(f"no {source}: start with  python align.py out_dir={out_dir}")
     model, tokenizer, saved = load_model(source)
     if resuming:
         if saved.get('script') != 'align.py':
@@ -279,7 +282,7 @@ if __name__ == '__main__':
     for key in needed - data['train'][0].keys():
         sys.exit(f"{dataset} has no {key!r} in its lines: take reward=model, or other pairs")
     for split, examples in data.items():
-        data[split] = encode_pairs(examples, tokenizer, config.block_size, max_new_tokens)
+        data[split] = encode_pairs(examples, tokenizer, config.block_size, max_new_tokens, truncate)
         print(f"{split}: {len(data[split]):,} of {len(examples):,} pairs fit into block_size")
     questions = data['val'][:200]  # answered at each evaluation
 
@@ -305,9 +308,9 @@ if __name__ == '__main__':
 
     @torch.no_grad()
     def measure(by, temperature=1.0):
-        """Means over answers to held-out questions, drawn with the same random numbers each time:
-        'gold', the rule's reward; 'exact', the right ones where no secret is asked for; 'reward',
-        the reward model's; 'kl', KL(by || reference) in nats per answer."""
+        """Means over answers to held-out questions, with the same random numbers each time: 'gold',
+        the rule's reward; 'exact', right ones where no secret is asked for; 'reward', the reward
+        model's; 'kl', KL(by || reference) in nats per answer."""
         gold, rewards, kl = [], [], 0.0
         for i in range(0, len(questions), batch_size):
             some = questions[i:i + batch_size]
@@ -336,7 +339,7 @@ if __name__ == '__main__':
             first, second = [answer(some, 2 * i + k, reference) for k in (0, 1)]
             data['train'] += constitutional_pairs(some, first, second)
     if not data['train'] or not questions:
-        sys.exit("nothing is left to learn from: start from a model with a larger block_size")
+        sys.exit("nothing is left: try truncate=True, or start from one with a larger block_size")
     answers_each = group_size if method == 'grpo' else 1
     questions_per_step = max(batch_size // answers_each, 1)
     n_train = len(data['train'])
@@ -346,14 +349,10 @@ if __name__ == '__main__':
     optimizers = configure_optimizers(policy, 'adamw', learning_rate)
     step, best, resumed_at = 0, math.inf, None
     if resuming:
-        load_optimizers(optimizers, saved['optimizers'], source)
+        load_optimizers(optimizers, saved['optimizers'])
         step = resumed_at = saved['step']
         best = saved['best']
     saved = None  # frees its memory
-
-    def lr_fraction(step):
-        """The learning rate at this step, as a fraction of its peak."""
-        return lr_schedule(step, 'linear', warmup_iters, max_iters)
 
     # 7. where it goes
     print(f"method={method}, on {device}, {dtype}", flush=True)
@@ -421,13 +420,14 @@ if __name__ == '__main__':
         if step >= max_iters or stop:
             break
         log.restart_clock()
+        lr_fraction = lr_schedule(step, 'linear', warmup_iters, max_iters)
         index = order[step * questions_per_step:(step + 1) * questions_per_step]
         batch = [data['train'][i] for i in index.repeat(answers_each)]  # grpo: a a … b b …
         # 8.2 forward and backward, 8.3 update: once for a batch of pairs ...
         if learns_from_pairs:
             results = forward_pairs(batch)
             results['loss'].mean().backward()
-            grad_norm = update(policy, optimizers, lr_fraction(step), grad_clip)
+            grad_norm = update(policy, optimizers, lr_fraction, grad_clip)
         else:
             # ... but several times for a batch of answers, which first get their rewards
             rows, texts = answer(batch, step * batch_size, policy)
@@ -457,19 +457,18 @@ if __name__ == '__main__':
                     token_losses = token_losses + 0.05 * (values - returns) ** 2
                 loss = token_losses[learned].mean()
                 loss.backward()
-                grad_norm = update(policy, optimizers, lr_fraction(step), grad_clip)
+                grad_norm = update(policy, optimizers, lr_fraction, grad_clip)
             results = {'loss': loss, 'reward': rewards, 'kl': k3(old_logp, ref_logp).sum(1)}
         metrics = {name: values.mean().detach() for name, values in results.items()}
         step += 1
         stop = len(asked) > 0
         # 8.4 report
-        lr = learning_rate * lr_fraction(step - 1)
+        lr = learning_rate * lr_fraction
         log.training(step, metrics.pop('loss'), grad_norm, lr, last=stop, **metrics)
 
     # 9. the end: what was learned, by the best weights
     if step < max_iters:
-        print(f"stopped after step {step}; go on with  python align.py init_from=resume "
-              f"out_dir={out_dir}")
+        print(f"stopped at step {step}; next:  python align.py init_from=resume out_dir={out_dir}")
     elif method == 'reward':
         print(f"next:  python align.py method=ppo reward=model reward_from={out_dir} "
               f"init_from={start} dataset={dataset}")

@@ -212,13 +212,12 @@ if __name__ == '__main__':
     # 2. settings: those of the run that is resumed
     resuming = init_from == 'resume'
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
-    if resuming and not os.path.exists(source):
-        sys.exit(f"no {source}: start with  python finetune.py out_dir={out_dir}")
     _, tokenizer, saved = load_model(source)  # phase 5 builds the model anew
     if resuming:
         if saved.get('script') != 'finetune.py':
             usage(f"{source} was not written by finetune.py: start from it by init_from={out_dir}")
-        resume(globals(), given, saved['settings'], 'dataset task method lora_r lora_alpha')
+        fixed = 'dataset task method optimizer lora_r lora_alpha'
+        resume(globals(), given, saved['settings'], fixed)
     expect(globals(), 'batch_size gradient_accumulation_steps eval_interval eval_iters '
                       'log_interval lora_r', least=1)
     expect(globals(), 'max_iters warmup_iters grad_clip seed block_size num_samples distill_weight '
@@ -303,7 +302,7 @@ if __name__ == '__main__':
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')  # multiplies the loss
     step, best, before, resumed_at = 0, math.inf, 0.0, None
     if resuming:
-        load_optimizers(optimizers, saved['optimizers'], source)
+        load_optimizers(optimizers, saved['optimizers'])
         if scaler.is_enabled() and saved['scaler']:
             scaler.load_state_dict(saved['scaler'])
         step = resumed_at = saved['step']
@@ -395,7 +394,7 @@ if __name__ == '__main__':
 
     # 9. the end: what was learned, by the best weights
     if step < max_iters:
-        print(f"stopped after step {step}; go on with  python finetune.py init_from=resume "
+        print(f"stopped at step {step}; next:  python finetune.py init_from=resume "
               f"out_dir={out_dir}")
     else:
         stop_at_once()

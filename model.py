@@ -18,6 +18,7 @@ import csv, ctypes, json, math, os, re, signal, sys, time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 import numpy as np
 import tiktoken
 import torch
@@ -831,8 +832,10 @@ def load_checkpoint(path, device='cpu', mmap=False):
     folder = os.path.dirname(path) or '.'
     scripts = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py',
                'out-reward': 'align.py method=reward'}
-    command = f"{scripts.get(folder, 'train.py')} out_dir={folder}"
-    with refuse_damage(path, command):
+    script = scripts.get(folder, 'train.py')
+    if path.endswith('resume.pt'):
+        script = os.path.basename(sys.argv[0])  # each script goes on with its own
+    with refuse_damage(path, f"{script} out_dir={folder}"):
         # weights_only: a file from the internet may hold numbers, but no code to run
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if saved['format'] != FORMAT:
@@ -850,11 +853,9 @@ def load_model(path, device='cpu'):
             model.head.weight = model.wte.weight  # two tensors since assign=True
         return model.float().to(device), Tokenizer.from_dict(saved['tokenizer']), saved
 
-def load_optimizers(optimizers, states, path):
+def load_optimizers(optimizers, states):
     """Load saved states, but keep the learning rates and the like that this run was given. Where
     the parameters are sharded, each process takes its part."""
-    if len(optimizers) != len(states):
-        sys.exit(f"{path} was written with another optimizer: leave optimizer= out")
     for optimizer, saved in zip(optimizers, states):
         params = sum((group['params'] for group in optimizer.param_groups), [])
         for i, state in saved['state'].items():
@@ -933,9 +934,7 @@ def set_aside(folder):
              ('ckpt.pt', 'resume.pt', 'log.csv', 'loss.png', 'sheet.png')]
     if not names:
         return
-    n = 1
-    while os.path.exists(f"{folder}/previous-{n}"):
-        n += 1
+    n = next(n for n in count(1) if not os.path.exists(f"{folder}/previous-{n}"))
     os.mkdir(f"{folder}/previous-{n}")
     for name in names:
         os.replace(f"{folder}/{name}", f"{folder}/previous-{n}/{name}")

@@ -239,7 +239,7 @@ if __name__ == '__main__':
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')  # multiplies the loss
     step, best, resumed_at = 0, math.inf, None
     if resuming:
-        load_optimizers(optimizers, saved['optimizers'], source)
+        load_optimizers(optimizers, saved['optimizers'])
         scaler.load_state_dict(saved['scaler'])
         step = resumed_at = saved['step']
         best = saved['best']
@@ -354,8 +354,7 @@ if __name__ == '__main__':
 
     # 9. the end: what was learned
     if step < max_iters:
-        print0(f"stopped after step {step}; go on with  python train.py init_from=resume "
-               f"out_dir={out_dir}")
+        print0(f"stopped at step {step}; next:  python train.py init_from=resume out_dir={out_dir}")
     else:
         ids = data['val'][:1_000_000]
         val_loss = evaluate(ids, 0)

@@ -528,7 +528,7 @@ if __name__ == '__main__':
     optimizers = configure_optimizers(model, 'muon', learning_rate, muon_learning_rate)
     step, best, resumed_at = 0, math.inf, None
     if resuming:
-        load_optimizers(optimizers, saved['optimizers'], source)
+        load_optimizers(optimizers, saved['optimizers'])
         step = resumed_at = saved['step']
         best = saved['best']
 
@@ -585,7 +585,7 @@ if __name__ == '__main__':
 
     # 9. the end: what was learned, by the best weights
     if step < max_iters:
-        print(f"stopped after step {step}, go on: python vlm.py init_from=resume out_dir={out_dir}")
+        print(f"stopped at step {step}; next:  python vlm.py init_from=resume out_dir={out_dir}")
     else:
         stop_at_once()
         model.load_state_dict(load_checkpoint(out_dir)['model'])

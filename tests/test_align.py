@@ -82,7 +82,19 @@ def test_what_the_assistant_says_after_the_common_prompt_is_learned():
     learned = lambda row: BYTES.decode([i for i, mask in zip(*row) if mask])
     assert learned(one['chosen_row']) == '5<|end|>4<|end|>' and learned(one['rejected_row']) == '5<|end|>'
     assert one['prompt_ids'] == BYTES.chat(prompt, answer=True)[0] and one['question'] == '2+2?'
-    assert encoded([{'prompt': 'x' * 40, 'chosen': 'y', 'rejected': 'z'}]) == []  # too long
+
+def test_of_a_long_pair_the_beginning_goes():
+    """The same tokens go from both sides, so that both answer the same prompt."""
+    long = {'prompt': 'x' * 60 + 'end?', 'chosen': 'yes', 'rejected': 'no'}
+    assert encoded([long]) == []
+    one, = S.encode_pairs([long], BYTES, 48, 12, truncate=True)
+    assert len(one['prompt_ids']) == 48 - 12 and BYTES.decode(one['prompt_ids']).endswith('xend?<|end|><|assistant|>')
+    for side, answer in (('chosen_row', 'yes'), ('rejected_row', 'no')):
+        ids, mask = one[side]
+        prompt = one['prompt_ids']
+        assert ids[:len(prompt)] == prompt and sum(mask[:len(prompt)]) == 0
+        assert BYTES.decode(ids[len(prompt):]) == answer + '<|end|>' and all(mask[len(prompt):])
+    assert S.encode_pairs([{**long, 'chosen': 'y' * 48}], BYTES, 48, 12, truncate=True) == []  # the answer alone is too long
 
 def test_an_epoch_takes_every_pair_once_and_the_next_one_in_another_order(align):
     order = align('batch_size=32', 'max_iters=1').globals['order']

@@ -249,7 +249,7 @@ def test_a_stopped_or_killed_run_goes_on_where_it_saved(tmp_path, data, n, signa
     if signals == ['SIGKILL']:
         assert status == [-signal.SIGKILL] and step >= 10
     else:
-        assert status == [0] * n and f'stopped after step {step}; go' in (tmp_path / 'printed-0.txt').read_text()
+        assert status == [0] * n and f'stopped at step {step}; next' in (tmp_path / 'printed-0.txt').read_text()
     together(tmp_path, data, n, init_from='resume', max_iters=step + 3)
     together(tmp_path, data, n, **{**endless, 'max_iters': step + 3, 'out_dir': 'straight'})
     assert same(*(load_checkpoint(f'{tmp_path}/{out_dir}/resume.pt') for out_dir in ('out', 'straight')))
