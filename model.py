@@ -846,6 +846,8 @@ def load_model(path, device='cpu'):
     """-> model, tokenizer, and the checkpoint's dictionary ('step', 'val_loss', 'settings' …). The
     weights are in memory once: the model is built without any and takes the checkpoint's."""
     saved = load_checkpoint(path, device, mmap=os.name != 'nt')  # Windows locks a mapped file
+    if saved.get('script') == 'vlm.py':
+        sys.exit(f"{path} is a model of vlm.py, which no other script can run")
     with refuse_damage(path, 'train.py'):
         model = build_on_meta(GPTConfig(**saved['config']))  # no numbers yet
         model.load_state_dict(saved['model'], assign=True)  # takes the tensors, copies nothing

@@ -382,8 +382,6 @@ if __name__ == '__main__':
         usage(str(e))
     sampling = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'min_p': min_p,
                 'max_tokens': max_new_tokens, 'stop': [stop] if stop else []}
-    if sys.stdin is None and (chat or prompt == '-'):
-        usage("standard input is closed: try  prompt='Once upon'")
 
     # 2. the model and the prompt
     device, dtype = resolve_device(device, dtype)
@@ -391,6 +389,8 @@ if __name__ == '__main__':
     labels = saved.get('labels')
     if not model.config.causal and not labels and show not in ('attention', 'embeddings'):
         sys.exit(f"{out_dir} is an encoder: try  finetune.py task=classify init_from={out_dir}")
+    if labels and (serve or chat or not prompt):
+        usage(f"{out_dir} sorts texts under labels: give it one, as prompt='…'")
     model.eval().to(getattr(torch, dtype))
     prepare_decoding(model, quantize)
     text = sys.stdin.buffer.read().decode(errors='replace') if prompt == '-' else prompt
@@ -420,8 +420,7 @@ if __name__ == '__main__':
     elif labels:
         for line in text.splitlines():
             probs = label_probs(model, tokenizer, saved['classifier'], line)
-            pairs = [f"{label} {p:.3f}" for label, p in zip(labels, probs)]
-            print('  '.join(pairs), '', line)
+            print(*[f"{label} {p:.3f} " for label, p in zip(labels, probs)], line)
     else:
         for i in range(num_samples):
             print(text, end='', flush=True)

@@ -377,8 +377,9 @@ def test_a_damaged_checkpoint_ends_in_one_line(tmp_path):
             M.load_model(str(tmp_path))
 
 @pytest.mark.parametrize('part, wrong, words', [
-    ('format', 'ninefiles-1', 'format is ninefiles-1'), ('config', {'n_layer': 'two'}, 'TypeError'),
-    ('config', {'n_layer': 3}, 'Missing key'), ('tokenizer', {'kind': 'x'}, "KeyError 'vocab'")])
+    ('format', 'ninefiles-1', 'format is ninefiles-1'), ('script', 'vlm.py', 'no other script'),
+    ('config', {'n_layer': 'two'}, 'TypeError'), ('config', {'n_layer': 3}, 'Missing key'),
+    ('tokenizer', {'kind': 'x'}, "KeyError 'vocab'")])
 def test_a_checkpoint_whose_parts_do_not_fit_ends_in_one_line(tmp_path, part, wrong, words):
     save_untrained(str(tmp_path))
     saved = torch.load(tmp_path / 'ckpt.pt', weights_only=True)

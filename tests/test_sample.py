@@ -56,11 +56,9 @@ def test_samples_go_on_from_the_prompt(go, monkeypatch):
 @pytest.mark.parametrize('settings, words, status', [
     ('out_dir=nowhere', ['no nowhere', 'python train.py'], 1), ('serve=70000', ['serve=70000'], 2),
     ('temperature=1e-38', ['temperature=1e-38'], 2), ('num_samples=0', ['num_samples=0'], 2),
-    ('prompt=-', ['input is closed'], 2), ('chat=True', ['input is closed'], 2),
     ('out_dir=bert', ['is an encoder', 'finetune.py task=classify'], 1),
     ('out_dir=lstm show=attention', ['no attention'], 2)])
-def test_mistakes_end_in_one_line(go, monkeypatch, settings, words, status):
-    monkeypatch.setattr(sys, 'stdin', None)  # as it is after <&-
+def test_mistakes_end_in_one_line(go, settings, words, status):
     refused(go(*settings.split()), *words, status=status)
 
 # ---- chat, label ----
@@ -94,6 +92,8 @@ def test_labels_are_read_where_finetune_trains_them(run, monkeypatch, tmp_path, 
     typed(monkeypatch, 'You won!\nhello\n')
     first, second = run('sample.py', 'prompt=-', 'device=cpu').stdout.splitlines()
     assert first == f"ham {ham:.3f}  spam {spam:.3f}  You won!" and second.endswith('  hello')
+    for mistake in ('prompt=', 'chat=True'):
+        refused(run('sample.py', mistake, 'device=cpu'), 'sorts texts under labels', status=2)
 
 # ---- look inside ----
 
