@@ -2,7 +2,6 @@
 import json, math, os, random
 import pytest
 import torch
-from torch.nn import functional as F
 import model as M
 from conftest import byte_tokenizer, save_untrained
 from model import GPTConfig, KVCache, Tokenizer, build_model, generate
@@ -360,6 +359,9 @@ def test_a_checkpoint_gives_back_the_same_model(tmp_path, shape):
     again, tokenizer, saved = M.load_model(str(tmp_path))
     assert torch.equal(again(idx), model(idx)) and tokenizer == byte_tokenizer() and saved['step'] == 0
     assert len(list(again.parameters())) == len(list(model.parameters()))  # what was tied is tied again
+    half = {name: p.bfloat16() for name, p in model.state_dict().items()}  # as many models on the hub are
+    M.save_checkpoint(str(tmp_path / 'ckpt.pt'), half, model.config, tokenizer)
+    assert {p.dtype for p in M.load_model(str(tmp_path))[0].parameters()} == {torch.float32}
 
 def test_a_missing_checkpoint_names_the_command_that_makes_it(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import prepare as P
 from conftest import prose, refused
-from model import Tokenizer, load_dataset
+from model import load_dataset
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)

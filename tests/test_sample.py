@@ -1,5 +1,5 @@
 """Using a model: text as it grows, in a chat, labelled, looked into, quantised, and served."""
-import copy, io, json, os, re, shutil, signal, socket, subprocess, sys, threading, urllib.request
+import copy, io, json, re, signal, socket, subprocess, sys, threading, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http.server import ThreadingHTTPServer
 import pytest
@@ -291,36 +291,3 @@ def test_the_command(folder):
             assert text in answer.read().decode()
     process.send_signal(signal.SIGINT)
     assert 'Traceback' not in process.communicate(timeout=30)[1] and process.returncode == 0
-
-CHROMIUM = os.environ.get('CHROME') or shutil.which('chromium') or shutil.which('google-chrome')
-
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium (or name it in the environment: CHROME=…)")
-def test_the_page_in_a_browser(loaded):
-    """Typing, writing, stopping, hovering, walking, chatting."""
-    playwright = pytest.importorskip('playwright.sync_api')
-    served = Served(*loaded, max_tokens=4096)
-    with playwright.sync_playwright() as p:
-        args = ['--no-sandbox', '--single-process', '--no-zygote']
-        page = p.chromium.launch(executable_path=CHROMIUM, args=args).new_page()
-        page.goto(f'http://127.0.0.1:{served.port}/')
-        out, spans = page.locator('#out'), page.locator('#out span')
-        page.fill('#prompt', 'the cat')
-        page.fill('#temperature', '0')
-        page.click('text=Write')
-        text = greedy(loaded, loaded[1].encode('the cat'), 12)
-        playwright.expect(out).to_contain_text('the cat' + text)
-        page.keyboard.press('Escape')
-        page.wait_for_timeout(200)
-        n = spans.count()
-        page.wait_for_timeout(300)
-        assert n == spans.count() < 4000
-        assert 'rgb' in spans.first.get_attribute('style')  # shaded
-        more = "span => getComputedStyle(span, '::after').content"
-        spans.first.hover()
-        assert '%' in spans.first.evaluate(more)
-        spans.nth(2).focus()
-        page.keyboard.press('ArrowRight')
-        assert '%' in spans.nth(3).evaluate(more) and '%' not in spans.nth(2).evaluate(more)
-        page.check('#chat')
-        page.click('text=Write')
-        playwright.expect(out).to_contain_text(re.compile('^the cat.+'))

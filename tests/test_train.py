@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import train as T
 from configurator import settings_block
 from conftest import ROOT, byte_tokenizer, distance, refused, run_script, same
-from model import GPTConfig, build_model, load_checkpoint, load_model, save_checkpoint
+from model import GPTConfig, build_model, load_checkpoint, load_model
 
 TINY = dict(dataset='tiny', n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4, device='cpu', dtype='float32',
             max_iters=20, lr_decay_iters=20, warmup_iters=2, eval_interval=10, eval_iters=2, log_interval=5)
@@ -253,24 +253,6 @@ def test_a_stopped_or_killed_run_goes_on_where_it_saved(tmp_path, data, n, signa
     together(tmp_path, data, n, init_from='resume', max_iters=step + 3)
     together(tmp_path, data, n, **{**endless, 'max_iters': step + 3, 'out_dir': 'straight'})
     assert same(*(load_checkpoint(f'{tmp_path}/{out_dir}/resume.pt') for out_dir in ('out', 'straight')))
-
-def save_forever(path, saved):
-    for i in itertools.count():
-        model = {'x': torch.full((300_000,), float(i))}
-        save_checkpoint(path, model, GPTConfig(), byte_tokenizer(), i=i)
-        saved.set()
-
-def test_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path):
-    """A process that does nothing but save is killed at random moments; what stands under the name always loads."""
-    for wait in np.random.default_rng(0).random(5) * 0.05:
-        saved = CONTEXT.Event()
-        process = start(save_forever, str(tmp_path / 'ckpt.pt'), saved)
-        assert saved.wait(timeout=60)
-        time.sleep(wait)
-        process.kill()
-        process.join()
-        found = load_checkpoint(str(tmp_path))
-        assert (found['model']['x'] == found['i']).all()
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was_saved(trained, run, tmp_path):
     done = run('train.py', 'init_from=resume', 'max_iters=100', 'learning_rate=1e30', 'muon_learning_rate=1e30',
