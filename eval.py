@@ -3,7 +3,7 @@ How good is it, really: the numbers that a paper would quote, computed as the re
 
     python eval.py                                               # perplexity and bits per byte
     python eval.py out_dir=out,out-gpt input=book.txt stride=64  # two models, any text: one table
-    python eval.py task=choices dataset=hellaswag                # multiple choice: acc, acc_norm
+    python eval.py task=choices input=hellaswag_val.jsonl        # multiple choice: acc, acc_norm
     python eval.py task=text hypotheses=captions.jsonl           # BLEU, ROUGE, CIDEr-D of a file
     python eval.py task=instruct dataset=instruct out_dir=out,out-sft  # exact match by skill
     python eval.py task=kl out_dir=out,out-sft                   # how far apart, and where most?
@@ -334,7 +334,7 @@ if __name__ == '__main__':
         if task == 'perplexity':
             table = perplexity(model, tokenizers[name], text_windows(name))
         elif task == 'choices':
-            lines = read_jsonl(input or f'{folder}/{split}.jsonl', parse_choices)
+            lines = read_jsonl(input, parse_choices)
             table = accuracy(model, tokenizers[name], islice(lines, limit or None))
         elif task == 'instruct':
             table = exact_match(answer(name, chats, seed), chats)

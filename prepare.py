@@ -9,7 +9,6 @@ Everything from outside becomes our files: text in, token ids out, in data/<data
     python prepare.py dataset=preferences                   # questions, a better and a worse answer
     python prepare.py dataset=chats input=chats.jsonl       # examples of your own, as below
     python prepare.py dataset=mine input=pictures.npz       # for vlm.py, with pictures.jsonl
-    python prepare.py dataset=hellaswag                     # for eval.py task=choices: 60 MB
     python prepare.py weights=openai-community/gpt2 out_dir=out-gpt2        # GPT-2, Llama, Qwen3
     python prepare.py export=for-others out_dir=out         # and ours, for transformers, vLLM
 
@@ -34,7 +33,7 @@ is for validation; of fewer than ten documents, the last tenth of each. All of i
 """
 from configurator import configure, expect, nearest, usage
 
-dataset = 'python'  # python, shakespeare, instruct, preferences, hellaswag; with input=, any name
+dataset = 'python'  # python, shakespeare, instruct, preferences; with input=, any name
 input = ''          # a file, a folder or a glob: text, examples as above, or a .npz of `images`
 tokenizer = 'bpe'   # bpe, char, word, gpt2 (GPT-2's, downloaded), or the folder of a checkpoint
 vocab_size = 1024   # for bpe and word; larger: shorter text, but rarer tokens to learn
@@ -183,25 +182,21 @@ def text_files(source, unwanted=lambda path: False):
         print(f"passed over {len(problems):,} files: " + '; '.join(problems[:5]))
     return good
 
-DOWNLOADS = {  # file: where on GitHub it is, and its sha256
-    'shakespeare.txt': ('karpathy/char-rnn/master/data/tinyshakespeare/input.txt',
-        '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'),
-    'hellaswag_train.jsonl': ('rowanz/hellaswag/master/data/hellaswag_train.jsonl',
-        'dae5e69249868cb9fe4e23ff925c60b66169564cfb7072d793cd7356a2b69f8d'),
-    'hellaswag_val.jsonl': ('rowanz/hellaswag/master/data/hellaswag_val.jsonl',
-        '0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588')}
+# Karpathy's tiny Shakespeare: 40,000 lines, 1,115,394 characters, 65 of them distinct
+SHAKESPEARE = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/'
+               'input.txt', '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed')
 
-def download(name, data_dir, base='https://raw.githubusercontent.com/'):
-    """One of these files, fetched once into data_dir/downloads; its path."""
-    path = os.path.join(data_dir, 'downloads', name)
-    url, sha256 = DOWNLOADS[name]
+def shakespeare(data_dir):
+    """Downloaded once into data_dir/downloads."""
+    path = os.path.join(data_dir, 'downloads', 'shakespeare.txt')
+    url, sha256 = SHAKESPEARE
     if not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
-            torch.hub.download_url_to_file(base + url, path, sha256, progress=sys.stderr.isatty())
+            torch.hub.download_url_to_file(url, path, sha256, progress=sys.stderr.isatty())
         except (OSError, RuntimeError) as e:  # RuntimeError: the checksum
-            sys.exit(f"cannot download {base}{url}: {e}. Only dataset=python needs no network")
-    return path
+            sys.exit(f"cannot download {url}: {e}. Only dataset=python needs no network")
+    return [path]
 
 def python_files(data_dir):
     """The standard library of the Python that runs this, without tests and what pip installed."""
@@ -210,10 +205,8 @@ def python_files(data_dir):
     return text_files(glob.escape(root) + '/**/*.py', lambda path:
                       left_out & set(os.path.relpath(path, root).split(os.sep)))
 
-# to add a dataset of text, write a function of data_dir that returns its files, and name it here.
-# Karpathy's tiny Shakespeare has 40,000 lines, 1,115,394 characters, 65 of them distinct
-TEXTS = {'python': python_files,
-         'shakespeare': lambda data_dir: [download('shakespeare.txt', data_dir)]}
+# to add a dataset of text, write a function of data_dir that returns its files, and name it here
+TEXTS = {'python': python_files, 'shakespeare': shakespeare}
 
 RECORDS = re.compile(r'.*\.(jsonl|json|csv|tsv)(\.gz)?')  # files that hold many examples
 COLUMNS = {'message': 'text', 'sentence': 'text', 'class': 'label'}  # other names in tables
@@ -603,14 +596,8 @@ def preference_examples(data_dir=None):
     rng.shuffle(pairs)
     return pairs
 
-def hellaswag(data_dir):
-    """HellaSwag (Zellers et al. 2019): 39,905 and 10,042 questions, for eval.py."""
-    for split in ('train', 'val'):
-        for question in checked([download(f'hellaswag_{split}.jsonl', data_dir)], dict):
-            yield split, question
-
 # to add a dataset of examples, write a function that makes (split, example), and name it here
-EXAMPLES = {'instruct': ('chat', conversations), 'hellaswag': ('choices', hellaswag),
+EXAMPLES = {'instruct': ('chat', conversations),
             'preferences': ('preferences', preference_examples)}
 
 # --------------------------------------------------------------------------------------------------
@@ -853,8 +840,7 @@ if __name__ == '__main__':
         kind = 'pictures'
         images, pairs = read_pictures(input)
     elif input:
-        own_data = os.path.realpath(data_dir) + os.sep  # what stands there is not read again
-        paths = text_files(input, lambda path: os.path.realpath(path).startswith(own_data))
+        paths = text_files(input)
         if all(map(RECORDS.fullmatch, paths)):
             kind = kind_of(next(checked(paths, dict, bad), {}))
         if kind != 'text':
@@ -922,6 +908,5 @@ if __name__ == '__main__':
     else:
         print('  one of them: ' + lines[0].strip()[:300])
     script = {'text': 'train.py', 'chat': 'finetune.py', 'labels': 'finetune.py task=classify',
-              'preferences': 'align.py', 'pictures': f'vlm.py out_dir=out-{dataset}',
-              'choices': 'eval.py task=choices'}[kind]
+              'preferences': 'align.py', 'pictures': f'vlm.py out_dir=out-{dataset}'}[kind]
     print(f"next:  python {script} dataset={dataset}")

@@ -124,10 +124,6 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_p
     out = prepare('input=in [1]')[1]
     assert 'passed over 3 files' in out and all(name in out for name in ('b.png', 'c.txt', 'd.gz'))
 
-def test_what_we_wrote_is_not_read_again(prepare, text):
-    first, again = [load_dataset(str(prepare('input=.', 'tokenizer=char')[0]))[1] for _ in range(2)]
-    assert len(first['train']) == len(again['train'])
-
 @pytest.mark.parametrize('name, content', [
     ('a.csv', 'text,label\r\nhi there,ham\r\n"win, now",spam\r\nsee you,ham\r\ncash!,spam '),
     ('a.json', json.dumps([{'text': text, 'label': label} for text, label in (
@@ -396,24 +392,17 @@ def test_pictures_that_unpack_to_too_much_are_refused_by_their_header(tmp_path, 
     with pytest.raises(SystemExit, match='more than 200 bytes'):
         P.read_pictures(str(tmp_path / 'p.npz'))
 
-# ---- from the network: the files stand here already, or a file: address takes its place ----
+# ---- from the network: a file: address takes its place ----
 
 def test_downloads(tmp_path, monkeypatch):
     source = write(tmp_path / 'there.txt', prose(100))
-    right, base = hashlib.sha256(source.read_bytes()).hexdigest(), tmp_path.as_uri() + '/'
-    files = {'a': ('there.txt', right), 'b': ('there.txt', '0' * 64), 'c': ('gone', right)}
-    monkeypatch.setattr(P, 'DOWNLOADS', files)
-    path = P.download('a', str(tmp_path), base)
-    assert open(path).read() == prose(100)
-    for name, words in ('b', 'invalid hash'), ('c', 'dataset=python needs no network'):
+    right = source.as_uri(), hashlib.sha256(source.read_bytes()).hexdigest()
+    for address, words in ((right[0], '0' * 64), 'invalid hash'), ((right[0] + 'x', right[1]), 'dataset=python needs no network'):
+        monkeypatch.setattr(P, 'SHAKESPEARE', address)
         with pytest.raises(SystemExit, match=words):
-            P.download(name, str(tmp_path), base)
+            P.shakespeare(str(tmp_path))
+    monkeypatch.setattr(P, 'SHAKESPEARE', right)
+    path, = P.shakespeare(str(tmp_path))
     source.unlink()  # it was fetched once
-    assert P.download('a', str(tmp_path), base) == path and os.listdir(os.path.dirname(path)) == ['a']
-
-def test_hellaswag(run, tmp_path):
-    for split, n in (('train', 3), ('val', 2)):
-        path = tmp_path / 'data' / 'downloads' / f'hellaswag_{split}.jsonl'
-        jsonl(path, *[{'ctx': 'a', 'label': i} for i in range(n)])
-    assert 'next:  python eval.py task=choices' in run('prepare.py', 'dataset=hellaswag').stdout
-    assert lines(tmp_path / 'data' / 'hellaswag', 'val') == [{'ctx': 'a', 'label': i} for i in range(2)]
+    assert P.shakespeare(str(tmp_path)) == [path] and open(path).read() == prose(100)
+    assert os.listdir(os.path.dirname(path)) == ['shakespeare.txt']
