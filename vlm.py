@@ -8,10 +8,10 @@ Give it eyes: a tiny vision-language model, and the pictures that it learns from
     python vlm.py dataset=mine out_dir=out-mine    # your own pictures, made ready by prepare.py
 
 A picture becomes a sequence of patches, and everything after that is model.py's transformer. CLIP
-trains a vision tower by asking which of a batch's captions belongs to which of its pictures. Then a
-language model is shown the tower's output, in one of three ways (fusion=), and learns to describe
-the picture or to answer. The script draws its pictures itself. Some combinations of colour and
-shape, HELD_OUT, appear in no training scene: who knows "red" and "circle" should know a red circle.
+trains a vision tower: which of a batch's captions belongs to which of its pictures? Then a language
+model is shown the tower's output, in one of three ways (fusion=), and learns to describe the
+picture or to answer. The script draws its pictures itself. Some combinations of colour and shape,
+HELD_OUT, are in no training scene: who knows "red" and "circle" should know a red circle.
 
 Writes out_dir/ckpt.pt (the best weights so far), resume.pt (to go on exactly), log.csv, sheet.png
 and, for task=caption, captions-*.jsonl, which eval.py scores. max_iters=0 only measures.
@@ -31,7 +31,7 @@ n_head = 2
 n_embd = 128
 block_size = 96         # longest text, in tokens
 fusion = 'intermediate' # early | intermediate | late: where the picture meets the text; see Reader
-word_dropout = 0.3      # caption, vqa: hide this share of the words said so far; 0: none
+word_dropout = 0.5      # caption, vqa: hide this share of the words said so far; 0: none
 # how much
 batch_size = 128        # pictures in a step. clip: 128 captions to choose from
 max_iters = 1000        # 1000 steps * 128 pictures = 128,000 pictures
@@ -68,7 +68,7 @@ SHAPES = {  # which pixels, at (x, y) from its centre, belong to a shape of radi
     'circle': lambda x, y, r: x * x + y * y <= r * r,
     'square': lambda x, y, r: np.maximum(abs(x), abs(y)) <= r,
     'triangle': lambda x, y, r: (y <= 0.8 * r) & (abs(x) <= 0.55 * (y + r)),
-    'cross': lambda x, y, r: SHAPES['square'](x, y, r) & (np.minimum(abs(x), abs(y)) <= 0.32 * r)}
+    'cross': lambda x, y, r: SHAPES['square'](x, y, r) & (np.minimum(abs(x), abs(y)) <= 0.4 * r)}
 KINDS = list(product(COLOURS, SHAPES))  # 24 combinations; these four are never trained on:
 HELD_OUT = {('red', 'circle'), ('green', 'square'), ('blue', 'triangle'), ('yellow', 'cross')}
 TITLES = {'val': 'new scenes', 'new': 'new combinations'}  # of the splits not trained on
@@ -117,8 +117,8 @@ def name(thing, with_size=False):
 
 def captions(scene):
     """All ways to put a scene into words, up to 48: with any opening, in any order, with all sizes
-    or only the first one's, with any relation that is true. ['a small red circle left of a blue
-    square', 'there is a big blue square right of a small red circle', …]"""
+    or only the first one's, with any true relation. ['a small red circle left of a blue square',
+    'there is a big blue square right of a small red circle', …]"""
     texts = []
     for things, with_sizes in product(permutations(scene), (True, False)):
         names = [name(thing, with_sizes) for thing in things]
@@ -131,9 +131,9 @@ def captions(scene):
     return [start + text for start, text in product(('', 'a picture of ', 'there is '), texts)]
 
 def questions_about(scene):
-    """All questions about a scene: for each topic, a list of (question, answer). With a red circle
-    and a blue square, "is there a red square?" is answered "no": it is not enough to see what
-    colours and shapes there are. "No" is said of no held-out kind: it would be learned by name."""
+    """For each topic, all questions about a scene: [(question, answer), …]. With a red circle and a
+    blue square, "is there a red square?" is answered "no": it is not enough to see which colours
+    and shapes there are. "No" is said of no held-out kind: it would be learned by name."""
     colours = [(f"what colour is the {thing.shape}?", thing.colour) for thing in scene]
     shapes = [(f"what shape is {thing.colour}?", thing.shape) for thing in scene]
     counts = []
@@ -222,12 +222,11 @@ def collate(tokenizer, texts):
     return pad(rows, True, tokenizer.pad), pad(targets, True, -100)
 
 def mask_tokens(idx, targets, noise, tokenizer, word_dropout):
-    """Word dropout (Bowman et al. 2016, 3.1): a share of the words that the answers idx (B, T) have
-    said so far turns into <|pad|>, as noise in [0, 1) decides. Without it, a captioner learns that
-    "red" is never followed by "circle", and trusts that more than the picture."""
-    noise = torch.from_numpy(noise[:len(idx), :idx.size(1)])
+    """Word dropout (Bowman et al. 2016, 3.1): where noise (B, T) is below word_dropout, a word that
+    an answer has said so far turns into <|pad|>. Without it, a captioner learns that "red" is never
+    followed by "circle", and trusts that more than the picture."""
     is_answer = F.pad(targets[:, :-1], (1, 0), value=-100) >= 0  # token t is the target at t - 1
-    hidden = is_answer & (idx != tokenizer.end) & (noise < word_dropout)
+    hidden = is_answer & (idx != tokenizer.end) & (torch.from_numpy(noise) < word_dropout)
     return idx.masked_fill(hidden, tokenizer.pad)
 
 # ---- 3. models ----
@@ -259,9 +258,8 @@ def clip_loss(images, texts, scale):
     of all pictures, which is this text's? Row b of images (B, C) belongs to row b of texts."""
     target = torch.arange(len(images), device=images.device)
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 has too few digits
-        which_text = scale * images @ texts.T  # (B, B)
-        which_image = scale * texts @ images.T
-        return (F.cross_entropy(which_text, target) + F.cross_entropy(which_image, target)) / 2
+        logits = scale * images @ texts.T  # (B, B)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 class CLIP(nn.Module):
     """Two towers whose outputs are compared: pictures and texts as points on one sphere."""
@@ -350,8 +348,7 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def answer(self, pictures, questions, tokenizer, max_length):
-        """The likeliest answer to each question about its picture: B strings. All of the text is
-        read again for each token: it is short, and this needs no cache."""
+        """The likeliest answer to each question about its picture: B strings. Short: no cache."""
         rows = [tokenizer.chat([dict(role='user', content=q)], answer=True)[0] for q in questions]
         starts = [len(row) for row in rows]
         image = self.vision(pictures)
@@ -368,8 +365,8 @@ class Reader(nn.Module):
 # ---- 4. measures of {'val': its examples, …}; a gallery is a list of (picture, right, text) ----
 @torch.no_grad()
 def measure_clip(model, tokenizer, splits, names, device):
-    """Retrieval among 100 pictures of different things; and zero-shot: which class name, none of
-    which was trained on as such, is nearest? The gallery shows each picture's nearest caption."""
+    """Retrieval among 100 pictures of different things; and zero-shot: which class name, never
+    trained on as such, is nearest? The gallery shows each picture's nearest caption."""
     def similarity(examples, texts):  # (pictures, texts)
         idx, _ = collate(tokenizer, [('', text) for text in texts])
         images = model.encode_image(stack(examples).to(device))
@@ -461,9 +458,8 @@ if __name__ == '__main__':
     # 2. settings: those of the run that is resumed, or the shape of the checkpoint to start from
     resuming = init_from == 'resume'
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
-    saved = None
-    if init_from != 'scratch':
-        saved = load_checkpoint(source)
+    saved = load_checkpoint(source) if init_from != 'scratch' else None
+    if saved:
         if saved.get('script') != 'vlm.py':
             usage(f"{source} was not written by vlm.py: start from scratch, or from a run of it")
         if resuming:
@@ -540,16 +536,20 @@ if __name__ == '__main__':
         save_checkpoint(os.path.join(out_dir, name), model.state_dict(), text_config, tokenizer,
                         script='vlm.py', step=step, settings=settings, **more)
 
-    def loss_of(examples, step=None):
-        """The loss of these examples. At a step of training, some words are hidden."""
+    def loss_of(examples, rng=None):
+        """The loss of these examples. In training, rng hides the colours of some, or some words."""
+        pictures = stack(examples)
         idx, targets = collate(tokenizer, [example.texts for example in examples])
         if idx.size(1) > block_size:
             sys.exit(f"a text has {idx.size(1)} tokens: give block_size={idx.size(1)}")
-        if task != 'clip' and step is not None:
-            noise = np.random.default_rng([seed, step, 1]).random((batch_size, block_size), 'f4')
+        noise = rng.random(idx.shape) if rng else np.ones(idx.shape)  # 1: nothing is hidden
+        if task == 'clip':  # a fifth turns grey: who knows a circle knows it in any colour
+            grey = noise[:, 0] < 0.2
+            pictures[grey] = pictures[grey].amax(-1, keepdim=True)
+        else:
             idx = mask_tokens(idx, targets, noise, tokenizer, word_dropout)
         with autocast:
-            return model(stack(examples).to(device), idx.to(device), targets.to(device))
+            return model(pictures.to(device), idx.to(device), targets.to(device))
 
     @torch.no_grad()
     def evaluate():
@@ -573,7 +573,7 @@ if __name__ == '__main__':
             break
         log.restart_clock()
         # 8.2 forward and backward
-        loss = loss_of(get_batch(step), step)
+        loss = loss_of(get_batch(step), np.random.default_rng([seed, step, 1]))
         loss.backward()
         # 8.3 update
         lr_fraction = lr_schedule(step, 'linear', 20, max_iters)

@@ -104,7 +104,7 @@ def test_words_are_tokens_targets_count_in_answers_alone_and_dropout_hides_what_
     last = (targets[0] >= 0).nonzero()[-1].item()
     assert idx[0, last + 1] == TOK.end and (idx[0, last + 2:] == TOK.pad).all()
     start = (idx == TOK.special['<|assistant|>']).nonzero()[0, 1].item() + 1
-    noise = np.zeros((2, 40), np.float32)  # as drawn for the longest texts of a whole batch
+    noise = np.zeros(idx.shape)
     masked = V.mask_tokens(idx, targets, noise, TOK, 0.3)  # 0 < 0.3: all that the answers have said
     assert TOK.decode(masked[0, start:].tolist()).startswith('<|pad|><|end|>')
     noise[:] = 0.9
