@@ -94,7 +94,7 @@ def draw(split, number, seed):
         x = 8 + 16 * (column == 'right') + rng.uniform(-room, room)
         y = 8 + 16 * (row == 'bottom') + rng.uniform(-room, room)
         # note: with one fixed red, a tower took a red circle, which was new to it, for a red square
-        hue = COLOURS[colour] + rng.uniform(-24, 24)
+        hue = COLOURS[colour] + rng.uniform(-15, 15)
         rgb = colorsys.hsv_to_rgb(hue / 360 % 1, rng.uniform(0.5, 1), rng.uniform(0.75, 1))
         picture[SHAPES[shape](X - x, Y - y, radius)] = np.multiply(rgb, 255)
         scene.append(Thing(size, colour, shape, row, column))
