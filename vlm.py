@@ -7,11 +7,10 @@ Give it eyes: a tiny vision-language model, and the pictures that it learns from
     python vlm.py init_from=resume    # go on exactly where a run stopped
     python vlm.py dataset=mine out_dir=out-mine    # your own pictures, made ready by prepare.py
 
-A picture becomes a sequence of patches, and everything after that is model.py's transformer. CLIP
-trains a vision tower: which of a batch's captions belongs to which of its pictures? Then a language
-model is shown the tower's output, in one of three ways (fusion=), and learns to describe the
-picture or to answer. The script draws its pictures itself. Some combinations of colour and shape,
-HELD_OUT, are in no training scene: who knows "red" and "circle" should know a red circle.
+A picture becomes a sequence of patches; all after that is model.py's transformer. CLIP trains a
+vision tower: which caption of a batch belongs to which picture? Then a language model is shown the
+tower's output, in one of three ways (fusion=), and learns to describe or to answer. No training
+scene shows a combination of HELD_OUT: who knows "red" and "circle" should know a red circle.
 
 Writes out_dir/ckpt.pt (the best weights so far), resume.pt (to go on exactly), log.csv, sheet.png
 and, for task=caption, captions-*.jsonl, which eval.py scores. max_iters=0 only measures.
@@ -116,9 +115,8 @@ def name(thing, with_size=False):
     return f"a {size}{thing.colour} {thing.shape}"
 
 def captions(scene):
-    """All ways to put a scene into words, up to 48: with any opening, in any order, with all sizes
-    or only the first one's, with any true relation. ['a small red circle left of a blue square',
-    'there is a big blue square right of a small red circle', …]"""
+    """All ways to put a scene into words, up to 48: any opening, any order, any true relation, all
+    sizes or only the first one's. ['there is a small red circle left of a blue square', …]"""
     texts = []
     for things, with_sizes in product(permutations(scene), (True, False)):
         names = [name(thing, with_sizes) for thing in things]
@@ -171,6 +169,8 @@ class Scenes:
             return Example(picture, ('', rng.choice(captions(scene))), scene)
         topics = questions_about(scene)
         pairs = [rng.choice(rng.choice(topics)) for _ in range(self.n_questions)]
+        if self.n_questions > 1 and rng.random() < 0.2:  # in training, lest it forget to describe
+            pairs[0] = '', rng.choice(captions(scene))
         return Example(picture, sum(pairs, ()), scene)
 
 def load_own_pictures(folder, task):
@@ -233,8 +233,8 @@ def mask_tokens(idx, targets, noise, tokenizer, word_dropout):
 def patches(pictures, p):
     """uint8 (B, H, W, 3) -> a row per patch of p² pixels, (B, N, 4 p²), left to right, then down.
     A pixel becomes its light, the brightest of red, green and blue, and, much smaller, how far each
-    of them falls short of it. No information is lost, but what is large is learned first. In light
-    alone a red circle is like any circle: shapes are recognised in colours that they never had."""
+    of them falls short of it. What is large is learned first, and in light alone a red circle is
+    like any circle: shapes are recognised in colours that they never had."""
     B, H, W, _ = pictures.shape
     x = pictures.float() / 127.5 - 1
     light = x.amax(-1, keepdim=True)

@@ -1,5 +1,5 @@
 """Shared by all tests: run a script, in this process or in one of its own, and small things to run it on."""
-import contextlib, gc, io, os, random, runpy, signal, subprocess, sys
+import contextlib, gc, io, json, os, random, runpy, signal, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
@@ -74,15 +74,24 @@ def byte_tokenizer():
     """The smallest bpe vocabulary: single bytes."""
     return Tokenizer('bpe', [bytes([b]) for b in range(256)])
 
-def save_untrained(folder, tokenizer=None, seed=0, **shape):
-    """A small untrained model as ckpt.pt in this folder; returns it."""
+def save_untrained(folder, tokenizer=None, seed=0, noise=0.0, **shape):
+    """A small untrained model as ckpt.pt in this folder; returns it. With noise in all weights, none is zero or one, as
+    they begin, which could hide a mistake."""
     tokenizer = tokenizer or byte_tokenizer()
     torch.manual_seed(seed)
     shape = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'block_size': 64, **shape}
     model = build_model(GPTConfig(vocab_size=tokenizer.vocab_size, **shape))
+    for p in model.parameters():
+        p.data += noise * torch.randn_like(p)
     os.makedirs(folder, exist_ok=True)
     save_checkpoint(f'{folder}/ckpt.pt', model.state_dict(), model.config, tokenizer, step=0, settings={})
     return model
+
+def write_jsonl(path, *records):
+    """A file with a line of JSON for each record; its folder is made."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, 'w', encoding='utf-8') as f:
+        f.writelines(json.dumps(record) + '\n' for record in records)
 
 def prose(words=4000, seed=0):
     """Made-up text with something to learn in it: words from a small set, in sentences."""

@@ -1,10 +1,10 @@
 """Alignment: the rule and the data agree, each loss is what its paper says, the ratio starts at 1, the KL is never negative."""
-import csv, json, math, os
+import csv, math, os
 import pytest
 import torch
 import align as S
 import prepare as P
-from conftest import byte_tokenizer, refused, same, save_untrained
+from conftest import byte_tokenizer, refused, same, save_untrained, write_jsonl
 from model import Tokenizer, load_checkpoint, load_model
 
 BYTES = byte_tokenizer()
@@ -21,10 +21,8 @@ def encoded(pairs):
 def align(run, tmp_path):
     """align('method=dpo', …): a short run; align.write(name, train, val): a dataset; align.at: the folder."""
     def write(name, train, val):
-        os.makedirs(tmp_path / 'data' / name, exist_ok=True)
-        for split, examples in (('train', train), ('val', val)):
-            lines = [json.dumps(e) + '\n' for e in examples]
-            (tmp_path / 'data' / name / f'{split}.jsonl').write_text(''.join(lines), encoding='utf-8')
+        write_jsonl(tmp_path / 'data' / name / 'train.jsonl', *train)
+        write_jsonl(tmp_path / 'data' / name / 'val.jsonl', *val)
     def go(*settings):
         done = run('align.py', *TINY, *settings)
         assert done.returncode == 0, done.stderr
@@ -95,11 +93,6 @@ def test_of_a_long_pair_the_beginning_goes():
         assert ids[:len(prompt)] == prompt and sum(mask[:len(prompt)]) == 0
         assert BYTES.decode(ids[len(prompt):]) == answer + '<|end|>' and all(mask[len(prompt):])
     assert S.encode_pairs([{**long, 'chosen': 'y' * 48}], BYTES, 48, 12, truncate=True) == []  # the answer alone is too long
-
-def test_an_epoch_takes_every_pair_once_and_the_next_one_in_another_order(align):
-    order = align('batch_size=32', 'max_iters=1').globals['order']
-    first, second = order[:32].tolist(), order[32:64].tolist()
-    assert sorted(first) == sorted(second) == list(range(32)) and first != second
 
 def test_the_losses_of_a_pair():
     """Elo's 400 points in natural units: a margin of ln 10 wins 10 of 11 times, and so costs ln 1.1."""

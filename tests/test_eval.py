@@ -1,23 +1,16 @@
 """Measuring: every number against one that was computed some other way."""
-import io, json, math, statistics
+import io, math, statistics
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 import eval as E
-from conftest import byte_tokenizer, refused, save_untrained
+from conftest import byte_tokenizer, refused, save_untrained, write_jsonl
 from model import GPTConfig, Tokenizer, build_model, load_dataset, save_checkpoint
 
-def tiny(folder, seed=0, tokenizer=None, **shape):
+def tiny(folder, seed=0, **more):
     """A checkpoint of random weights, large enough for opinions; returns the model."""
-    tokenizer = tokenizer or byte_tokenizer()
-    model = save_untrained(folder, tokenizer, block_size=32, **shape).eval()
-    torch.manual_seed(seed)
-    for p in model.parameters():
-        if p.ndim > 1:
-            torch.nn.init.normal_(p, std=0.3)
-    save_checkpoint(f'{folder}/ckpt.pt', model.state_dict(), model.config, tokenizer)
-    return model
+    return save_untrained(folder, seed=seed, noise=0.3, block_size=32, **more).eval()
 
 def parrot(folder, answer):
     """A checkpoint that always says the same: a table of which byte comes after which."""
@@ -28,9 +21,6 @@ def parrot(folder, answer):
         model.table.weight.data[a, b] = 9.0
     folder.mkdir()
     save_checkpoint(str(folder / 'ckpt.pt'), model.state_dict(), model.config, tokenizer)
-
-def write(path, *items):
-    path.write_text(''.join(json.dumps(item) + '\n' for item in items), encoding='utf-8')
 
 def table(done, *keys):
     """{measure (or other keys): row} of a run."""
@@ -155,7 +145,7 @@ def test_what_acc_and_acc_norm_divide_by():
 
 def test_questions_of_both_forms(run, tmp_path):
     tiny(tmp_path / 'a')
-    write(tmp_path / 'q.jsonl', ROOF, {'context': '', 'choices': ['a cat', 'a dog', 'it'], 'label': 2})
+    write_jsonl(tmp_path / 'q.jsonl', ROOF, {'context': '', 'choices': ['a cat', 'a dog', 'it'], 'label': 2})
     rows = table(run('eval.py', 'task=choices', 'input=q.jsonl', 'out_dir=a'), 'measure')
     assert list(rows) == ['acc', 'acc_norm'] and all(row['items'] == 2 for row in rows.values())
 
@@ -175,7 +165,7 @@ def test_words_and_bleu_by_hand():
     assert E.bleu([pair]) == pytest.approx(expected)
 
 def test_bleu_rouge_and_cider_are_those_of_the_references(run, tmp_path):
-    write(tmp_path / 'h.jsonl', *({'hypothesis': h, 'references': right} for h, right in PAIRS))
+    write_jsonl(tmp_path / 'h.jsonl', *({'hypothesis': h, 'references': right} for h, right in PAIRS))
     rows = table(run('eval.py', 'task=text', 'hypotheses=h.jsonl'), 'measure')
     assert rows['BLEU']['mean'] == pytest.approx(38.96078, abs=1e-6) and rows['BLEU']['items'] == 6
     assert rows['CIDEr-D']['mean'] == pytest.approx(21.233211 / 6, abs=1e-6)
@@ -189,11 +179,10 @@ def test_bleu_rouge_and_cider_are_those_of_the_references(run, tmp_path):
 # ---- what models answer ----
 
 def chats(folder, *triples):
-    folder.mkdir()
     items = [{'messages': [{'role': 'user', 'content': q}, {'role': 'assistant', 'content': a}], 'skill': s}
              for q, a, s in triples]
     for split in ('train', 'val'):
-        write(folder / f'{split}.jsonl', *items)
+        write_jsonl(folder / f'{split}.jsonl', *items)
 
 def test_exact_match_by_skill(run, tmp_path):
     chats(tmp_path / 'chat', ('2 + 3', '5', 'sum'), ('cat', 'tac', 'reverse'),

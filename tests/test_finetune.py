@@ -1,12 +1,12 @@
 """Fine-tuning: only the assistant is learned from, neighbours in a row do not see each other, and the base stays."""
-import csv, json, math, os
+import csv, math, os
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 import finetune as S
-from conftest import byte_tokenizer, distance, prose, refused, same, save_untrained
-from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_dataset, load_model, save_checkpoint
+from conftest import byte_tokenizer, distance, prose, refused, same, save_untrained, write_jsonl
+from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_dataset, load_model
 
 BYTES = byte_tokenizer()
 SHAPE = dict(n_layer=2, n_head=2, n_embd=32, block_size=48)
@@ -17,10 +17,8 @@ def chat(question, answer):
     return {'messages': [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]}
 
 def write(name, train, val):
-    os.makedirs(f'data/{name}', exist_ok=True)
-    for split, examples in (('train', train), ('val', val)):
-        with open(f'data/{name}/{split}.jsonl', 'w', encoding='utf-8') as f:
-            f.writelines(json.dumps(e) + '\n' for e in examples)
+    write_jsonl(f'data/{name}/train.jsonl', *train)
+    write_jsonl(f'data/{name}/val.jsonl', *val)
 
 def arguments(**changes):
     first = {'device': 'cpu', 'out_dir': 'out'} if changes.get('init_from') == 'resume' else TINY
@@ -30,9 +28,7 @@ def arguments(**changes):
 def go(run, tmp_path, monkeypatch):
     """go(max_iters=5, …): fine-tune a tiny base on tiny data in this process; what it printed, and its globals."""
     monkeypatch.chdir(tmp_path)
-    os.makedirs('base')
-    model = noisy_model()
-    save_checkpoint('base/ckpt.pt', model.state_dict(), model.config, BYTES, step=0, settings={})
+    save_untrained('base', noise=0.05, **SHAPE)
     write('chats', [chat(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'], [chat(f'say {c}z', c) for c in 'abcd'])
     labelled = [{'text': c + d + e, 'label': 'loud' if e else 'calm'} for c in 'abcdefg' for d in 'stuv' for e in ('', '!')]
     write('labels', labelled, [{**line, 'text': 'q' + line['text']} for line in labelled[:8]])

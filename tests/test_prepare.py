@@ -4,16 +4,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import prepare as P
-from conftest import prose, refused
+from conftest import prose, refused, write_jsonl
 from model import load_dataset
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
-
-def jsonl(path, *records):
-    return write(path, ''.join(json.dumps(r) + '\n' for r in records))
 
 def lines(folder, split):
     return [json.loads(line) for line in open(folder / f'{split}.jsonl', encoding='utf-8')]
@@ -87,7 +84,7 @@ def test_a_text_in_pieces_gives_its_last_tenth_to_validation(tmp_path, monkeypat
 
 def test_every_tenth_document_is_for_validation(prepare, tmp_path):
     texts = [f'document {i}' for i in range(25)] + ['', 'document 3']
-    jsonl(tmp_path / 'in' / 'b.jsonl', *[{'text': text} for text in texts])
+    write_jsonl(tmp_path / 'in' / 'b.jsonl', *[{'text': text} for text in texts])
     folder, out = prepare('input=in')
     tokenizer, data = load_dataset(str(folder))
     assert tokenizer.decode(data['val'].tolist()) == 'document 9<|endoftext|>document 19'
@@ -96,7 +93,7 @@ def test_every_tenth_document_is_for_validation(prepare, tmp_path):
 def test_every_tenth_example_is_for_validation_and_copies_are_dropped(prepare, tmp_path):
     for name in 'ab':
         examples = [{'prompt': f'{name}{i}', 'completion': 'a'} for i in range(10)]
-        jsonl(tmp_path / 'in' / f'{name}.jsonl', *examples, examples[0])
+        write_jsonl(tmp_path / 'in' / f'{name}.jsonl', *examples, examples[0])
     folder, out = prepare('input=in')
     assert [e['messages'][0]['content'] for e in lines(folder, 'val')] == ['a9', 'b9']
     assert len(lines(folder, 'train')) == 18 and 'dropped 2 ' in out
@@ -139,7 +136,7 @@ def test_labels(prepare, tmp_path, name, content):
     assert json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
 
 def test_a_text_under_two_labels_is_told(prepare, tmp_path):
-    jsonl(tmp_path / 'a.jsonl', *[{'text': f't{n // 2}', 'label': n % 2} for n in range(12)])
+    write_jsonl(tmp_path / 'a.jsonl', *[{'text': f't{n // 2}', 'label': n % 2} for n in range(12)])
     assert '6 texts occur under two labels' in prepare('input=a.jsonl')[1]
 
 def test_tables_of_anything(prepare, tmp_path):
@@ -249,7 +246,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 def test_an_earlier_preparation_leaves_nothing_beside_the_new_one(prepare, tmp_path, text):
-    jsonl(tmp_path / 'c.jsonl', *[{'prompt': str(i), 'completion': 'a'} for i in range(3)])
+    write_jsonl(tmp_path / 'c.jsonl', *[{'prompt': str(i), 'completion': 'a'} for i in range(3)])
     folder, _ = prepare('input=c.jsonl')
     assert set(contents(folder)) == {'train.jsonl', 'val.jsonl', 'meta.json'}
     prepare(f'input={text}')
@@ -354,7 +351,7 @@ def test_damage_is_noticed(prepare, text):
 def test_pictures_of_your_own(prepare, tmp_path):
     images = np.arange(12 * 4 * 5 * 3, dtype=np.uint8).reshape(12, 4, 5, 3)
     np.savez(tmp_path / 'p.npz', images=images)
-    jsonl(tmp_path / 'p.jsonl', *[{'caption': f'c{i}', 'qa': [['what?', str(i)]]} for i in range(12)])
+    write_jsonl(tmp_path / 'p.jsonl', *[{'caption': f'c{i}', 'qa': [['what?', str(i)]]} for i in range(12)])
     folder, out = prepare('input=p.npz')
     assert np.array_equal(np.load(folder / 'val.npz')['images'], images[9:10])
     assert np.array_equal(np.load(folder / 'train.npz')['images'], np.delete(images, 9, 0))
@@ -381,12 +378,12 @@ def test_pictures_that_are_refused(run, tmp_path, content, record, words):
         write(tmp_path / 'p.npz', content)
     else:
         np.savez(tmp_path / 'p.npz', images=content)
-    jsonl(tmp_path / 'p.jsonl', record, record)
+    write_jsonl(tmp_path / 'p.jsonl', record, record)
     refused(run('prepare.py', 'dataset=mine', 'input=p.npz'), *words)
 
 def test_pictures_that_unpack_to_too_much_are_refused_by_their_header(tmp_path, monkeypatch):
     np.savez(tmp_path / 'p.npz', images=TWO)
-    jsonl(tmp_path / 'p.jsonl', *2 * [{'caption': 'a'}])
+    write_jsonl(tmp_path / 'p.jsonl', *2 * [{'caption': 'a'}])
     assert len(P.read_pictures(str(tmp_path / 'p.npz'))[0]) == 2
     monkeypatch.setattr(P, 'MAX_PICTURES', 200)
     with pytest.raises(SystemExit, match='more than 200 bytes'):

@@ -6,9 +6,8 @@ import importlib.util, json, math, random
 import pytest
 import torch
 import prepare as P
-from conftest import refused
-from model import (GPTConfig, Tokenizer, build_model, generate, load_checkpoint, load_model, rotary,
-                   save_checkpoint)
+from conftest import refused, save_untrained
+from model import GPTConfig, Tokenizer, generate, load_checkpoint, load_model, rotary
 
 @pytest.fixture
 def transformers():
@@ -138,13 +137,7 @@ def test_llama_3_slows_down_the_pairs_that_turn_slowly():
 def ours(folder, vocab=(), tokenizer=None, **shape):
     """A checkpoint as train.py would write it."""
     tokenizer = tokenizer or Tokenizer('bpe', [bytes([b]) for b in range(256)] + list(vocab))
-    config = GPTConfig(**{**dict(vocab_size=tokenizer.vocab_size, block_size=16, n_layer=1, n_head=2, n_embd=8), **shape})
-    folder.mkdir(exist_ok=True)
-    model = build_model(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    save_checkpoint(str(folder / 'ckpt.pt'), model.state_dict(), config, tokenizer, step=5, settings={})
+    save_untrained(folder, tokenizer, noise=0.2, **{**dict(block_size=16, n_layer=1, n_embd=8), **shape})
     return tokenizer
 
 GPT2 = dict(position='learned', norm='layernorm', mlp='gelu', qk_norm=False, bias=True, tie_weights=True)
