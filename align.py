@@ -22,7 +22,7 @@ out_dir = 'out-align'
 init_from = 'out-sft'   # the folder of a chat model, or resume (go on with the run in out_dir)
 dataset = 'preferences' # a folder in data_dir, made by prepare.py
 data_dir = 'data'
-truncate = False        # True: of a pair that is too long, drop the beginning; False: leave it out
+truncate = False        # True: of a pair that is too long, keep the end; False: leave it out
 method = 'dpo'          # reward | dpo | ppo | grpo | constitution
 loss_type = 'sigmoid'   # sigmoid | hinge: the loss of a pair, in reward, dpo and constitution
 beta = 0.1              # dpo: strength of the KL penalty towards the reference model
@@ -286,7 +286,7 @@ if __name__ == '__main__':
         print(f"{split}: {len(data[split]):,} of {len(examples):,} pairs fit into block_size")
     questions = data['val'][:200]  # answered at each evaluation
 
-    # 5. the models: the policy, the reference that it is compared with, and the reward model
+    # 5. the models: the policy, its reference, and the reward model
     torch.manual_seed(seed)
     policy = Policy(model).to(device).eval()  # always: dropout would blur the ratio
     reference = copy.deepcopy(policy).requires_grad_(False)
@@ -330,7 +330,7 @@ if __name__ == '__main__':
             metrics['reward'] = sum(rewards) / len(rewards)
         return metrics
 
-    # 6. the pairs, where they are the model's own answers; their order; the optimizer
+    # 6. the pairs of the constitution, the order, the optimizer
     if method == 'constitution':
         prompts = data['train'][:1000]
         data['train'] = []
@@ -339,7 +339,7 @@ if __name__ == '__main__':
             first, second = [answer(some, 2 * i + k, reference) for k in (0, 1)]
             data['train'] += constitutional_pairs(some, first, second)
     if not data['train'] or not questions:
-        sys.exit("nothing is left: try truncate=True, or start from one with a larger block_size")
+        sys.exit("nothing is left: try truncate=True, or a model with a larger block_size")
     answers_each = group_size if method == 'grpo' else 1
     questions_per_step = max(batch_size // answers_each, 1)
     n_train = len(data['train'])
