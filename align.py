@@ -393,7 +393,7 @@ if __name__ == '__main__':
         for i in range(0, len(data['val']), batch_size):
             for name, value in forward_pairs(data['val'][i:i + batch_size]).items():
                 columns[name] += value.tolist()
-        if method == 'reward':  # which kinds of worse answers it tells apart
+        if method == 'reward':  # which worse answers it tells apart
             for pair, right in zip(data['val'], columns['accuracy']):
                 columns[pair.get('fault', 'all')].append(right)
         metrics = {name: sum(values) / len(values) for name, values in columns.items()}
@@ -401,7 +401,7 @@ if __name__ == '__main__':
             return metrics.pop('loss'), {**metrics, **measure(policy)}, {}
         # choices tell neither the mean of the rewards nor their scale: make them 0 and 1
         rewards = columns['chosen'] + columns['rejected']
-        std = np.std(rewards, ddof=1) + 1e-8  # at first all may be 0
+        std = np.std(rewards, ddof=1) + 1e-8  # all may be 0
         weight, bias = policy.head.weight / std, (policy.head.bias - np.mean(rewards)) / std
         return metrics.pop('loss'), metrics, {'reward': {'weight': weight, 'bias': bias}}
 
