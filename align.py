@@ -236,7 +236,7 @@ def ppo_loss(logp, old_logp, advantages, clip):
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return torch.max(-advantages * ratio, -advantages * clipped), ratio
 
-# ---- 4. a constitution: written principles compare the model's own answers (Bai et al. 2022) ----
+# ---- 4. a constitution: principles compare the model's own answers (Bai et al. 2022) ----
 def constitutional_pairs(examples, first, second):
     """Two answers to each question, (rows, texts) twice -> pairs. The answer that keeps more of the
     principles is chosen; where both keep as many, there is nothing to learn."""
@@ -330,7 +330,7 @@ if __name__ == '__main__':
             metrics['reward'] = sum(rewards) / len(rewards)
         return metrics
 
-    # 6. the pairs of the constitution, the order, the optimizer
+    # 6. the constitution's pairs, order, optimizer
     if method == 'constitution':
         prompts = data['train'][:1000]
         data['train'] = []
@@ -471,7 +471,7 @@ if __name__ == '__main__':
         print(f"stopped at step {step}; next:  python align.py init_from=resume out_dir={out_dir}")
     elif method == 'reward':
         print(f"next:  python align.py method=ppo reward=model reward_from={out_dir} "
-              f"init_from={start} dataset={dataset}")
+              f"init_from={start} dataset={dataset} truncate={truncate}")
     else:
         stop_at_once()
         best_model, _, saved = load_model(out_dir, device)

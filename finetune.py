@@ -230,7 +230,8 @@ if __name__ == '__main__':
     if config.model_type != 'gpt' or (task == 'sft' and not config.causal):
         sys.exit(f"{source} is a {config.model_type}, causal={config.causal}: not for task={task}")
     sequences_per_step = batch_size * gradient_accumulation_steps
-    settings = current(globals())  # as they go into checkpoints: device is still 'auto'
+    # as they go into checkpoints: device is still 'auto'
+    settings = {**current(globals()), 'optimizer': 'adamw' if thin else optimizer}
 
     # 3. the device
     device, dtype = resolve_device(device, dtype)

@@ -831,11 +831,13 @@ def load_checkpoint(path, device='cpu', mmap=False):
         path = os.path.join(path, 'ckpt.pt')
     folder = os.path.dirname(path) or '.'
     scripts = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py',
-               'out-reward': 'align.py method=reward'}
-    script = scripts.get(folder, 'train.py')
+               'out-reward': 'align.py method=reward',
+               'out-caption': 'vlm.py task=caption init_from=out-clip',
+               'out-vqa': 'vlm.py task=vqa init_from=out-caption'}
+    script = 'train.py'
     if path.endswith('resume.pt'):
         script = os.path.basename(sys.argv[0])  # each script goes on with its own
-    with refuse_damage(path, f"{script} out_dir={folder}"):
+    with refuse_damage(path, f"{scripts.get(folder, script)} out_dir={folder}"):
         # weights_only: a file from the internet may hold numbers, but no code to run
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if saved['format'] != FORMAT:

@@ -195,7 +195,7 @@ def shakespeare(data_dir):
         try:
             torch.hub.download_url_to_file(url, path, sha256, progress=sys.stderr.isatty())
         except (OSError, RuntimeError) as e:  # RuntimeError: the checksum
-            sys.exit(f"cannot download {url}: {e}. Only dataset=python needs no network")
+            sys.exit(f"cannot download {url}: {e}. dataset=python needs no network")
     return [path]
 
 def python_files(data_dir):
@@ -840,7 +840,8 @@ if __name__ == '__main__':
         kind = 'pictures'
         images, pairs = read_pictures(input)
     elif input:
-        paths = text_files(input)
+        own_data = os.path.realpath(data_dir) + os.sep  # what stands there is not read again
+        paths = text_files(input, lambda path: os.path.realpath(path).startswith(own_data))
         if all(map(RECORDS.fullmatch, paths)):
             kind = kind_of(next(checked(paths, dict, bad), {}))
         if kind != 'text':

@@ -388,9 +388,10 @@ if __name__ == '__main__':
     model, tokenizer, saved = load_model(out_dir, device)
     labels = saved.get('labels')
     if not model.config.causal and not labels and show not in ('attention', 'embeddings'):
-        sys.exit(f"{out_dir} is an encoder: try  finetune.py task=classify init_from={out_dir}")
+        sys.exit(f"{out_dir} is an encoder: try  python finetune.py task=classify dataset=… "
+                 f"init_from={out_dir}")
     if labels and (serve or chat or not prompt):
-        usage(f"{out_dir} sorts texts under labels: give it one, as prompt='…'")
+        usage(f"{out_dir} is a classifier: it takes only prompt='a text'")
     model.eval().to(getattr(torch, dtype))
     prepare_decoding(model, quantize)
     text = sys.stdin.buffer.read().decode(errors='replace') if prompt == '-' else prompt

@@ -371,8 +371,7 @@ if __name__ == '__main__':
                   f"{len(text):,} bytes of validation text: {each}")
         if master_process:
             plot(out_dir)
-        script = 'sample.py out_dir' if config.causal else 'finetune.py task=classify init_from'
-        print0(f"next:  python {script}={out_dir}")
+        print0(f"next:  python sample.py out_dir={out_dir}")
     log.close()
     if ddp:
         dist.barrier()  # leave together: a process that is gone early breaks the connections

@@ -169,7 +169,7 @@ class Scenes:
             return Example(picture, ('', rng.choice(captions(scene))), scene)
         topics = questions_about(scene)
         pairs = [rng.choice(rng.choice(topics)) for _ in range(self.n_questions)]
-        if self.n_questions > 1 and rng.random() < 0.2:  # in training, lest it forget to describe
+        if self.n_questions > 1 and rng.random() < 0.2:  # in training, to keep this skill
             pairs[0] = '', rng.choice(captions(scene))
         return Example(picture, sum(pairs, ()), scene)
 
@@ -348,7 +348,7 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def answer(self, pictures, questions, tokenizer, max_length):
-        """The likeliest answer to each question about its picture: B strings. Short: no cache."""
+        """The likeliest answer to each question about its picture: B strings, without a cache."""
         rows = [tokenizer.chat([dict(role='user', content=q)], answer=True)[0] for q in questions]
         starts = [len(row) for row in rows]
         image = self.vision(pictures)
@@ -481,7 +481,7 @@ if __name__ == '__main__':
 
     # 4. the data. The vocabulary is made of the texts of all tasks: the next one takes it over
     if dataset == 'shapes':
-        n = int(task == 'vqa')  # one question about each scene to measure with, five in training
+        n = int(task == 'vqa')  # a question about each scene to measure with, five in training
         data = {'train': Scenes('train', seed, 5 * n), 'val': Scenes('val', 0, n),
                 'new': Scenes('new', 0, n)}
         classes = [f"a {colour} {shape}" for colour, shape in KINDS]

@@ -75,8 +75,8 @@ def byte_tokenizer():
     return Tokenizer('bpe', [bytes([b]) for b in range(256)])
 
 def save_untrained(folder, tokenizer=None, seed=0, noise=0.0, **shape):
-    """A small untrained model as ckpt.pt in this folder; returns it. With noise in all weights, none is zero or one, as
-    they begin, which could hide a mistake."""
+    """A small untrained model as ckpt.pt in this folder; returns it. Many weights begin as zero or one, which could hide a
+    mistake: noise changes all of them."""
     tokenizer = tokenizer or byte_tokenizer()
     torch.manual_seed(seed)
     shape = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'block_size': 64, **shape}

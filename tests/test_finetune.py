@@ -252,5 +252,6 @@ def test_mistakes_end_in_one_line(go, run):
     for changes, words in MISTAKES:
         refused(run('finetune.py', *arguments(**changes)), *words)
     go(max_iters=2)
-    for change, words in (('method=lora', 'method=full'), ('dataset=labels', 'dataset=chats')):
+    for change, words in (('method=lora', 'method=full'), ('dataset=labels', 'dataset=chats'),
+                          ('optimizer=adamw', 'optimizer=muon')):
         refused(run('finetune.py', 'init_from=resume', 'out_dir=out', change), words, status=2)

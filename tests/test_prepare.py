@@ -121,6 +121,10 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_p
     out = prepare('input=in [1]')[1]
     assert 'passed over 3 files' in out and all(name in out for name in ('b.png', 'c.txt', 'd.gz'))
 
+def test_what_we_wrote_is_not_read_again(prepare, text):
+    first, again = [load_dataset(str(prepare('input=.', 'tokenizer=char')[0]))[1] for _ in range(2)]
+    assert len(first['train']) == len(again['train'])
+
 @pytest.mark.parametrize('name, content', [
     ('a.csv', 'text,label\r\nhi there,ham\r\n"win, now",spam\r\nsee you,ham\r\ncash!,spam '),
     ('a.json', json.dumps([{'text': text, 'label': label} for text, label in (

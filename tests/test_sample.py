@@ -92,8 +92,8 @@ def test_labels_are_read_where_finetune_trains_them(run, monkeypatch, tmp_path, 
     typed(monkeypatch, 'You won!\nhello\n')
     first, second = run('sample.py', 'prompt=-', 'device=cpu').stdout.splitlines()
     assert first == f"ham {ham:.3f}  spam {spam:.3f}  You won!" and second.endswith('  hello')
-    for mistake in ('prompt=', 'chat=True'):
-        refused(run('sample.py', mistake, 'device=cpu'), 'sorts texts under labels', status=2)
+    for mistake in (['prompt='], ['chat=True', 'prompt=hi'], ['serve=8000', 'prompt=hi']):
+        refused(run('sample.py', *mistake, 'device=cpu'), 'is a classifier', status=2)
 
 # ---- look inside ----
 
@@ -284,6 +284,7 @@ def test_the_command(folder):
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     command = [sys.executable, ROOT / 'sample.py', f'serve={port}', 'device=cpu']
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background ignore it, and so do children
     process = subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True)  # -1: PIPE
     assert f'http://127.0.0.1:{port}' in process.stdout.readline()
     for path, text in (('health', '"ok"'), ('v1/models', '"id": "out"'), ('', S.PAGE)):

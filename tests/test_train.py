@@ -333,5 +333,5 @@ def test_a_clash_with_the_checkpoint_is_refused(trained, run, data, changes, wor
     refused(run('train.py', *arguments(data, **changes)), *words)
 
 def test_a_run_of_another_script_is_not_resumed(trained, run, tmp_path):
-    torch.save({**trained, 'script': 'vlm.py'}, tmp_path / 'out/resume.pt')
+    torch.save({**trained, 'script': 'align.py'}, tmp_path / 'out/resume.pt')
     refused(run('train.py', 'init_from=resume'), 'was not written by train.py', 'init_from=out', status=2)

@@ -61,6 +61,11 @@ def test_held_out_combinations_are_never_trained_on():
 
 SCENE = [V.Thing('small', 'red', 'circle', 'top', 'left'), V.Thing('big', 'blue', 'square', 'top', 'right')]
 
+def test_in_training_a_fifth_of_the_rows_of_questions_holds_a_caption():
+    firsts = [V.Scenes('train', 0, 5)[i].texts[0] for i in range(300)]
+    assert 0.15 < firsts.count('') / 300 < 0.25
+    assert all(V.Scenes('val', 0, 1)[i].texts[0] for i in range(50))
+
 def test_captions_by_hand():
     texts = ('a small red circle left of a big blue square', 'a small red circle left of a blue square',
              'a big blue square right of a small red circle', 'a big blue square right of a red circle')
@@ -261,6 +266,16 @@ def test_stopping_and_going_on_changes_nothing(train, mine):
     train(task='caption', dataset='mine', out_dir='parts', max_iters=2)
     _, going_on = train(init_from='resume', out_dir='parts')  # the task and the data are the saved run's
     assert going_on['settings']['task'] == 'caption' and same(straight, often) and same(straight, going_on)
+
+def test_clip_sees_some_pictures_in_grey_and_only_in_training(train):
+    names = train(max_iters=1)[0].globals
+    seen, model = [], names['model']
+    model.vision.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    examples = [names['data']['train'][i] for i in range(200)]
+    for rng in (None, np.random.default_rng(0)):
+        names['loss_of'](examples, rng)
+    plain, some = [(p.amax(-1) == p.amin(-1)).flatten(1).all(1).float().mean() for p in seen]
+    assert plain == 0 and 0.1 < some < 0.3
 
 def test_it_learns_which_caption_belongs_to_which_picture(train):
     _, saved = train(n_layer=2, max_iters=60, eval_interval=60, eval_iters=4)
