@@ -391,7 +391,7 @@ if __name__ == '__main__':
         sys.exit(f"{out_dir} is an encoder: try  python finetune.py task=classify dataset=… "
                  f"init_from={out_dir}")
     if labels and (serve or chat or not prompt):
-        usage(f"{out_dir} is a classifier: it takes only prompt='a text'")
+        usage(f"{out_dir} is a classifier: it takes prompt='a text'")
     model.eval().to(getattr(torch, dtype))
     prepare_decoding(model, quantize)
     text = sys.stdin.buffer.read().decode(errors='replace') if prompt == '-' else prompt
