@@ -400,6 +400,7 @@ class Tokenizer:
             self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=self.ids,
                                           special_tokens={})
         self.names = {i: name for name, i in self.special.items()}
+        self.any_special = re.compile('(' + '|'.join(map(re.escape, self.special)) + ')')
         self.eot = self.special[special[0]]
         self.pad = self.special.get('<|pad|>', self.eot)  # GPT-2 has no padding
         for name, template in TEMPLATES.items():
@@ -439,8 +440,7 @@ class Tokenizer:
     def spell(self, text):
         """encode(), but a special token in the text is that token: '<|user|>' -> one id."""
         ids = []
-        special = '|'.join(map(re.escape, self.special))
-        for part in re.split(f'({special})', text):  # the ( ) keep the special tokens as parts
+        for part in self.any_special.split(text):  # its ( ) keep the special tokens as parts
             ids += [self.special[part]] if part in self.special else self.encode(part)
         return ids
 
