@@ -348,7 +348,7 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def answer(self, pictures, questions, tokenizer, max_length):
-        """The likeliest answer to each question about its picture: B strings, without a cache."""
+        """The likeliest answer to each question about its picture: B short texts, so no cache."""
         rows = [tokenizer.chat([dict(role='user', content=q)], answer=True)[0] for q in questions]
         starts = [len(row) for row in rows]
         image = self.vision(pictures)
