@@ -110,7 +110,7 @@ def loss_and_gradients(model, idx, targets):
 def test_the_chunked_loss_is_the_same_loss_with_the_same_gradients(monkeypatch, shape):
     model, idx, targets = make(shape), torch.randint(101, (2, 20)), torch.randint(101, (2, 20))
     targets[0, :5] = -100
-    monkeypatch.setitem(M.MAX_CHUNK_ELEMENTS, 'cpu', 7 * 101)  # 7 rows at a time
+    monkeypatch.setattr(M, 'MAX_CHUNK_ELEMENTS', 7 * 101)  # 7 rows at a time
     plain = loss_and_gradients(model, idx, targets)
     model.chunked_loss = True
     assert model(idx, targets).item() == pytest.approx(plain[0].item(), rel=1e-6)  # without gradients, too
@@ -422,9 +422,10 @@ def test_a_resumed_log_drops_the_rows_after_its_last_save(tmp_path, end):
     assert [row.split(',')[:2] for row in rows] == [['2', '1'], ['4', '3'], ['6', '3']]  # means since the last row
 
 def test_a_second_run_does_not_write_into_the_same_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(M.time, 'sleep', lambda seconds: None)  # it would wait ten seconds
-    lock = M.lock_folder(str(tmp_path))
+    acquire = M.FileLock.acquire
+    monkeypatch.setattr(M.FileLock, 'acquire', lambda lock, timeout: acquire(lock, timeout=0.1))  # instead of 10 seconds
+    first = M.Log(str(tmp_path), 0, 10, 1, per_step=1)
     with pytest.raises(SystemExit, match='another run is writing to'):
-        M.lock_folder(str(tmp_path))
-    lock.close()
-    M.lock_folder(str(tmp_path)).close()
+        M.Log(str(tmp_path), 0, 10, 1, per_step=1)
+    first.close()
+    M.Log(str(tmp_path), 0, 10, 1, per_step=1).close()
