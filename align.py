@@ -59,8 +59,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from model import (Log, configure_optimizers, generate, load_examples, load_model, load_optimizers,
-                   lr_schedule, resolve_device, round_up, save_checkpoint, stop_at_once,
-                   stop_when_asked, update)
+                   lr_schedule, resolve_device, round_up, save_checkpoint, stop_when_asked, update)
 
 COURTESY = ' :)'  # how a courteous answer ends, in prepare.py's pairs
 
@@ -473,7 +472,6 @@ if __name__ == '__main__':
         print(f"next:  python align.py method=ppo reward=model reward_from={out_dir} "
               f"init_from={start} dataset={dataset} truncate={truncate}")
     else:
-        stop_at_once()
         best_model, _, saved = load_model(out_dir, device)
         best_policy = Policy(best_model).to(device).eval()
         print(f"held-out questions, before and after {saved['step']} steps (0: it is unchanged)")
@@ -486,4 +484,3 @@ if __name__ == '__main__':
             print(f"    {example['question'][:70]} -> {old[:40]!r} -> {new[:40]!r}")
         print(f"next:  python sample.py out_dir={out_dir}")
     log.close()
-    stop_at_once()

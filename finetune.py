@@ -57,7 +57,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 from model import (GPTConfig, Log, build_model, chunked_cross_entropy, complete,
                    configure_optimizers, load_examples, load_model, load_optimizers, lr_schedule,
-                   resolve_device, save_checkpoint, stop_at_once, stop_when_asked, update)
+                   resolve_device, save_checkpoint, stop_when_asked, update)
 
 # ---- what is learned from ----
 def chat_targets(tokenizer, messages, max_length=0):
@@ -398,7 +398,6 @@ if __name__ == '__main__':
         print(f"stopped at step {step}; next:  python finetune.py init_from=resume "
               f"out_dir={out_dir}")
     else:
-        stop_at_once()
         best_model, _, saved = load_model(out_dir, device)
         if labels:
             best_model.head = head
@@ -416,4 +415,3 @@ if __name__ == '__main__':
             print(f"    all {before:>7.1f} %{after:>7.1f} %")
         print(f"next:  python sample.py out_dir={out_dir} prompt='…'")
     log.close()
-    stop_at_once()

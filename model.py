@@ -59,8 +59,6 @@ class GPTConfig:
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
-        if self.model_type != 'gpt' and not self.causal:
-            raise ValueError(f"objective=mlm needs model_type=gpt, not {self.model_type}")
         if self.model_type != 'gpt':
             return  # the other models have no heads
         if self.n_head % self.n_kv_head:
@@ -365,9 +363,10 @@ def build_model(config):
 SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pad|>']
 
 # How byte-pair encoding cuts text first, so that no token spans two words (GPT-2's rule): an
-# English contraction; letters, digits or signs with at most one space in front; white space
-SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LONG_BLANK = re.compile(r"(\s{50000})")  # a million spaces overflow tiktoken's stack: cut them
+# English contraction; letters, digits or signs with at most one space in front; white space (500
+# at a time: a million spaces would overflow tiktoken's stack)
+SPLIT_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
+                 r"|\s{1,500}(?!\S)|\s{1,500}")
 WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
 
 # How a turn of a conversation is written: (opening, lead, closing). The opening and the closing may
@@ -419,8 +418,7 @@ class Tokenizer:
         if self.kind == 'hf':
             return self.core.encode(text, add_special_tokens=False).ids
         if self.kind == 'bpe':
-            parts = [self.core.encode_ordinary(part) for part in LONG_BLANK.split(text)]
-            return sum(parts, [])  # one list of them all
+            return self.core.encode_ordinary(text)
         tokens = text if self.kind == 'char' else WORD_PATTERN.findall(text)
         return [self.ids.get(token, 0) for token in tokens]
 
@@ -549,7 +547,11 @@ def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
         temperature   divides: below 1 sharpens, above 1 flattens
         top_k         keeps the k likeliest tokens (0: all; ties stay)
         top_p         keeps the fewest whose probabilities add up to p (Holtzman et al. 2020)
-        min_p         keeps those at least min_p times as likely as the best (Nguyen et al. 2024)"""
+        min_p         keeps those at least min_p times as likely as the best (Nguyen et al. 2024)
+    Raises ValueError for impossible settings; at temperatures below 0.001, logits overflow."""
+    if not (temperature >= 0.001 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1):
+        raise ValueError(f"{temperature=} {top_k=} {top_p=} {min_p=}: expected temperature 0 or at "
+                         "least 0.001, top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1")
     logits = logits / temperature
     if 0 < top_k < logits.size(-1):
         kth_best = logits.topk(top_k).values[..., -1:]  # (…, 1)
@@ -565,14 +567,6 @@ def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
         logits = logits.masked_fill(logits < least, float('-inf'))
     return logits
 
-def check_sampling(temperature, top_k, top_p, min_p):
-    """Raise ValueError for an impossible setting. Between 0 and 0.001, logits would overflow."""
-    if not (temperature == 0 or temperature >= 0.001):
-        raise ValueError(f"temperature={temperature}: expected 0, or at least 0.001")
-    if top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
-        raise ValueError(f"{top_k=} {top_p=} {min_p=}: expected top_k >= 0, 0 < top_p <= 1, "
-                         "0 <= min_p <= 1")
-
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
              stop_tokens=(), seed=1337):
@@ -582,7 +576,6 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
         logits    (B, V), what they were drawn from, before temperature and the like
     When a context of block_size tokens is full, all rows keep their last half and are read afresh.
     The model must be in eval mode."""
-    check_sampling(temperature, top_k, top_p, min_p)
     if not all(prompts):
         raise ValueError("a prompt needs at least one token to go on from")
     block_size, device = model.config.block_size, next(model.parameters()).device
@@ -911,11 +904,6 @@ def stop_when_asked(ddp=False):
     signal.signal(signal.SIGTERM, receive)  # kill, and the end of a batch job
     return asked
 
-def stop_at_once():
-    """Give the signals back to Python: from now on, Ctrl-C stops at once again."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
 def set_aside(folder):
     """Move what an earlier run has left to folder/previous-1, -2, …: a new run loses nothing."""
     names = [name for name in os.listdir(folder) if name.startswith('captions-') or name in
@@ -932,8 +920,8 @@ def set_aside(folder):
 class Log:
     """Prints a line per evaluation and per log_interval steps, writes the same to out_dir/log.csv,
     and remembers the best validation loss. A loss that is not finite ends the run. A new run (from
-    step 0) sets an earlier one aside; a resumed run drops the rows after its last save, which come
-    again. Of several processes all may call, and only the master prints and writes."""
+    step 0) sets an earlier one aside; after kill -9, the rows since the last save come twice. Of
+    several processes all may call, and only the master prints and writes."""
     out_dir: str
     step: int                   # where this run begins
     max_iters: int
@@ -957,24 +945,17 @@ class Log:
         except TimeoutError:
             sys.exit(f"another run is writing to {self.out_dir}: wait for its end, or give another "
                      "out_dir=")
-        path = f"{self.out_dir}/log.csv"
         if self.step == 0:
             set_aside(self.out_dir)
-        elif os.path.exists(path):
-            with open(path, newline='') as f:  # '': line ends count as they are
-                kept = [line for line in f if line.startswith('step')
-                        or int(line.partition(',')[0]) <= self.step]
-            os.truncate(path, len(''.join(kept)))
         columns = ['step', 'train_loss', 'val_loss', 'lr', 'grad_norm', f'{self.unit}_per_second',
                    'seconds', *self.columns]
-        self.file = open(path, 'a', newline='\n', buffering=1)  # 1: a line is written at once
+        self.file = open(f"{self.out_dir}/log.csv", 'a', buffering=1)  # 1: line by line
         self.csv = csv.DictWriter(self.file, columns, extrasaction='ignore', lineterminator='\n')
-        if not os.path.getsize(path):
+        if self.file.tell() == 0:
             self.csv.writeheader()
 
     def evaluation(self, step, val_loss, **metrics):
         """Report a validation loss and other numbers. -> whether it is the best so far."""
-        self.check('validation loss', val_loss, step)
         is_best = val_loss < self.best
         self.best = min(self.best, val_loss)
         suffix = ', the best so far' if is_best else ''
@@ -998,7 +979,6 @@ class Log:
         means = {name: float(sum(values) / len(values)) for name, values in self.pending.items()}
         self.pending.clear()
         loss = means.pop('loss')
-        self.check('loss', loss, step)
         speed = self.per_step / means.pop('seconds')
         left = (self.max_iters - step) * (now - self.start) / (step - self.step)  # seconds
         of_peak = f" ({100 * speed / self.peak:.0f} % of peak)" if self.peak else ""
@@ -1009,20 +989,20 @@ class Log:
                    **{f'{self.unit}_per_second': speed})
 
     def write(self, line, metrics, **row):
-        """Print a line, and append a row to log.csv."""
+        """Print a line, and append a row to log.csv. A loss that is nan or inf ends the run."""
+        for name, value in row.items():
+            if name.endswith('loss') and not math.isfinite(value):
+                sys.exit(f"{name} is {value} at step {row['step']}: try a lower learning rate (the "
+                         f"best model, of validation loss {self.best:.4f}, is in {self.out_dir})")
         if self.master_process:
             print(' | '.join([line, *(f"{k} {v:.3g}" for k, v in metrics.items())]), flush=True)
             row.update(metrics, seconds=time.perf_counter() - self.start)
             self.csv.writerow({name: f"{value:.8g}" for name, value in row.items()})
 
-    def check(self, what, value, step):
-        """End the run if a number is nan or inf."""
-        if not math.isfinite(value):
-            sys.exit(f"the {what} is {value} at step {step}: try a lower learning rate (the best "
-                     f"model, of validation loss {self.best:.4f}, is in {self.out_dir})")
-
     def close(self):
-        """Give back log.csv and the lock."""
+        """Give back the signals (from now on, Ctrl-C stops at once again), log.csv and the lock."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self.master_process:
             self.file.close()
             self.lock.release()

@@ -296,7 +296,7 @@ def make_tokenizer(kind, vocab_size, texts):
     if kind == 'gpt2':
         gpt2 = tiktoken.get_encoding('gpt2')
         vocab = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get)
-        return Tokenizer('bpe', vocab, gpt2._pat_str)
+        return Tokenizer('bpe', vocab)
     if kind not in ('bpe', 'char', 'word'):
         return load_model(kind)[1]  # the text is for the model in that folder
     if kind == 'char':  # every character, validation's too: nanoGPT's way

@@ -39,7 +39,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 from torch import nn
 from torch.nn import functional as F
-from model import check_sampling, generate, has_bfloat16, load_model, resolve_device
+from model import filter_logits, generate, has_bfloat16, load_model, resolve_device
 
 # 1. Generate
 
@@ -377,7 +377,7 @@ if __name__ == '__main__':
     expect(globals(), 'num_samples max_new_tokens', least=1)
     expect(globals(), 'serve', least=0, below=2**16)
     try:
-        check_sampling(temperature, top_k, top_p, min_p)
+        filter_logits(torch.zeros(1, 1), temperature or 1, top_k, top_p, min_p)  # its checks
     except ValueError as e:
         usage(str(e))
     sampling = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'min_p': min_p,

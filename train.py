@@ -76,7 +76,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from model import (GPTConfig, Log, build_model, complete, configure_optimizers, load_dataset,
                    load_model, load_optimizers, lr_schedule, resolve_device, save_checkpoint,
-                   stop_at_once, stop_when_asked, update)
+                   stop_when_asked, update)
 
 # peak bfloat16 FLOP/s (float16 on the T4), without sparsity, from NVIDIA's data sheets
 PEAK_FLOPS = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12,
@@ -376,4 +376,3 @@ if __name__ == '__main__':
     if ddp:
         dist.barrier()  # leave together: a process that is gone early breaks the connections
         dist.destroy_process_group()
-    stop_at_once()

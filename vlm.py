@@ -59,7 +59,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 from model import (GPT, GPTConfig, Log, Tokenizer, configure_optimizers, load_checkpoint,
                    load_examples, load_optimizers, lr_schedule, make_norm, resolve_device, rotary,
-                   save_checkpoint, stop_at_once, stop_when_asked, update)
+                   save_checkpoint, stop_when_asked, update)
 
 # ---- 1. scenes: one to three shapes, and all that can be said and asked about them ----
 COLOURS = {'red': 0, 'yellow': 60, 'green': 120, 'cyan': 180, 'blue': 240, 'purple': 300}  # hues
@@ -587,7 +587,6 @@ if __name__ == '__main__':
     if step < max_iters:
         print(f"stopped at step {step}; next:  python vlm.py init_from=resume out_dir={out_dir}")
     else:
-        stop_at_once()
         model.load_state_dict(load_checkpoint(out_dir)['model'])
         splits = {split: data[split] for split in data if split != 'train'}
         with autocast:
@@ -597,4 +596,3 @@ if __name__ == '__main__':
                 gallery = measure_words(model, tokenizer, splits, out_dir, device, block_size)
         show(gallery, out_dir)
     log.close()
-    stop_at_once()  # not before: a second Ctrl-C must not interrupt what the first one saves

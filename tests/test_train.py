@@ -314,7 +314,6 @@ def test_starting_from_a_checkpoint_takes_its_shape_and_may_lengthen_its_context
     (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere'], 1),
     (dict(n_head=3), ['n_embd=32 does not divide into n_head=3 heads'], 2),
     (dict(block_size=5000), ['take block_size='], 1),
-    (dict(objective='mlm', model_type='lstm'), ['objective=mlm needs model_type=gpt'], 2),
     (dict(init_from='resume', out_dir='empty'), ['no empty/resume.pt', 'train.py out_dir=empty'], 1),
     (dict(batch_size=0), ['batch_size=0', 'at least 1'], 2), (dict(seed=-1), ['seed=-1', 'at least 0'], 2),
     (dict(beta2=1), ['beta2=1', 'less than 1'], 2), (dict(learning_rate=0), ['learning_rate=0', 'more than 0'], 2),
