@@ -371,7 +371,8 @@ if __name__ == '__main__':
                   f"{len(text):,} bytes of validation text: {each}")
         if master_process:
             plot(out_dir)
-        print0(f"next:  python sample.py out_dir={out_dir}")
+        use = {'clm': 'sample.py out_dir=', 'mlm': 'finetune.py task=classify init_from='}
+        print0(f"next:  python {use[objective]}{out_dir}")
     log.close()
     if ddp:
         dist.barrier()  # leave together: a process that is gone early breaks the connections
