@@ -292,8 +292,10 @@ def test_earlier_runs_are_set_aside_and_it_says_so(trained, train):
     assert same(trained, load_checkpoint('out/previous-1/resume.pt'))
     assert load_checkpoint('out/previous-2')['settings']['seed'] == 2
 
-def test_starting_from_a_checkpoint_takes_its_shape_and_may_lengthen_its_context(trained, run, train, data):
-    run('train.py', 'dataset=tiny', f'data_dir={data}', 'device=cpu', 'max_iters=0', 'init_from=out', 'out_dir=second')
+def test_starting_from_a_checkpoint_takes_its_shape_and_may_lengthen_its_context(trained, run, train):
+    """And its tokenizer: prepare.py cuts another text with it."""
+    worked(run('prepare.py', 'dataset=mine', 'tokenizer=out', f'input={ROOT / "LICENSE"}'))
+    worked(run('train.py', 'dataset=mine', 'device=cpu', 'max_iters=0', 'init_from=out', 'out_dir=second'))
     train(init_from='out', out_dir='third', block_size=64, max_iters=0)
     first, second, third = load_checkpoint('out'), load_checkpoint('second'), load_checkpoint('third')
     assert same(first, second) and second['config'] == first['config']
