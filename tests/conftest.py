@@ -95,7 +95,7 @@ def save_untrained(folder, tokenizer=None, seed=0, noise=0.0, **shape):
 
 def write_jsonl(path, *records):
     """A file with a line of JSON for each record; its folder is made."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w', encoding='utf-8') as f:
         f.writelines(json.dumps(record) + '\n' for record in records)
 
