@@ -204,10 +204,6 @@ def test_a_run_that_gets_worse_keeps_its_best_and_says_so(align):
     assert 'before and after 0 steps (0: it is unchanged)' in align('learning_rate=20').stdout
     assert same(load_checkpoint('out'), load_checkpoint('base'))
 
-def test_long_pairs_are_left_out_and_counted(align):
-    write_dataset('data/long', [pair('x', 'y'), pair('x' * 40, 'y')], [pair('x', 'y')])
-    assert 'train: 1 of 2 pairs fit into block_size' in align('dataset=long', 'max_iters=1').stdout
-
 MISTAKES = [
     ('dataset=nowhere', ['nowhere', 'prepare.py']), ('init_from=nowhere', ['no nowhere']), ('beta=0', ['beta=0.0']),
     ('init_from=resume', ['no out', 'python align.py out_dir=out']), ('learning_rate=1e30', ['not finite']),

@@ -125,17 +125,6 @@ def test_a_setting_that_is_given_again_holds_and_a_worse_model_does_not_replace_
 CONTEXT = multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
 CONTEXT.set_forkserver_preload(['pytest', 'tiktoken', 'torch._dynamo', 'torch.distributed.fsdp'])
 
-@pytest.fixture(autouse=True)
-def no_process_is_left():
-    yield
-    for process in multiprocessing.active_children():
-        process.kill()
-
-def start(target, *args):
-    process = CONTEXT.Process(target=target, args=args, daemon=True)
-    process.start()
-    return process
-
 def script_in_child(folder, settings, rank, world):
     """What a child process does: train.py in this folder; printed-0.txt takes what process 0 prints."""
     os.chdir(folder)
@@ -146,20 +135,23 @@ def script_in_child(folder, settings, rank, world):
 
 def launch(folder, data, n, **changes):
     """train.py in n processes, which talk over gloo; torchrun would set the same variables."""
-    settings = arguments(data, **changes)
-    if n == 1:
-        return [start(script_in_child, folder, settings, 0, {})]
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
-        world = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(s.getsockname()[1]),
-                 'WORLD_SIZE': str(n), 'LOCAL_WORLD_SIZE': str(n)}
-    return [start(script_in_child, folder, settings, rank, {**world, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
-            for rank in range(n)]
+        port = str(s.getsockname()[1])
+    world = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': str(n), 'LOCAL_WORLD_SIZE': str(n)}
+    processes = []
+    for rank in range(n):
+        variables = {**world, 'RANK': str(rank), 'LOCAL_RANK': str(rank)} if n > 1 else {}
+        args = folder, arguments(data, **changes), rank, variables
+        processes.append(CONTEXT.Process(target=script_in_child, args=args, daemon=True))
+        processes[-1].start()
+    return processes
 
 def statuses(processes):
     """Wait for the end of all; their exit statuses."""
     for process in processes:
         process.join(timeout=60)
+        process.kill()  # if it hangs
     return [process.exitcode for process in processes]
 
 def together(folder, data, n, **changes):
