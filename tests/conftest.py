@@ -52,7 +52,7 @@ def run_script(script, *settings, cwd):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run('train.py', 'max_iters=2', …): a script in this process, in a folder of its own, where the test stands, too."""
+    """run('train.py', 'max_iters=2', …): a script in this process, in a folder of its own; the test goes there, too."""
     monkeypatch.chdir(tmp_path)
     return lambda script, *settings: run_script(script, *settings, cwd=tmp_path)
 
@@ -81,8 +81,8 @@ def byte_tokenizer():
     return Tokenizer('bpe', [bytes([b]) for b in range(256)])
 
 def save_untrained(folder, tokenizer=None, seed=0, noise=0.0, **shape):
-    """A small untrained model as ckpt.pt in this folder; returns it. Many weights begin as zero or one, which could hide a
-    mistake: noise changes all of them."""
+    """A small untrained model as ckpt.pt in this folder; returns it. Many weights begin as zero or one, which could
+    hide a mistake: noise changes all of them."""
     tokenizer = tokenizer or byte_tokenizer()
     torch.manual_seed(seed)
     shape = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'block_size': 64, **shape}

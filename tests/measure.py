@@ -101,8 +101,8 @@ def draw_frontier(results):
     plt.figure(figsize=(6, 4))
     for name, marks in (('DPO', ('align.py seed', 'beta=')), ('GRPO', ('grpo',)), ('PPO, rule', ('out-ppo',)),
                         ('PPO, model', ('ppo reward=model',))):
-        runs = [r['values'] for command, r in results.items() if 'align.py' in command and any(m in command for m in marks)]
-        points = sorted([float(v[column].split()[0]) for column in ('KL', 'gold, sampled')] for v in runs)
+        found = [r for r in results.values() if 'align.py' in r['command'] and any(m in r['command'] for m in marks)]
+        points = sorted([float(r['values'][column].split()[0]) for column in ('KL', 'gold, sampled')] for r in found)
         plt.plot(*zip(*points), marker='o', label=name)
     plt.xscale('log')  # most runs lie close together, and one far away
     plt.minorticks_off()

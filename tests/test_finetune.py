@@ -10,8 +10,8 @@ from model import Tokenizer, build_model, load_checkpoint, load_model
 
 BYTES = byte_tokenizer()
 SHAPE = dict(n_layer=2, n_head=2, n_embd=32, block_size=48)
-TINY = dict(dataset='chats', init_from='base', out_dir='out', batch_size=4, max_iters=20, eval_interval=10, eval_iters=2,
-            warmup_iters=20, log_interval=5, num_samples=4, device='cpu', dtype='float32')
+TINY = dict(dataset='chats', init_from='base', out_dir='out', batch_size=4, max_iters=20, eval_interval=10,
+            eval_iters=2, warmup_iters=20, log_interval=5, num_samples=4, device='cpu', dtype='float32')
 
 def arguments(**changes):
     first = {'device': 'cpu', 'out_dir': 'out'} if changes.get('init_from') == 'resume' else TINY
@@ -23,7 +23,8 @@ def go(run):
     save_untrained('base', noise=0.05, **SHAPE)
     write_dataset('data/chats', [chat(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'],
                   [chat(f'say {c}z', c) for c in 'abcd'])
-    labelled = [{'text': c + d + e, 'label': 'loud' if e else 'calm'} for c in 'abcdefg' for d in 'stuv' for e in ('', '!')]
+    labelled = [{'text': c + d + e, 'label': label} for c in 'abcdefg' for d in 'stuv'
+                for e, label in (('', 'calm'), ('!', 'loud'))]
     write_dataset('data/labels', labelled, [{**line, 'text': 'q' + line['text']} for line in labelled[:8]])
     return lambda **changes: worked(run('finetune.py', *arguments(**changes)))
 
@@ -51,7 +52,8 @@ def test_labels_sit_on_the_last_token_or_in_an_encoder_on_the_first():
 def test_packing_by_hand():
     a, b, c = ([1, 2, 3], [-100, 2, 3]), ([4] * 6, [4] * 6), ([5, 6, 7, 8], [-100, -100, -100, 9])
     assert S.pack([a, b, c], 8).tolist() == [
-        [[1, 2, 3, 5, 6, 7, 8, 0], [-100, 2, 3, -100, -100, -100, 9, -100], [0, 1, 2, 0, 1, 2, 3, 0], [1, 1, 1, 2, 2, 2, 2, 0]],
+        [[1, 2, 3, 5, 6, 7, 8, 0], [-100, 2, 3, -100, -100, -100, 9, -100],
+         [0, 1, 2, 0, 1, 2, 3, 0], [1, 1, 1, 2, 2, 2, 2, 0]],
         [[4] * 6 + [0] * 2, [4] * 6 + [-100] * 2, [0, 1, 2, 3, 4, 5, 0, 0], [1] * 6 + [0] * 2]]
 
 @pytest.mark.parametrize('position', ['rotary', 'learned'])
@@ -99,7 +101,8 @@ def test_merged_lora_computes_what_unmerged_does(tmp_path):
 
 def test_each_method_moves_what_it_says_and_never_the_base(go):
     before = load_checkpoint('base')['model']
-    for method, frozen in (('full', ()), ('freeze', ('wte', 'blocks.0')), ('lora', ()), ('adapter', ('attention', 'mlp'))):
+    frozen_parts = {'full': (), 'freeze': ('wte', 'blocks.0'), 'lora': (), 'adapter': ('attention', 'mlp')}
+    for method, frozen in frozen_parts.items():
         names = go(method=method, max_iters=10, out_dir=f'out-{method}').globals
         after = load_checkpoint(f'out-{method}/resume.pt')['model']
         for name, p in before.items():
@@ -177,15 +180,15 @@ def test_answers_are_scored_to_the_letter(tmp_path):
 def test_a_classifier_learns_and_says_what_it_is(go, causal):
     save_untrained('base', causal=causal, **SHAPE)
     done = go(task='classify', dataset='labels', max_iters=60, warmup_iters=2)
-    assert f'step 0: validation loss {math.log(2):.4f}, the best so far | accuracy 0.5' in done.stdout  # it knows nothing
+    assert f'step 0: validation loss {math.log(2):.4f}, the best so far | accuracy 0.5' in done.stdout
     assert 'accuracy 100.00%; always' in done.stdout and "python sample.py out_dir=out prompt='…'" in done.stdout
     model, tokenizer, saved = load_model('out')  # a plain model, and its head beside it
     assert saved['task'] == 'classify' and saved['labels'] == ['calm', 'loud']
     ids, _ = S.label_targets(tokenizer, {'text': 'hey!', 'label': 'calm'}, saved['labels'], causal)
     h = model.hidden(torch.tensor([ids]))[0, -1 if causal else 0]
     assert (saved['classifier']['weight'] @ h + saved['classifier']['bias']).argmax() == 1
-    peaks = [go(task='classify', dataset='labels', max_iters=0, method=how).globals['peak_lr'] for how in ('full', 'lora')]
-    assert peaks == [0.005, 0.001]  # thin matrices learn labels at a lower rate
+    for method, peak_lr in (('full', 0.005), ('lora', 0.001)):  # thin matrices learn labels at a lower rate
+        assert go(task='classify', dataset='labels', max_iters=0, method=method).globals['peak_lr'] == peak_lr
 
 def test_confusion_by_hand(capsys):
     S.print_confusion(np.array([[3, 1], [2, 4]]), ['ham', 'spam'])  # 6 of 10 are spam
@@ -197,10 +200,12 @@ def test_long_examples_are_left_out_or_cut(go):
     assert 'train: 3 examples' in go(dataset='long', max_iters=0, truncate=True).stdout
 
 MISTAKES = [
-    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere', 'input=FILE.jsonl']), (dict(lora_r=0), ['lora_r=0']),
-    (dict(dataset='labels'), ['does not fit', 'labels classify']), (dict(block_size=4), ['nothing in', 'truncate=True']),
-    (dict(init_from='resume'), ['resume.pt', 'python finetune.py out_dir=out']), (dict(init_from='encoder'), ['causal=False']),
-    (dict(teacher='words'), ['teacher=words', 'tokenizer']), (dict(method='lora', optimizer='muon'), ['optimizer=muon'])]
+    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere', 'input=FILE.jsonl']),
+    (dict(dataset='labels'), ['does not fit', 'labels classify']), (dict(lora_r=0), ['lora_r=0']),
+    (dict(init_from='resume'), ['resume.pt', 'python finetune.py out_dir=out']),
+    (dict(init_from='encoder'), ['causal=False']), (dict(block_size=4), ['nothing in', 'truncate=True']),
+    (dict(teacher='words'), ['teacher=words', 'tokenizer']),
+    (dict(method='lora', optimizer='muon'), ['optimizer=muon'])]
 
 def test_mistakes_end_in_one_line(go, run):
     save_untrained('words', Tokenizer('word', ['<unk>', 'a']), **SHAPE)

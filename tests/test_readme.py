@@ -25,7 +25,8 @@ def test_every_command_names_a_script_and_settings_that_exist(command, tmp_path)
     worked(run_script(words[i], *words[i + 1:], '--help', cwd=tmp_path))
 
 def anchors(text):
-    return {re.sub(r'[^\w -]', '', head.lower()).strip().replace(' ', '-') for head in re.findall(r'^#+ (.*)', text, re.M)}
+    heads = re.findall(r'^#+ (.*)', text, re.M)
+    return {re.sub(r'[^\w -]', '', head.lower()).strip().replace(' ', '-') for head in heads}
 
 def test_every_link_leads_somewhere():
     for path, anchor in re.findall(r'\]\(([\w./-]*)#?([\w-]*)\)', TEXT):

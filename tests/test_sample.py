@@ -283,7 +283,7 @@ def test_the_command(folder):
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     command = [sys.executable, ROOT / 'sample.py', f'serve={port}', 'device=cpu']
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background ignore it, and so do children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background ignore it
     process = subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True)  # -1: PIPE
     assert f'http://127.0.0.1:{port}' in process.stdout.readline()
     for path, text in (('health', '"ok"'), ('v1/models', '"id": "out"'), ('', S.PAGE)):

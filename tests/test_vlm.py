@@ -273,9 +273,9 @@ def test_it_learns_which_caption_belongs_to_which_picture(train):
 # ---- mistakes ----
 
 def test_mistakes_end_in_one_line(train, mine, run):
-    for settings, words in ((['batch_size=0'], 'batch_size=0'), (['patch_size=5'], 'patch_size=5'), (['n_head=3'], 'n_head=3'),
-                            (['learning_rate=-1'], 'learning_rate=-1'), (['fusion=middle'], 'early, intermediate, late')):
-        refused(run('vlm.py', *TINY, *settings), words, status=2)
+    for setting in ('batch_size=0', 'patch_size=5', 'n_head=3'):
+        refused(run('vlm.py', *TINY, setting), setting, status=2)
+    refused(run('vlm.py', *TINY, 'fusion=middle'), 'early, intermediate, late', status=2)
     refused(run('vlm.py', *TINY, 'init_from=nowhere'), 'no nowhere')
     refused(run('vlm.py', *TINY, 'dataset=none'), 'data/none', 'prepare.py')
     refused(run('vlm.py', *TINY, 'dataset=mine', 'out_dir=other', 'block_size=4'), 'give block_size=')
