@@ -1,5 +1,5 @@
 """Shared by all tests: run a script, in this process or in one of its own, and small things to run it on."""
-import contextlib, gc, io, json, os, random, runpy, signal, subprocess, sys
+import contextlib, csv, gc, io, json, os, random, runpy, signal, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
@@ -51,9 +51,15 @@ def run_script(script, *settings, cwd):
     return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue(), globals=names)
 
 @pytest.fixture
-def run(tmp_path):
-    """run('train.py', 'max_iters=2', …): a script in this process, in a folder of its own."""
+def run(tmp_path, monkeypatch):
+    """run('train.py', 'max_iters=2', …): a script in this process, in a folder of its own; the test goes there, too."""
+    monkeypatch.chdir(tmp_path)
     return lambda script, *settings: run_script(script, *settings, cwd=tmp_path)
+
+def worked(done):
+    """A run that ended as it should; returns it."""
+    assert done.returncode == 0, done.stderr
+    return done
 
 def refused(done, *words, status=None):
     """A mistake that ends as it should: non-zero, one line on stderr with these words in it, no traceback."""
@@ -75,8 +81,8 @@ def byte_tokenizer():
     return Tokenizer('bpe', [bytes([b]) for b in range(256)])
 
 def save_untrained(folder, tokenizer=None, seed=0, noise=0.0, **shape):
-    """A small untrained model as ckpt.pt in this folder; returns it. Many weights begin as zero or one, which could hide a
-    mistake: noise changes all of them."""
+    """A small untrained model as ckpt.pt in this folder; returns it. Many weights begin as zero or one, which could
+    hide a mistake: noise changes all of them."""
     tokenizer = tokenizer or byte_tokenizer()
     torch.manual_seed(seed)
     shape = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'block_size': 64, **shape}
@@ -89,9 +95,22 @@ def save_untrained(folder, tokenizer=None, seed=0, noise=0.0, **shape):
 
 def write_jsonl(path, *records):
     """A file with a line of JSON for each record; its folder is made."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w', encoding='utf-8') as f:
         f.writelines(json.dumps(record) + '\n' for record in records)
+
+def write_dataset(folder, train, val):
+    """train.jsonl and val.jsonl in this folder, of these lists of records."""
+    write_jsonl(f'{folder}/train.jsonl', *train)
+    write_jsonl(f'{folder}/val.jsonl', *val)
+
+def chat(question, answer):
+    return {'messages': [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]}
+
+def log_rows(column, out_dir='out'):
+    """The rows of log.csv that hold a number in this column."""
+    with open(f'{out_dir}/log.csv') as f:
+        return [row for row in csv.DictReader(f) if row[column]]
 
 def prose(words=4000, seed=0):
     """Made-up text with something to learn in it: words from a small set, in sentences."""
@@ -105,7 +124,6 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     (folder / 'tiny.txt').write_text(prose(), encoding='utf-8')
     for name, kind in (('tiny', 'char'), ('bpe', 'bpe')):
-        done = run_script('prepare.py', f'dataset={name}', f'tokenizer={kind}', 'vocab_size=300',
-                          f'input={folder / "tiny.txt"}', f'data_dir={folder}', cwd=folder)
-        assert done.returncode == 0, done.stderr
+        worked(run_script('prepare.py', f'dataset={name}', f'tokenizer={kind}', 'vocab_size=300',
+                          f'input={folder / "tiny.txt"}', f'data_dir={folder}', cwd=folder))
     return folder

@@ -1,15 +1,17 @@
 """
-Measures everything in the results table of tests/README.md again: the course, command by command, in a folder of its own.
+Measures everything in the results table of tests/README.md again: the course, command by command, in a folder of its
+own; and draws lesson 6's frontier, for which it needs matplotlib.
 
     python tests/measure.py                            # all of it, into tests/results.json: over an hour on two cores
     python tests/measure.py lessons=1,3,5 folder=mine  # some lessons, in a folder that is kept: what has run there once
-                                                       # is not run again (all but 7 need 1; 4, 5, 6, 8 need 3; 6, 8
-                                                       # need 5)
+                                                       # is not run again (all but 7 need 1; 5, 6, 8 need 3; 6 needs 5)
 
 tests/test_readme.py holds the table against tests/results.json, number by number.
 """
 import json, os, platform, re, shlex, subprocess, sys, tempfile, time
 from pathlib import Path
+import matplotlib.pyplot as plt
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'tests' / 'results.json'
@@ -43,7 +45,6 @@ COURSE = [
     (2, 'python train.py max_iters=400 out_dir=out-lstm model_type=lstm', BITS),
     (2, 'python train.py max_iters=400 out_dir=out-gpt', BITS),
     (3, 'python train.py', {**BITS, 'gzip': r'gzip ([\d.]+)', 'xz': r'xz ([\d.]+)'}),
-    (4, 'python sample.py', {}),
     (5, 'python prepare.py dataset=instruct', {}),
     (5, 'python finetune.py', {'before': r' all +([\d.]+) %', **TUNED}),
     (5, 'python finetune.py optimizer=adamw learning_rate=0.002 out_dir=out-sft-adamw', TUNED),
@@ -71,8 +72,6 @@ COURSE = [
     (7, 'python eval.py task=text hypotheses=out-caption/captions-new-shuffled.jsonl', CIDER),
     (8, 'python eval.py', {'bits per byte': r'out +bits per byte +[\d,]+ +([\d.]+)',
                            '±': r'out +bits per byte +[\d,]+ +[\d.]+ +([\d.]+)'}),
-    (8, 'python eval.py task=instruct dataset=instruct out_dir=out,out-sft max_new_tokens=32 batch_size=64', {}),
-    (8, 'python eval.py task=kl out_dir=out,out-sft limit=20 num_samples=5', {}),
 ]
 
 def run(command, folder, log):
@@ -98,13 +97,12 @@ def spread(values):
 
 def draw_frontier(results):
     """tests/pictures/frontier.png: reward against KL, for lesson 6."""
-    import matplotlib.pyplot as plt
     plt.switch_backend('Agg')
     plt.figure(figsize=(6, 4))
     for name, marks in (('DPO', ('align.py seed', 'beta=')), ('GRPO', ('grpo',)), ('PPO, rule', ('out-ppo',)),
                         ('PPO, model', ('ppo reward=model',))):
-        runs = [r['values'] for command, r in results.items() if 'align.py' in command and any(m in command for m in marks)]
-        points = sorted([float(v[column].split()[0]) for column in ('KL', 'gold, sampled')] for v in runs)
+        found = [r for r in results.values() if 'align.py' in r['command'] and any(m in r['command'] for m in marks)]
+        points = sorted([float(r['values'][column].split()[0]) for column in ('KL', 'gold, sampled')] for r in found)
         plt.plot(*zip(*points), marker='o', label=name)
     plt.xscale('log')  # most runs lie close together, and one far away
     plt.minorticks_off()
@@ -119,7 +117,7 @@ def main():
     given = dict(word.split('=', 1) for word in sys.argv[1:])
     folder = Path(given.get('folder') or tempfile.mkdtemp(prefix='measured-')).resolve()
     (folder / 'logs').mkdir(parents=True, exist_ok=True)
-    lessons = given.get('lessons', '1,2,3,4,5,6,7,8').split(',')
+    lessons = given.get('lessons', '1,2,3,5,6,7,8').split(',')
     results = {r['command']: r for r in json.loads(RESULTS.read_text(encoding='utf-8'))['runs']}
     for lesson, command, wanted in COURSE:
         if str(lesson) not in lessons:
@@ -134,16 +132,11 @@ def main():
         values = found[0] if len(found) == 1 else {name: spread([f[name] for f in found]) for name in found[0]}
         results[command] = {'command': command, 'seconds': round(sum(seconds) / len(seconds)), 'values': values}
         print('          ' + ', '.join(f"{name} {value}" for name, value in values.items()), flush=True)
-    import torch
     machine = f"CPython {platform.python_version()}, torch {torch.__version__}, {platform.machine()}"
     runs = [results[command] for _, command, _ in COURSE if command in results]
     text = json.dumps({'machine': machine, 'runs': runs}, indent=1, ensure_ascii=False) + '\n'
-    RESULTS.with_suffix('.tmp').write_text(text, encoding='utf-8')
-    os.replace(RESULTS.with_suffix('.tmp'), RESULTS)
-    try:
-        draw_frontier(results)
-    except ImportError:
-        print("no matplotlib, so tests/pictures/frontier.png stays as it is")
+    RESULTS.write_text(text, encoding='utf-8')
+    draw_frontier(results)
 
 if __name__ == '__main__':
     main()

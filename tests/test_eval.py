@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 import eval as E
-from conftest import byte_tokenizer, refused, save_untrained, write_jsonl
+from conftest import byte_tokenizer, chat, refused, save_untrained, worked, write_dataset, write_jsonl
 from model import GPTConfig, Tokenizer, build_model, load_dataset, save_checkpoint
 
 def tiny(folder, seed=0, **more):
@@ -22,11 +22,9 @@ def parrot(folder, answer):
     folder.mkdir()
     save_checkpoint(str(folder / 'ckpt.pt'), model.state_dict(), model.config, tokenizer)
 
-def table(done, *keys):
-    """{measure (or other keys): row} of a run."""
-    assert done.returncode == 0, done.stderr
-    return {tuple(row[key] for key in keys) if len(keys) > 1 else row[keys[0]]: row
-            for row in done.globals['rows']}
+def table(done, key='measure'):
+    """{measure: row} of a run."""
+    return {row[key]: row for row in worked(done).globals['rows']}
 
 # ---- means and their errors, by hand ----
 
@@ -63,8 +61,7 @@ def test_perplexity_is_that_of_a_forward_pass_per_token(run, tmp_path, model_typ
     model, tokenizer = tiny(tmp_path / 'a', model_type=model_type), byte_tokenizer()
     text = 'the cat saw a dog.\n\n  über the mat and sat 12345 times'
     (tmp_path / 'a.txt').write_text(text, encoding='utf-8')
-    rows = table(run('eval.py', 'input=a.txt', 'out_dir=a', f'block_size={T}', f'stride={stride}'),
-                 'measure')
+    rows = table(run('eval.py', 'input=a.txt', 'out_dir=a', f'block_size={T}', f'stride={stride}'))
     ids = [tokenizer.eot] + tokenizer.encode(text)
     losses = []
     for i in range(1, len(ids)):  # its window starts a multiple of stride from the beginning
@@ -84,12 +81,12 @@ def test_bits_per_byte_compare_two_tokenizers(run, data, tmp_path):
     tiny(tmp_path / 'a')
     tiny(tmp_path / 'c', tokenizer=tokenizer)
     (tmp_path / 'known.txt').write_text('the cat sat on a mat. ' * 3)
-    rows = table(run('eval.py', 'input=known.txt', 'out_dir=a,c'), 'model', 'measure')
-    assert rows['a', 'bits per byte']['items'] == rows['c', 'bits per byte']['items'] == 66
     (tmp_path / 'foreign.txt').write_text('ZZZ' * 9)  # which c's characters cannot write
-    rows = table(run('eval.py', 'input=foreign.txt', 'out_dir=a,c'), 'model', 'measure')
-    assert ('a', 'bits per byte') in rows and ('c', 'bits per byte') not in rows
-    rows = table(run('eval.py', f'data_dir={data}', 'dataset=tiny', 'out_dir=c'), 'measure')
+    for name, models in (('known', ['a', 'c']), ('foreign', ['a'])):
+        rows = worked(run('eval.py', f'input={name}.txt', 'out_dir=a,c')).globals['rows']
+        bits = [row for row in rows if row['measure'] == 'bits per byte']
+        assert [row['model'] for row in bits] == models and len({row['items'] for row in bits}) == 1
+    rows = table(run('eval.py', f'data_dir={data}', 'dataset=tiny', 'out_dir=c'))
     assert rows['loss']['items'] == len(splits['val'])  # a split is scored whole
 
 # ---- the distance between two models ----
@@ -103,7 +100,7 @@ def test_kl_of_two_models_and_where_it_is_largest(run, tmp_path):
     with torch.no_grad():
         p, q = (model(ids)[0].double().softmax(-1).numpy() for model in (a, b))
     kl = (p * np.log(p / q)).sum(-1)
-    rows = table(done, 'measure')
+    rows = table(done)
     assert rows['KL(a‖b)']['mean'] == pytest.approx(kl.mean(), abs=1e-5)
     assert rows['same choice']['mean'] == pytest.approx((p.argmax(-1) == q.argmax(-1)).mean())
     places = [line.split()[0] for line in done.stdout.splitlines() if line.startswith('  ')]
@@ -146,7 +143,7 @@ def test_what_acc_and_acc_norm_divide_by():
 def test_questions_of_both_forms(run, tmp_path):
     tiny(tmp_path / 'a')
     write_jsonl(tmp_path / 'q.jsonl', ROOF, {'context': '', 'choices': ['a cat', 'a dog', 'it'], 'label': 2})
-    rows = table(run('eval.py', 'task=choices', 'input=q.jsonl', 'out_dir=a'), 'measure')
+    rows = table(run('eval.py', 'task=choices', 'input=q.jsonl', 'out_dir=a'))
     assert list(rows) == ['acc', 'acc_norm'] and all(row['items'] == 2 for row in rows.values())
 
 # ---- text against references: values of sacrebleu 2.6.0, rouge-score 0.1.2, pycocoevalcap 1.2 ----
@@ -166,7 +163,7 @@ def test_words_and_bleu_by_hand():
 
 def test_bleu_rouge_and_cider_are_those_of_the_references(run, tmp_path):
     write_jsonl(tmp_path / 'h.jsonl', *({'hypothesis': h, 'references': right} for h, right in PAIRS))
-    rows = table(run('eval.py', 'task=text', 'hypotheses=h.jsonl'), 'measure')
+    rows = table(run('eval.py', 'task=text', 'hypotheses=h.jsonl'))
     assert rows['BLEU']['mean'] == pytest.approx(38.96078, abs=1e-6) and rows['BLEU']['items'] == 6
     assert rows['CIDEr-D']['mean'] == pytest.approx(21.233211 / 6, abs=1e-6)
     assert rows['exact match']['mean'] == pytest.approx(1 / 6)
@@ -178,24 +175,18 @@ def test_bleu_rouge_and_cider_are_those_of_the_references(run, tmp_path):
 
 # ---- what models answer ----
 
-def chats(folder, *triples):
-    items = [{'messages': [{'role': 'user', 'content': q}, {'role': 'assistant', 'content': a}], 'skill': s}
-             for q, a, s in triples]
-    for split in ('train', 'val'):
-        write_jsonl(folder / f'{split}.jsonl', *items)
-
 def test_exact_match_by_skill(run, tmp_path):
-    chats(tmp_path / 'chat', ('2 + 3', '5', 'sum'), ('cat', 'tac', 'reverse'),
-          ('10 - 5', ' 5', 'sum'), ('2', '4', 'sum'))
+    triples = [('2 + 3', '5', 'sum'), ('cat', 'tac', 'reverse'), ('10 - 5', ' 5', 'sum'), ('2', '4', 'sum')]
+    chats = [{**chat(question, answer), 'skill': skill} for question, answer, skill in triples]
+    write_dataset('data/chat', chats, chats)
     parrot(tmp_path / 'p', '5')
-    settings = ['task=instruct', f'data_dir={tmp_path}', 'dataset=chat', 'out_dir=p', 'batch_size=3']
-    rows = table(run('eval.py', *settings), 'skill')
+    rows = table(run('eval.py', 'task=instruct', 'dataset=chat', 'out_dir=p', 'batch_size=3'), 'skill')
     assert [(skill, row['mean']) for skill, row in rows.items()] == [
         ('reverse', 0), ('sum', pytest.approx(2 / 3)), ('all', 0.5)]
 
 def test_a_blind_comparison(run, monkeypatch, tmp_path):
     """Someone always likes b's answers better: b wins, on whichever side; no vote is asked for twice."""
-    chats(tmp_path / 'chat', *((f'prompt {i}', '', '') for i in range(12)))
+    write_dataset('data/chat', [chat('', '')], [chat(f'prompt {i}', '') for i in range(12)])
     parrot(tmp_path / 'a', 'yes')
     parrot(tmp_path / 'b', 'no')
     a_first = [bool(np.random.default_rng([1337, i]).permutation(2)[0] == 0) for i in range(12)]
@@ -204,7 +195,7 @@ def test_a_blind_comparison(run, monkeypatch, tmp_path):
 
     def vote(*votes):
         monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(votes) + '\n'))
-        done = run('eval.py', 'task=compare', f'data_dir={tmp_path}', 'dataset=chat', 'out_dir=a,b')
+        done = run('eval.py', 'task=compare', 'dataset=chat', 'out_dir=a,b')
         row, = done.globals['rows']
         return done.stdout, row
 
@@ -218,14 +209,12 @@ def test_a_blind_comparison(run, monkeypatch, tmp_path):
 # ---- mistakes end in one line ----
 
 @pytest.mark.parametrize('settings, line, words', [
-    ('task=perplexety', '', ['did you mean perplexity']),
     ('input=in.txt', '', ['nothing to measure']),
     ('input=in.txt stride=9 block_size=8', 'x', ['stride=9']),
     ('input=in.txt block_size=64', 'x', ['block_size <= 32']),
     ('input=in.txt out_dir=encoder', 'x', ['out_dir=encoder is an encoder']),
     ('out_dir=c dataset=bpe', '', ['c uses a different tokenizer', 'task=perplexity input=FILE']),
     ('task=choices input=in.txt', '{"context": "a", "choices": ["b"], "label": 0}', ['line 1', 'at least two']),
-    ('task=choices input=in.txt', '{"context": "a", "choices": ["b", "c"]}', ["line 1: KeyError 'label'"]),
     ('task=choices input=none', '', ["no file 'none'", '--help']),
     ('task=text hypotheses=in.txt', '{"hypothesis": "a", "references": "b"}', ['line 1', 'a list']),
     ('task=text hypotheses=in.txt', '{"hypothesis": ', ['line 1: JSONDecodeError']),

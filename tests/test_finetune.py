@@ -1,57 +1,36 @@
 """Fine-tuning: only the assistant is learned from, neighbours in a row do not see each other, and the base stays."""
-import csv, math, os
+import math
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 import finetune as S
-from conftest import byte_tokenizer, distance, prose, refused, same, save_untrained, write_jsonl
-from model import GPTConfig, Tokenizer, build_model, load_checkpoint, load_dataset, load_model
+from conftest import byte_tokenizer, chat, distance, log_rows, refused, same, save_untrained, worked, write_dataset
+from model import Tokenizer, build_model, load_checkpoint, load_model
 
 BYTES = byte_tokenizer()
 SHAPE = dict(n_layer=2, n_head=2, n_embd=32, block_size=48)
-TINY = dict(dataset='chats', init_from='base', out_dir='out', batch_size=4, max_iters=20, eval_interval=10, eval_iters=2,
-            warmup_iters=20, log_interval=5, num_samples=4, device='cpu', dtype='float32')
-
-def chat(question, answer):
-    return {'messages': [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]}
-
-def write(name, train, val):
-    write_jsonl(f'data/{name}/train.jsonl', *train)
-    write_jsonl(f'data/{name}/val.jsonl', *val)
+TINY = dict(dataset='chats', init_from='base', out_dir='out', batch_size=4, max_iters=20, eval_interval=10,
+            eval_iters=2, warmup_iters=20, log_interval=5, num_samples=4, device='cpu', dtype='float32')
 
 def arguments(**changes):
     first = {'device': 'cpu', 'out_dir': 'out'} if changes.get('init_from') == 'resume' else TINY
     return [f'{name}={value}' for name, value in {**first, **changes}.items()]
 
 @pytest.fixture
-def go(run, tmp_path, monkeypatch):
+def go(run):
     """go(max_iters=5, …): fine-tune a tiny base on tiny data in this process; what it printed, and its globals."""
-    monkeypatch.chdir(tmp_path)
     save_untrained('base', noise=0.05, **SHAPE)
-    write('chats', [chat(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'], [chat(f'say {c}z', c) for c in 'abcd'])
-    labelled = [{'text': c + d + e, 'label': 'loud' if e else 'calm'} for c in 'abcdefg' for d in 'stuv' for e in ('', '!')]
-    write('labels', labelled, [{**line, 'text': 'q' + line['text']} for line in labelled[:8]])
-    def go(**changes):
-        done = run('finetune.py', *arguments(**changes))
-        assert done.returncode == 0, done.stderr
-        return done
-    return go
+    write_dataset('data/chats', [chat(f'say {c}{d}', c) for c in 'abcdefgh' for d in 'abcd'],
+                  [chat(f'say {c}z', c) for c in 'abcd'])
+    labelled = [{'text': c + d + e, 'label': label} for c in 'abcdefg' for d in 'stuv'
+                for e, label in (('', 'calm'), ('!', 'loud'))]
+    write_dataset('data/labels', labelled, [{**line, 'text': 'q' + line['text']} for line in labelled[:8]])
+    return lambda **changes: worked(run('finetune.py', *arguments(**changes)))
 
 @pytest.fixture
 def weights(go):  # returns what out_dir/resume.pt holds then
     return lambda **changes: load_checkpoint(f"{go(**changes).globals['out_dir']}/resume.pt")
-
-def validations(out_dir='out'):
-    with open(f'{out_dir}/log.csv') as f:
-        return [(int(row['step']), float(row['val_loss'])) for row in csv.DictReader(f) if row['val_loss']]
-
-def noisy_model(**changes):  # without the zeros that usual matrices begin with
-    torch.manual_seed(0)
-    model = build_model(GPTConfig(vocab_size=BYTES.vocab_size, **{**SHAPE, **changes})).eval()
-    for p in model.parameters():
-        p.data += 0.05 * torch.randn_like(p)
-    return model
 
 def test_only_the_assistant_is_learned_from():
     t = BYTES
@@ -73,17 +52,18 @@ def test_labels_sit_on_the_last_token_or_in_an_encoder_on_the_first():
 def test_packing_by_hand():
     a, b, c = ([1, 2, 3], [-100, 2, 3]), ([4] * 6, [4] * 6), ([5, 6, 7, 8], [-100, -100, -100, 9])
     assert S.pack([a, b, c], 8).tolist() == [
-        [[1, 2, 3, 5, 6, 7, 8, 0], [-100, 2, 3, -100, -100, -100, 9, -100], [0, 1, 2, 0, 1, 2, 3, 0], [1, 1, 1, 2, 2, 2, 2, 0]],
+        [[1, 2, 3, 5, 6, 7, 8, 0], [-100, 2, 3, -100, -100, -100, 9, -100],
+         [0, 1, 2, 0, 1, 2, 3, 0], [1, 1, 1, 2, 2, 2, 2, 0]],
         [[4] * 6 + [0] * 2, [4] * 6 + [-100] * 2, [0, 1, 2, 3, 4, 5, 0, 0], [1] * 6 + [0] * 2]]
 
 @pytest.mark.parametrize('position', ['rotary', 'learned'])
-def test_a_conversation_in_a_packed_row_reads_as_it_would_alone(position):
-    model = noisy_model(position=position)
+def test_a_conversation_in_a_packed_row_reads_as_it_would_alone(tmp_path, position):
+    model = save_untrained(tmp_path, noise=0.05, position=position, **SHAPE).eval()
     examples = [S.chat_targets(BYTES, chat(q, a)['messages'])
                 for q, a in (('hello', 'you'), ('1+1', '2'), ('what', 'ever'), ('x', 'y'))]
     rows = S.pack(examples, SHAPE['block_size']).long()
-    assert len(rows) == 1
     h, targets = S.hidden_at_targets(model, rows)
+    assert len(rows) == 1 and len(h) == len(targets) == 64  # filled up: oneDNN keeps memory for each shape
     together = F.cross_entropy(model.logits(h), targets, reduction='sum')
     alone = sum(F.cross_entropy(model(torch.tensor([ids]))[0], torch.tensor(targets), reduction='sum')
                 for ids, targets in examples)
@@ -95,20 +75,6 @@ def test_an_epoch_reads_every_row_once_and_the_next_one_in_another_order(go):
     assert len(names['data']['train']) == 32  # one conversation in each
     assert sorted(first) == sorted(second) == list(range(32)) and first != second
 
-@pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='memory is read from /proc')
-def test_memory_stays_flat_in_bfloat16():
-    """On a CPU, oneDNN keeps memory for each shape that it meets, so the number of targets is filled up to 64, 128, …"""
-    model, rows, memory = noisy_model(), torch.zeros(12, 4, 48, dtype=torch.long), []
-    for step in range(80):
-        rows[:, 1] = torch.where(torch.rand(12, 48) < torch.rand(1), 5, -100)  # each step has another number of targets
-        with torch.autocast('cpu', torch.bfloat16):
-            h, targets = S.hidden_at_targets(model, rows)
-            F.cross_entropy(model.logits(h).float(), targets).backward()
-        assert len(targets) % 64 == 0 and (targets >= 0).sum() == (rows[:, 1] >= 0).sum()
-        with open('/proc/self/statm') as f:
-            memory.append(int(f.read().split()[1]) * os.sysconf('SC_PAGESIZE') / 1e6)
-    assert memory[-1] - memory[40] < 10
-
 def test_lora_by_hand():
     """W x + alpha/r B A x; peft gives the same [32, 26] for this case (LoraConfig(r=2, lora_alpha=6))."""
     linear = torch.nn.Linear(3, 2, bias=False)
@@ -118,8 +84,9 @@ def test_lora_by_hand():
     layer.A.data, layer.B.data = torch.tensor([[1., 0, -1], [2, 1, 0]]), torch.tensor([[1., 2], [0, -1]])
     assert layer(x).tolist() == [32, 26]  # A x = [-3, 4], B A x = [5, -4], and [17, 38] + 6/2 [5, -4]
 
-def test_merged_lora_computes_what_unmerged_does():
-    model, idx = noisy_model(bias=True, mlp='gelu'), torch.randint(256, (2, 40))
+def test_merged_lora_computes_what_unmerged_does(tmp_path):
+    model = save_untrained(tmp_path, noise=0.05, bias=True, mlp='gelu', **SHAPE).eval()
+    idx = torch.randint(256, (2, 40))
     plain, names = model(idx), set(model.state_dict())
     S.apply_method(model, 'lora', lora_r=4, lora_alpha=5.0)
     assert torch.equal(model(idx), plain)  # at step 0 nothing has changed
@@ -134,7 +101,8 @@ def test_merged_lora_computes_what_unmerged_does():
 
 def test_each_method_moves_what_it_says_and_never_the_base(go):
     before = load_checkpoint('base')['model']
-    for method, frozen in (('full', ()), ('freeze', ('wte', 'blocks.0')), ('lora', ()), ('adapter', ('attention', 'mlp'))):
+    frozen_parts = {'full': (), 'freeze': ('wte', 'blocks.0'), 'lora': (), 'adapter': ('attention', 'mlp')}
+    for method, frozen in frozen_parts.items():
         names = go(method=method, max_iters=10, out_dir=f'out-{method}').globals
         after = load_checkpoint(f'out-{method}/resume.pt')['model']
         for name, p in before.items():
@@ -181,16 +149,17 @@ def test_stopping_and_going_on_changes_nothing(weights, how):
     assert parts['step'] == 20 and same(straight, parts) and parts['scaler'] == straight['scaler']
     assert parts['before'] == straight['before']
     assert all(torch.equal(p, parts['trained'][name]) for name, p in straight['trained'].items())
-    assert [step for step, _ in validations('parts')] == [0, 10, 20]  # none twice
+    assert [row['step'] for row in log_rows('val_loss', 'parts')] == ['0', '10', '20']  # none twice
 
 def test_a_run_that_gets_worse_keeps_its_best(weights):
     best = weights(max_iters=10)['best']
     after = weights(init_from='resume', max_iters=20, learning_rate=20.0, muon_learning_rate=20.0)
-    assert validations()[-1][1] > 1.01 * best and load_checkpoint('out')['val_loss'] == after['best'] == best
+    assert float(log_rows('val_loss')[-1]['val_loss']) > 1.01 * best
+    assert load_checkpoint('out')['val_loss'] == after['best'] == best
 
 def test_accumulation_is_one_large_batch(weights):
     """Although its parts hold different numbers of targets: the sum of all losses is divided by the number of all."""
-    write('uneven', [chat('?', 'x' * (1 + n % 20)) for n in range(60)], [chat('?', 'x')])
+    write_dataset('data/uneven', [chat('?', 'x' * (1 + n % 20)) for n in range(60)], [chat('?', 'x')])
     how = dict(dataset='uneven', optimizer='adamw', max_iters=10, dropout=0)
     assert distance(weights(batch_size=8, **how), weights(batch_size=2, gradient_accumulation_steps=4, **how)) < 1e-4
 
@@ -199,52 +168,44 @@ def test_it_learns_to_answer(go):
     for words in ('say az -> a', 'exact match on 4 held-out questions', '% full', 'parameters move: 100.00 %', 'epochs',
                   'next:  python sample.py out_dir=out'):
         assert words in done.stdout, words
-    assert [step for step, _ in validations()] == [0, 40, 80, 120] and load_checkpoint('out')['val_loss'] < 0.5
+    assert load_checkpoint('out')['val_loss'] < 0.5
 
-def test_answers_are_scored_to_the_letter():
-    examples = [chat('say az', answer) for answer in 'abc']
-    texts, percentage = S.exact_match(noisy_model(), BYTES, examples)
-    _, right = S.exact_match(noisy_model(), BYTES, [chat('say az', texts[0] + ' '), *examples[1:]])
+def test_answers_are_scored_to_the_letter(tmp_path):
+    model, examples = save_untrained(tmp_path, noise=0.05, **SHAPE), [chat('say az', answer) for answer in 'abc']
+    texts, percentage = S.exact_match(model, BYTES, examples)
+    _, right = S.exact_match(model, BYTES, [chat('say az', texts[0] + ' '), *examples[1:]])
     assert len(texts) == 3 and percentage == 0 and right == pytest.approx(100 / 3)  # blanks around it do not count
 
 @pytest.mark.parametrize('causal', [True, False])
 def test_a_classifier_learns_and_says_what_it_is(go, causal):
     save_untrained('base', causal=causal, **SHAPE)
     done = go(task='classify', dataset='labels', max_iters=60, warmup_iters=2)
-    assert f'step 0: validation loss {math.log(2):.4f}, the best so far | accuracy 0.5' in done.stdout  # it knows nothing
+    assert f'step 0: validation loss {math.log(2):.4f}, the best so far | accuracy 0.5' in done.stdout
     assert 'accuracy 100.00%; always' in done.stdout and "python sample.py out_dir=out prompt='…'" in done.stdout
     model, tokenizer, saved = load_model('out')  # a plain model, and its head beside it
     assert saved['task'] == 'classify' and saved['labels'] == ['calm', 'loud']
     ids, _ = S.label_targets(tokenizer, {'text': 'hey!', 'label': 'calm'}, saved['labels'], causal)
     h = model.hidden(torch.tensor([ids]))[0, -1 if causal else 0]
     assert (saved['classifier']['weight'] @ h + saved['classifier']['bias']).argmax() == 1
-    peaks = [go(task='classify', dataset='labels', max_iters=0, method=how).globals['peak_lr'] for how in ('full', 'lora')]
-    assert peaks == [0.005, 0.001]  # thin matrices learn labels at a lower rate
+    for method, peak_lr in (('full', 0.005), ('lora', 0.001)):  # thin matrices learn labels at a lower rate
+        assert go(task='classify', dataset='labels', max_iters=0, method=method).globals['peak_lr'] == peak_lr
 
 def test_confusion_by_hand(capsys):
     S.print_confusion(np.array([[3, 1], [2, 4]]), ['ham', 'spam'])  # 6 of 10 are spam
     assert "[[3 1]\n [2 4]]\naccuracy 70.00%; always saying 'spam' is right in 60.00%" in capsys.readouterr().out
 
-def test_going_on_with_another_text(run, tmp_path, monkeypatch):
-    """An author's style: prepare.py cuts the text with the base's tokenizer, and train.py starts from the base."""
-    monkeypatch.chdir(tmp_path)
-    save_untrained('base', **SHAPE)
-    (tmp_path / 'text.txt').write_text(prose(3000))
-    assert run('prepare.py', 'dataset=text', 'tokenizer=base', 'input=text.txt').returncode == 0
-    assert load_dataset('data/text')[0] == BYTES
-    done = run('train.py', 'init_from=base', 'dataset=text', 'learning_rate=0.005', 'max_iters=30', 'device=cpu')
-    assert done.returncode == 0 and validations()[-1][1] < validations()[0][1] - 0.5, done.stderr
-
 def test_long_examples_are_left_out_or_cut(go):
-    write('long', [chat('hi', 'you'), chat('hi', 'x' * 50), chat('hi', 'x' * 100)], [chat('hi', 'you')])
+    write_dataset('data/long', [chat('hi', 'you'), chat('hi', 'x' * 50), chat('hi', 'x' * 100)], [chat('hi', 'you')])
     assert 'left out 2 of over 48 tokens: try truncate=True' in go(dataset='long', max_iters=0).stdout
     assert 'train: 3 examples' in go(dataset='long', max_iters=0, truncate=True).stdout
 
 MISTAKES = [
-    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere', 'input=FILE.jsonl']), (dict(lora_r=0), ['lora_r=0']),
-    (dict(dataset='labels'), ['does not fit', 'labels classify']), (dict(block_size=4), ['nothing in', 'truncate=True']),
-    (dict(init_from='resume'), ['resume.pt', 'python finetune.py out_dir=out']), (dict(init_from='encoder'), ['causal=False']),
-    (dict(teacher='words'), ['teacher=words', 'tokenizer']), (dict(method='lora', optimizer='muon'), ['optimizer=muon'])]
+    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere', 'input=FILE.jsonl']),
+    (dict(dataset='labels'), ['does not fit', 'labels classify']), (dict(lora_r=0), ['lora_r=0']),
+    (dict(init_from='resume'), ['resume.pt', 'python finetune.py out_dir=out']),
+    (dict(init_from='encoder'), ['causal=False']), (dict(block_size=4), ['nothing in', 'truncate=True']),
+    (dict(teacher='words'), ['teacher=words', 'tokenizer']),
+    (dict(method='lora', optimizer='muon'), ['optimizer=muon'])]
 
 def test_mistakes_end_in_one_line(go, run):
     save_untrained('words', Tokenizer('word', ['<unk>', 'a']), **SHAPE)

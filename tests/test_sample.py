@@ -151,16 +151,15 @@ def test_int8_is_off_by_half_a_step_at_most(inputs, outputs, rows):
 # ---- serve ----
 
 JSON = 'Content-Type: application/json'
-SAMPLING = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, max_tokens=20, stop=[])
 
 class Served:
     """A server in a thread of this process."""
     ThreadingHTTPServer.request_queue_size = 128
-    def __init__(self, model, tokenizer, **sampling):
-        self.server = ThreadingHTTPServer(('127.0.0.1', 0), S.Handler)
-        self.server.uses = model, tokenizer, 'out', {**SAMPLING, **sampling}
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def __init__(self, model, tokenizer):
+        server = ThreadingHTTPServer(('127.0.0.1', 0), S.Handler)
+        server.uses = model, tokenizer, 'out', dict(temperature=0.0, max_tokens=20)
+        self.port = server.server_address[1]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def raw(self, data):
         """Bytes in -> status, text out. The client half-closes after its request."""
@@ -284,7 +283,7 @@ def test_the_command(folder):
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     command = [sys.executable, ROOT / 'sample.py', f'serve={port}', 'device=cpu']
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background ignore it, and so do children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background ignore it
     process = subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True)  # -1: PIPE
     assert f'http://127.0.0.1:{port}' in process.stdout.readline()
     for path, text in (('health', '"ok"'), ('v1/models', '"id": "out"'), ('', S.PAGE)):

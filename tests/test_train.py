@@ -1,5 +1,5 @@
 """Training: the same text in the same order whatever happens, nothing lost, every mistake answered in one line."""
-import ast, csv, itertools, math, multiprocessing, os, runpy, shutil, signal, socket, subprocess, sys, time
+import ast, itertools, math, multiprocessing, os, runpy, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 import train as T
 from configurator import settings_block
-from conftest import ROOT, byte_tokenizer, distance, refused, run_script, same
+from conftest import ROOT, byte_tokenizer, distance, log_rows, refused, run_script, same, worked
 from model import GPTConfig, build_model, load_checkpoint, load_model
 
 TINY = dict(dataset='tiny', n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4, device='cpu', dtype='float32',
@@ -22,9 +22,7 @@ def arguments(data, **changes):
 def tiny_run(data, tmp_path_factory):
     """A tiny run that many tests look at, or copy and go on with: its folder, and what run_script() returned."""
     folder = tmp_path_factory.mktemp('tiny')
-    done = run_script('train.py', *arguments(data), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / 'out', done
+    return folder / 'out', worked(run_script('train.py', *arguments(data), cwd=folder))
 
 @pytest.fixture
 def trained(tiny_run, tmp_path):
@@ -33,12 +31,10 @@ def trained(tiny_run, tmp_path):
     return load_checkpoint(str(tmp_path / 'out/resume.pt'))
 
 @pytest.fixture
-def train(run, data, tmp_path, monkeypatch):
+def train(run, data):
     """train(max_iters=5, …): a whole run in this process; returns the globals of the script."""
-    monkeypatch.chdir(tmp_path)
     def train(**changes):
-        done = run('train.py', *arguments(data, **changes))
-        assert done.returncode == 0, done.stderr
+        done = worked(run('train.py', *arguments(data, **changes)))
         return {**done.globals, 'printed': done.stdout}
     return train
 
@@ -46,11 +42,6 @@ def train(run, data, tmp_path, monkeypatch):
 def weights(train):
     """The same, but returns what out_dir/resume.pt holds then."""
     return lambda **changes: load_checkpoint(f"{train(**changes)['out_dir']}/resume.pt")
-
-def rows(column, out_dir='out'):
-    """The rows of log.csv that hold a number in this column."""
-    with open(f'{out_dir}/log.csv') as f:
-        return [row for row in csv.DictReader(f) if row[column]]
 
 # ---- the data ----
 
@@ -83,7 +74,7 @@ def test_the_first_line_is_the_mean_of_minus_log_p_and_the_norm_of_its_gradient(
     loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())  # over all targets: -100 does not count
     loss.backward()
     norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
-    row = rows('train_loss')[0]
+    row = log_rows('train_loss')[0]
     assert n_targets == (y >= 0).sum() and float(row['train_loss']) == pytest.approx(loss.item(), rel=1e-5)
     assert float(row['grad_norm']) == pytest.approx(norm.item(), rel=1e-4)
 
@@ -118,8 +109,8 @@ def test_a_run_can_be_resumed_twice_without_repeating_its_settings(weights, tiny
     assert weights(init_from='resume', max_iters=14)['step'] == 14
     saved = weights(init_from='auto', max_iters=20)
     assert saved['settings']['device'] == 'cpu' and same(saved, load_checkpoint(f'{tiny_run[0]}/resume.pt'))
-    assert [int(row['step']) for row in rows('train_loss')] == [*range(1, 15), 15, 20]  # each of them once
-    assert [int(row['step']) for row in rows('val_loss')] == [*range(15), 20]
+    assert [int(row['step']) for row in log_rows('train_loss')] == [*range(1, 15), 15, 20]  # each of them once
+    assert [int(row['step']) for row in log_rows('val_loss')] == [*range(15), 20]
 
 def test_a_setting_that_is_given_again_holds_and_a_worse_model_does_not_replace_the_best(trained, weights):
     best = load_checkpoint('out')
@@ -134,17 +125,6 @@ def test_a_setting_that_is_given_again_holds_and_a_worse_model_does_not_replace_
 CONTEXT = multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
 CONTEXT.set_forkserver_preload(['pytest', 'tiktoken', 'torch._dynamo', 'torch.distributed.fsdp'])
 
-@pytest.fixture(autouse=True)
-def no_process_is_left():
-    yield
-    for process in multiprocessing.active_children():
-        process.kill()
-
-def start(target, *args):
-    process = CONTEXT.Process(target=target, args=args, daemon=True)
-    process.start()
-    return process
-
 def script_in_child(folder, settings, rank, world):
     """What a child process does: train.py in this folder; printed-0.txt takes what process 0 prints."""
     os.chdir(folder)
@@ -155,20 +135,23 @@ def script_in_child(folder, settings, rank, world):
 
 def launch(folder, data, n, **changes):
     """train.py in n processes, which talk over gloo; torchrun would set the same variables."""
-    settings = arguments(data, **changes)
-    if n == 1:
-        return [start(script_in_child, folder, settings, 0, {})]
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
-        world = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(s.getsockname()[1]),
-                 'WORLD_SIZE': str(n), 'LOCAL_WORLD_SIZE': str(n)}
-    return [start(script_in_child, folder, settings, rank, {**world, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
-            for rank in range(n)]
+        port = str(s.getsockname()[1])
+    world = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': str(n), 'LOCAL_WORLD_SIZE': str(n)}
+    processes = []
+    for rank in range(n):
+        variables = {**world, 'RANK': str(rank), 'LOCAL_RANK': str(rank)} if n > 1 else {}
+        args = folder, arguments(data, **changes), rank, variables
+        processes.append(CONTEXT.Process(target=script_in_child, args=args, daemon=True))
+        processes[-1].start()
+    return processes
 
 def statuses(processes):
     """Wait for the end of all; their exit statuses."""
     for process in processes:
         process.join(timeout=60)
+        process.kill()  # if it hangs
     return [process.exitcode for process in processes]
 
 def together(folder, data, n, **changes):
@@ -183,7 +166,7 @@ def wait_until_printed(words, folder, processes):
 def alike(a, b):
     """Two runs learned the same. Sums are taken in another order, so not to the last bit."""
     for name in ('train_loss', 'grad_norm'):  # AdamW would not show a gradient that is twice too long
-        assert float(rows(name, a)[-1][name]) == pytest.approx(float(rows(name, b)[-1][name]), rel=1e-3)
+        assert float(log_rows(name, a)[-1][name]) == pytest.approx(float(log_rows(name, b)[-1][name]), rel=1e-3)
     a, b = load_checkpoint(f'{a}/resume.pt'), load_checkpoint(f'{b}/resume.pt')
     assert a['step'] == b['step'] and abs(a['best'] - b['best']) < 1e-5 and distance(a, b) < 1e-3
 
@@ -278,7 +261,7 @@ def test_a_run_reports_what_it_did_and_leaves_its_names_to_play_with(tiny_run):
     for words in ('parameters', 'FLOPs per token', 'MB for weights', 'tokens per step', 'the best so far', '    | ',
                   'tokens/s', 'lr 1.', 'bits per byte', 'gzip', 'this model', 'next:  python sample.py'):
         assert words in done.stdout, words
-    learned = [float(row['train_loss']) for row in rows('train_loss', folder)]
+    learned = [float(row['train_loss']) for row in log_rows('train_loss', folder)]
     assert len(learned) == 4 and learned[-1] < learned[0]
     model, tokenizer = done.globals['model'], done.globals['tokenizer']
     assert model(torch.zeros(1, 3, dtype=torch.long)).shape[-1] == tokenizer.vocab_size
@@ -301,8 +284,10 @@ def test_earlier_runs_are_set_aside_and_it_says_so(trained, train):
     assert same(trained, load_checkpoint('out/previous-1/resume.pt'))
     assert load_checkpoint('out/previous-2')['settings']['seed'] == 2
 
-def test_starting_from_a_checkpoint_takes_its_shape_and_may_lengthen_its_context(trained, run, train, data):
-    run('train.py', 'dataset=tiny', f'data_dir={data}', 'device=cpu', 'max_iters=0', 'init_from=out', 'out_dir=second')
+def test_starting_from_a_checkpoint_takes_its_shape_and_may_lengthen_its_context(trained, run, train):
+    """And its tokenizer: prepare.py cuts another text with it."""
+    worked(run('prepare.py', 'dataset=mine', 'tokenizer=out', f'input={ROOT / "LICENSE"}'))
+    worked(run('train.py', 'dataset=mine', 'device=cpu', 'max_iters=0', 'init_from=out', 'out_dir=second'))
     train(init_from='out', out_dir='third', block_size=64, max_iters=0)
     first, second, third = load_checkpoint('out'), load_checkpoint('second'), load_checkpoint('third')
     assert same(first, second) and second['config'] == first['config']
