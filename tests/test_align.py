@@ -98,6 +98,19 @@ def test_k3_by_hand_and_never_negative():
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])  # its mean is the KL
     assert (p * S.k3(p.log(), q.log())).sum().item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-6)
 
+@pytest.mark.parametrize('far', [0.01, 0.1, 1.0])
+def test_as_a_reward_k1_has_the_gradient_of_the_kl_and_k3_has_not(far):
+    """The exact expectation over a small softmax: sum over x of p(x) * reward(x) * grad log p(x), with the reward a constant."""
+    torch.manual_seed(0)
+    ref = torch.randn(6, dtype=torch.float64)
+    logits = (ref + far * torch.randn(6, dtype=torch.float64)).requires_grad_()
+    ref, logp = ref.log_softmax(0), logits.log_softmax(0)
+    def gradient(value):
+        return torch.autograd.grad(value, logits, retain_graph=True)[0]
+    true = gradient((logp.exp() * (logp - ref)).sum())
+    k1, k3 = [gradient((logp.exp().detach() * reward.detach() * logp).sum()) for reward in (logp - ref, S.k3(logp, ref))]
+    assert torch.allclose(k1, true) and (k3 - true).norm() > 0.3 * true.norm()
+
 def test_gae_by_hand():
     """Answers of three and of two tokens, rewards at their ends, and a critic that expects 0.5, then 0.25 …"""
     learned = torch.tensor([[0., 1, 1, 1], [0, 1, 1, 0]])
