@@ -604,15 +604,15 @@ EXAMPLES = {'instruct': ('chat', conversations),
 # 6. Other people's weights, in and out: the same tables, read from left to right and from right to
 # left. The transformers library knows their files, the hub and its downloads
 
-# our setting: what a config of transformers calls it, of any model, of Llama and Qwen3, of GPT-2
-CONFIG = {'vocab_size': 'vocab_size', 'block_size': 'max_position_embeddings',
-          'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads', 'n_embd': 'hidden_size',
-          'tie_weights': 'tie_word_embeddings'}
-LLAMA_CONFIG = {**CONFIG, 'n_kv_head': 'num_key_value_heads', 'head_dim': 'head_dim',
-                'n_hidden': 'intermediate_size', 'norm_eps': 'rms_norm_eps'}
-GPT2_CONFIG = {**CONFIG, 'n_hidden': 'n_inner', 'norm_eps': 'layer_norm_epsilon'}
-# the parts of our rope_scaling
-ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+# our setting: GPT-2's name for it in a config of transformers, and Llama's and Qwen3's
+CONFIG = {
+    'vocab_size': ('vocab_size', 'vocab_size'), 'n_layer': ('n_layer', 'num_hidden_layers'),
+    'n_head': ('n_head', 'num_attention_heads'), 'n_kv_head': (None, 'num_key_value_heads'),
+    'n_embd': ('n_embd', 'hidden_size'), 'head_dim': (None, 'head_dim'),
+    'n_hidden': ('n_inner', 'intermediate_size'), 'rope_theta': (None, 'rope_theta'),
+    'norm_eps': ('layer_norm_epsilon', 'rms_norm_eps'),
+    'block_size': ('n_positions', 'max_position_embeddings'),
+    'tie_weights': ('tie_word_embeddings', 'tie_word_embeddings')}
 # its model_type: what it is in our words
 COMMON = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0, 'qk_norm': False}
 LLAMA = {**COMMON, 'position': 'rotary', 'norm': 'rmsnorm', 'mlp': 'swiglu'}
@@ -624,7 +624,7 @@ ARCHITECTURES = {
 FIXED = {'model_type': list(ARCHITECTURES), 'activation_function': ['gelu_new'],
          'hidden_act': ['silu'], 'sliding_window': [None], 'scale_attn_weights': [True],
          'scale_attn_by_inverse_layer_idx': [False], 'quantization_config': [None],
-         'rope_type': ['default', 'llama3'], 'partial_rotary_factor': [1]}
+         'rope_type': ['default'], 'partial_rotary_factor': [1]}
 # our tensor: GPT-2's, and Llama's and Qwen3's, where queries, keys and values are not stacked
 TENSORS = {
     'wte': ('transformer.wte', 'model.embed_tokens'), 'wpe': ('transformer.wpe', None),
@@ -655,18 +655,16 @@ def matching(ours, theirs, is_gpt2):
 def import_config(theirs):
     """A config of transformers -> our GPTConfig. Raises ValueError that names what our model has no
     setting for."""
-    rope = getattr(theirs, 'rope_parameters', None) or {}
-    requested = {**theirs.to_dict(), **rope}
+    requested = theirs.to_dict()
+    requested.update(requested.get('rope_parameters') or {})
     for key, values in FIXED.items():
         if requested.get(key, values[0]) not in values:
             raise ValueError(f"{key}={requested[key]}, and our model knows only {values}")
-    settings = {**ARCHITECTURES[theirs.model_type], 'rope_theta': rope.get('rope_theta', 10000.0)}
-    names = GPT2_CONFIG if theirs.model_type == 'gpt2' else LLAMA_CONFIG
-    for name, their_name in names.items():
-        if getattr(theirs, their_name, None) is not None:
-            settings[name] = getattr(theirs, their_name)
-    if rope.get('rope_type') == 'llama3':
-        settings['rope_scaling'] = tuple(rope[name] for name in ROPE)
+    settings = dict(ARCHITECTURES[theirs.model_type])
+    for name, their_names in CONFIG.items():
+        value = requested.get(their_names[0 if theirs.model_type == 'gpt2' else 1])
+        if value is not None:
+            settings[name] = value
     return GPTConfig(**settings)
 
 def import_tokenizer(text, eos):
@@ -695,8 +693,6 @@ def import_weights(weights, path):
         config = import_config(their_config)
         with open(transformers.utils.cached_file(weights, 'tokenizer.json'), encoding='utf-8') as f:
             tok = import_tokenizer(f.read(), their_config.eos_token_id)
-        if tok.vocab_size > config.vocab_size:
-            raise ValueError(f"{tok.vocab_size:,} tokens, the model has {config.vocab_size:,}")
         loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
             weights, config=their_config, dtype='auto', output_loading_info=True)
         for name in info['missing_keys'] | info['unexpected_keys']:
@@ -751,18 +747,12 @@ def export_weights(folder, out_dir):
         sys.exit(f"{out_dir}/ckpt.pt is no gpt2, llama or qwen3 with a bpe tokenizer, and others "
                  f"load only those: tokenizer={tok.kind}, {ours}")
     model_type = fitting[0]
-    names = GPT2_CONFIG if model_type == 'gpt2' else LLAMA_CONFIG
-    settings = {theirs: ours[name] for name, theirs in names.items()}
-    rope = {'rope_type': 'default', 'rope_theta': ours['rope_theta']}
-    if ours['rope_scaling']:
-        rope.update(rope_type='llama3', **dict(zip(ROPE, ours['rope_scaling'])))
-    if model_type != 'gpt2':
-        settings.update(rope_parameters=rope)
-    if model_type == 'llama':
-        settings.update(attention_bias=ours['bias'], mlp_bias=ours['bias'])
+    column = 0 if model_type == 'gpt2' else 1
+    settings = {names[column]: ours[name] for name, names in CONFIG.items() if names[column]}
     their_config = transformers.AutoConfig.for_model(
-        model_type, **settings, dtype=saved['model']['norm.weight'].dtype, eos_token_id=tok.eot,
-        pad_token_id=tok.pad, bos_token_id=[*tok.start, tok.eot][0])
+        model_type, **settings, attention_bias=ours['bias'], mlp_bias=ours['bias'],
+        dtype=saved['model']['norm.weight'].dtype, eos_token_id=tok.eot, pad_token_id=tok.pad,
+        bos_token_id=[*tok.start, tok.eot][0])
     theirs = transformers.AutoModelForCausalLM.from_config(their_config)
     pairs = matching(saved['model'], theirs.state_dict(), model_type == 'gpt2')
     for our_tensor, their_tensor in pairs:
