@@ -44,7 +44,7 @@ export = ''         # a folder for transformers and others, made from out_dir/ck
 out_dir = 'out'
 configure(globals())
 
-import csv, glob, gzip, hashlib, heapq, importlib.util, json, os, random, re, shutil, sys
+import csv, glob, gzip, hashlib, heapq, importlib.util, io, json, os, random, re, shutil, sys
 import sysconfig, time, zipfile, zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager
@@ -153,29 +153,24 @@ def open_text(path):
     open_file = gzip.open if path.endswith('.gz') else open
     return open_file(path, 'rt', encoding='utf-8-sig')
 
-def pieces(document):
-    """The text of a document, which is a path or [text], in pieces of whole lines."""
-    if isinstance(document, list):
-        yield from document
-        return
-    with open_text(document) as f:
-        while lines := f.readlines(PIECE):
-            yield ''.join(lines)
+def pieces(f):
+    """The text of an open file in pieces of whole lines, from its beginning."""
+    f.seek(0)
+    while lines := f.readlines(PIECE):
+        yield ''.join(lines)
 
-def text_files(source, unwanted=lambda path: False):
+def text_files(source):
     """A file, a folder or a glob -> the text files in it, sorted. Others are passed over."""
-    pattern = glob.escape(source) if os.path.exists(source) else source
-    if os.path.isdir(source):
-        pattern = os.path.join(pattern, '**')
+    pattern = os.path.join(glob.escape(source), '**') if os.path.isdir(source) else source
+    found = glob.glob(pattern, recursive=True) or [source]  # [a].txt is a glob, or a file's name
     good, problems = [], []
-    for path in sorted(glob.glob(pattern, recursive=True)):
-        if os.path.isfile(path) and (path == source or not unwanted(path)):
-            try:
-                for piece in pieces(path):
-                    continue
-                good.append(path)
-            except (OSError, EOFError, UnicodeError, zlib.error) as e:
-                problems.append(f"{path} cannot be read as UTF-8 text: {e}")
+    for path in sorted(filter(os.path.isfile, found)):
+        try:
+            for piece in pieces(open_text(path)):
+                continue
+            good.append(path)
+        except (OSError, EOFError, UnicodeError, zlib.error) as e:
+            problems.append(f"{path} cannot be read as UTF-8 text: {e}")
     if not good:
         sys.exit('; '.join([f"no text in {source}", *problems[:5]]))
     if problems:
@@ -202,33 +197,32 @@ def python_files(data_dir):
     """The standard library of the Python that runs this, without tests and what pip installed."""
     root = sysconfig.get_paths()['stdlib']
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages'}
-    return text_files(glob.escape(root) + '/**/*.py', lambda path:
-                      left_out & set(os.path.relpath(path, root).split(os.sep)))
+    found = sorted(glob.glob('**/*.py', root_dir=root, recursive=True))
+    kept = [path for path in found if not left_out & set(path.split(os.sep))]
+    return [os.path.join(root, path) for path in kept]
 
 # to add a dataset of text, write a function of data_dir that returns its files, and name it here
 TEXTS = {'python': python_files, 'shakespeare': shakespeare}
 
 RECORDS = re.compile(r'.*\.(jsonl|json|csv|tsv)(\.gz)?')  # files that hold many examples
-COLUMNS = {'message': 'text', 'sentence': 'text', 'class': 'label'}  # other names in tables
 
 def records(path):
     """What such a file lists: lines of JSON, or dictionaries. The first line of a table names its
-    columns, in any case: Class,Message -> {'label': 'spam', 'text': 'win now'}, …"""
+    columns, in any case: Text,Label -> {'text': 'win now', 'label': 'spam'}, …"""
     suffix = RECORDS.fullmatch(path)[1]
-    lines = open_text(path)
+    f = open_text(path)
     if suffix == 'jsonl':
-        return lines
+        return f
     if suffix == 'json':
         try:
-            return list(json.load(lines))
-        except (ValueError, TypeError, RecursionError) as e:
+            return list(json.load(f))
+        except ValueError as e:
             sys.exit(f"{path}: expected a list in JSON ({e})")
     csv.field_size_limit(2**31 - 1)  # by default, a text of 131,073 characters is an error
-    rows = csv.DictReader(lines)
+    rows = csv.DictReader(f, restval='')  # restval: of columns that are missing in a line
     if suffix == 'tsv':
-        rows = csv.DictReader(lines, delimiter='\t', quoting=csv.QUOTE_NONE)  # " is just a sign
-    names = [name.strip().lower() for name in rows.fieldnames or []]
-    rows.fieldnames = [COLUMNS.get(name, name) for name in names]
+        rows = csv.DictReader(f, restval='', delimiter='\t', quoting=csv.QUOTE_NONE)  # " is a sign
+    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
     return rows
 
 def checked(paths, check, bad=None):
@@ -252,26 +246,22 @@ def checked(paths, check, bad=None):
                     sys.exit(f"{line}. skip_bad=True goes on without such lines")
                 bad[line] = True
 
-def file_documents(paths, bad=None):
-    """All documents, each a path or [text]. A file is one document; but each line of a .jsonl is
-    one, and each record of other tables, where there are only such files."""
-    all_records = all(map(RECORDS.fullmatch, paths))
-    for path in paths:
-        if all_records or '.jsonl' in path:
-            yield from checked([path], text_of, bad)
-        else:
-            yield path
+def documents(paths, bad=None):
+    """Each document as an open file: a file of text, or one record where all files list records."""
+    if all(map(RECORDS.fullmatch, paths)):
+        return checked(paths, text_of, bad)
+    return map(open_text, paths)
 
 # --------------------------------------------------------------------------------------------------
 # 3. From text to ids
 
-def documents(paths, dropped, bad=None):
+def texts(paths, dropped, bad=None):
     """All text as (split, number of the document, piece of text), without empty documents and
     copies of earlier ones, which are counted in `dropped`. Each is read twice, first for its length
     and a hash, then to yield it: so memory does not grow with the text."""
-    few = len(list(islice(file_documents(paths, bad), 10))) < 10  # then each one is split
+    few = len(list(islice(documents(paths, bad), 10))) < 10  # then each one is split
     seen = set()
-    for document in file_documents(paths, bad):
+    for document in documents(paths, bad):
         length = 0
         digest = hashlib.blake2b(digest_size=16)
         for piece in pieces(document):
@@ -394,9 +384,8 @@ def labelled(record):
     return {'text': text, 'label': label}
 
 def text_of(record):
-    if not isinstance(record['text'], str):
-        raise ValueError('expected {"text": "once upon a time"}')
-    return [record['text']]
+    """A document of its own, read like a file."""
+    return io.StringIO(record['text'])
 
 CHECKS = {'labels': labelled, 'preferences': preference, 'text': text_of, 'chat': conversation}
 
@@ -830,8 +819,7 @@ if __name__ == '__main__':
         kind = 'pictures'
         images, pairs = read_pictures(input)
     elif input:
-        own_data = os.path.realpath(data_dir) + os.sep  # what stands there is not read again
-        paths = text_files(input, lambda path: os.path.realpath(path).startswith(own_data))
+        paths = text_files(input)
         if all(map(RECORDS.fullmatch, paths)):
             kind = kind_of(next(checked(paths, dict, bad), {}))
         if kind != 'text':
@@ -858,11 +846,11 @@ if __name__ == '__main__':
     counts = {'train': Counter(), 'val': Counter()}
     with replace_folder(folder) as part:
         if kind == 'text':
-            tok = make_tokenizer(tokenizer, vocab_size, documents(paths, Counter(), bad))
+            tok = make_tokenizer(tokenizer, vocab_size, texts(paths, Counter(), bad))
             dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
             meta.update(dtype=dtype, tokenizer=tok.to_dict())
             with open(f'{part}/train.bin', 'wb') as train, open(f'{part}/val.bin', 'wb') as val:
-                for split, ids in token_stream(tok, documents(paths, dropped, bad), counts):
+                for split, ids in token_stream(tok, texts(paths, dropped, bad), counts):
                     file = train if split == 'train' else val
                     file.write(np.array(ids, dtype=dtype).tobytes())
         else:

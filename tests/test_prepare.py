@@ -74,10 +74,10 @@ def test_a_text_in_pieces_gives_its_last_tenth_to_validation(tmp_path, monkeypat
     path = str(write(tmp_path / 'a.txt', told))
     for size in (1 << 24, 100, 1):
         monkeypatch.setattr(P, 'PIECE', size)
-        found = list(P.pieces(path))
+        found = list(P.pieces(P.open_text(path)))
         assert ''.join(found) == told and all(piece.endswith('\n') for piece in found[:-1])
         texts = {'train': '', 'val': ''}
-        for split, _, piece in P.documents([path], Counter()):
+        for split, _, piece in P.texts([path], Counter()):
             texts[split] += piece
         cut = int(0.9 * len(told))
         assert texts == {'train': told[:cut], 'val': told[cut:]}
@@ -121,15 +121,11 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_p
     out = prepare('input=in [1]')[1]
     assert 'passed over 3 files' in out and all(name in out for name in ('b.png', 'c.txt', 'd.gz'))
 
-def test_what_we_wrote_is_not_read_again(prepare, text):
-    first, again = [load_dataset(str(prepare('input=.', 'tokenizer=char')[0]))[1] for _ in range(2)]
-    assert len(first['train']) == len(again['train'])
-
 @pytest.mark.parametrize('name, content', [
     ('a.csv', 'text,label\r\nhi there,ham\r\n"win, now",spam\r\nsee you,ham\r\ncash!,spam '),
     ('a.json', json.dumps([{'text': text, 'label': label} for text, label in (
         ('hi there', 'ham'), ('win, now', 'spam'), ('see you', 'ham'), ('cash!', 'spam'))])),
-    ('a.tsv', '\ufeffClass\tMESSAGE\nham\thi there\nspam\twin, now\n\nham \tsee you\nspam\tcash!\n'),
+    ('a.tsv', '\ufeffLabel\tTEXT\nham\thi there\nspam\twin, now\n\nham \tsee you\nspam\tcash!\n'),
     ('a.jsonl', '{"text": "hi there", "label": "ham"}\n{"text": "win, now", "label": " spam"}\n\n'
                 '{"text": "see you", "label": "ham"}\n{"text": "cash!", "label": "spam"}')])
 def test_labels(prepare, tmp_path, name, content):
