@@ -45,7 +45,7 @@ out_dir = 'out'
 configure(globals())
 
 import csv, glob, gzip, hashlib, heapq, importlib.util, io, json, os, random, re, shutil, sys
-import sysconfig, time, zipfile, zlib
+import sysconfig, time, zlib
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -322,6 +322,9 @@ def token_stream(tok, texts, counts):
 # --------------------------------------------------------------------------------------------------
 # 4. Examples: each check turns a record into what we write, or raises an exception
 
+ROLES = {'human': 'user', 'gpt': 'assistant',  # ShareGPT's names
+         'system': 'system', 'user': 'user', 'assistant': 'assistant'}
+
 def as_messages(side, role):
     """A text -> [a message of this role]; a list of messages stays as it is."""
     return side if isinstance(side, list) else [{'role': role, 'content': side}]
@@ -331,29 +334,21 @@ def conversation(record):
     if 'instruction' in record:  # Alpaca's
         parts = [record['instruction'], record.get('input')]
         record = {'prompt': '\n\n'.join(filter(None, parts)), 'completion': record['output']}
+    if 'completion' in record:
+        answer = as_messages(record['completion'], 'assistant')
+        record = {'messages': as_messages(record['prompt'], 'user') + answer}
     if 'conversations' in record:  # ShareGPT's
-        roles = {'human': 'user', 'gpt': 'assistant'}
-        messages = [{'role': roles.get(m['from'], m['from']), 'content': m['value']}
-                    for m in record['conversations']]
-    elif 'messages' in record:
-        messages = record['messages']
-    else:
-        messages = as_messages(record['prompt'], 'user')
-        messages = messages + as_messages(record['completion'], 'assistant')
-    messages = [{'role': m['role'], 'content': m['content']} for m in messages]  # and nothing else
-    for m in messages:
-        if m['role'] not in ('system', 'user', 'assistant'):
-            raise ValueError(f"unknown role {m['role']!r}: expected system, user or assistant")
-        if not isinstance(m['content'], str) or not m['content'].strip():
-            raise ValueError(f"what the {m['role']} says is empty or no text")
+        turns = [{'role': m['from'], 'content': m['value']} for m in record['conversations']]
+        record = {'messages': turns}
+    messages = []
+    for m in record['messages']:
+        if not m['content'].strip():
+            raise ValueError(f"what the {m['role']} says is empty")
+        messages.append({'role': ROLES[m['role']], 'content': m['content']})  # and nothing else
     while messages and messages[-1]['role'] != 'assistant':
         messages.pop()
     if not messages:
         raise ValueError("the assistant never speaks, so there is nothing to learn")
-    roles = [m['role'] for m in messages]
-    for role, following in zip(roles, roles[1:]):  # Tokenizer.chat() adds it to the user's words
-        if role == 'system' and following == 'assistant':
-            raise ValueError("no user's message follows that of the system")
     return {'messages': messages}
 
 def preference(record):
@@ -379,20 +374,13 @@ def preference(record):
 
 def labelled(record):
     text, label = record['text'], str(record['label']).strip()
-    if not text.strip() or not label or record['label'] is None:
+    if not text.strip() or not label:
         raise ValueError('expected a text and its label, like {"text": "hello", "label": "short"}')
     return {'text': text, 'label': label}
 
 def text_of(record):
     """A document of its own, read like a file."""
     return io.StringIO(record['text'])
-
-CHECKS = {'labels': labelled, 'preferences': preference, 'text': text_of, 'chat': conversation}
-
-def kind_of(record):
-    """What the keys of a record say it is."""
-    kinds = {'label': 'labels', 'chosen': 'preferences', 'text': 'text'}
-    return next((kind for key, kind in kinds.items() if key in record), 'chat')
 
 def picture(record):
     """A caption, and maybe 'qa', a list of [question, answer], as it came."""
@@ -401,30 +389,29 @@ def picture(record):
         raise ValueError('expected {"caption": "a cat", "qa": [["what is this?", "a cat"]]}')
     return record
 
-MAX_PICTURES = 10**9  # bytes; 32 x 32 pixels are 3,072 of them
+# what a record is by one of its keys, and the check for that; other records are conversations
+KINDS = {'label': ('labels', labelled), 'chosen': ('preferences', preference),
+         'text': ('text', text_of), 'caption': ('pictures', picture)}
 
-def read_pictures(path):
-    """-> `images` of the .npz, uint8 (N, H, W, 3), and (split, line) of the .jsonl beside it."""
-    found = list(checked(text_files(path.removesuffix('.npz') + '.jsonl'), picture))
-    try:
-        with zipfile.ZipFile(path) as archive:  # a small file can unpack to more than any memory
-            if archive.getinfo('images.npy').file_size > MAX_PICTURES:
-                raise ValueError(f"more than {MAX_PICTURES:,} bytes of pictures")
-        with np.load(path, allow_pickle=False) as f:  # no pickle: a file brings no code
-            images = f['images']
-        if images.dtype != np.uint8 or images.shape != (len(found), *images.shape[1:3], 3):
-            raise ValueError(f"`images` is {images.dtype} {images.shape}, and expected is uint8 "
-                             f"({len(found)}, H, W, 3) for the {len(found)} lines of the .jsonl")
-    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
-        sys.exit(f"{path}: {type(e).__name__}, {e}. Write it with  np.savez(path, images=images)")
-    return images, split_tenths(found)
+def kind_of(record):
+    """{'text': 'win now', 'label': 'spam'} -> 'labels', and its check"""
+    return next((KINDS[key] for key in KINDS if key in record), ('chat', conversation))
 
 def split_tenths(examples):
     """-> [(split, example), …]: every tenth is for validation; of fewer than ten, the last."""
-    pairs = [('val' if i % 10 == 9 else 'train', e) for i, e in enumerate(examples)]
-    if 0 < len(pairs) < 10:
-        pairs[-1] = ('val', examples[-1])
-    return pairs
+    last = min(10, len(examples)) - 1
+    return [('val' if i % 10 == last else 'train', e) for i, e in enumerate(examples)]
+
+def read_images(path, n):
+    """`images` of an .npz: uint8 (n, H, W, 3), one for each line of the .jsonl beside it."""
+    try:
+        images = np.load(path)['images']
+        if images.dtype != np.uint8 or images.shape != (n, *images.shape[1:3], 3):
+            raise ValueError(f"`images` is {images.dtype} {images.shape}")
+    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
+        sys.exit(f"{path}: {type(e).__name__}, {e}. For the {n} lines of the .jsonl expected is "
+                 f"`images`, uint8 ({n}, H, W, 3): write it with  np.savez(path, images=images)")
+    return images
 
 # --------------------------------------------------------------------------------------------------
 # 5. Examples made up here. A skill draws one exercise: (its input, a question in one of several
@@ -586,8 +573,7 @@ def preference_examples(data_dir=None):
     return pairs
 
 # to add a dataset of examples, write a function that makes (split, example), and name it here
-EXAMPLES = {'instruct': ('chat', conversations),
-            'preferences': ('preferences', preference_examples)}
+EXAMPLES = {'instruct': conversations, 'preferences': preference_examples}
 
 # --------------------------------------------------------------------------------------------------
 # 6. Other people's weights, in and out: the same tables, read from left to right and from right to
@@ -814,31 +800,30 @@ if __name__ == '__main__':
     start = time.time()
     bad = {} if skip_bad else None  # lines that were passed over
     dropped = Counter()
-    kind, images = 'text', None
-    if input.endswith('.npz'):
-        kind = 'pictures'
-        images, pairs = read_pictures(input)
-    elif input:
-        paths = text_files(input)
-        if all(map(RECORDS.fullmatch, paths)):
-            kind = kind_of(next(checked(paths, dict, bad), {}))
-        if kind != 'text':
-            examples = list(checked(paths, CHECKS[kind], bad))
-            different = {json.dumps(e): e for e in examples}
-            dropped['examples'] += len(examples) - len(different)
-            pairs = split_tenths(list(different.values()))
-    elif dataset in TEXTS:
+    kind = 'text'
+    if dataset in EXAMPLES and not input:
+        pairs = EXAMPLES[dataset](data_dir)
+        kind, _ = kind_of(pairs[0][1])
+    elif not input:
         paths = TEXTS[dataset](data_dir)
     else:
-        kind, make = EXAMPLES[dataset]
-        pairs = list(make(data_dir))
+        paths = text_files(re.sub(r'\.npz$', '.jsonl', input))
+        if all(map(RECORDS.fullmatch, paths)):
+            kind, check = kind_of(next(checked(paths, dict, bad), {}))
+    if input and kind != 'text':
+        examples = list(checked(paths, check, bad))
+        if kind == 'pictures':
+            images = read_images(re.sub(r'\.jsonl$', '.npz', paths[0]), len(examples))
+        else:
+            different = {json.dumps(e): e for e in examples}
+            dropped['examples'] = len(examples) - len(different)
+            examples = list(different.values())
+        pairs = split_tenths(examples)
     if kind == 'labels':
         in_training = {e['label'] for split, e in pairs if split == 'train'}
         for _, e in pairs:
             if e['label'] not in in_training:
                 sys.exit(f"the label {e['label']!r} occurs only in validation: give more of it")
-        twice = len(pairs) - len({e['text'] for _, e in pairs})
-        print(f"{twice:,} texts occur under two labels")
 
     # 4. write it, whole or not at all
     folder = os.path.join(data_dir, dataset)
@@ -859,7 +844,7 @@ if __name__ == '__main__':
                 lines = [json.dumps(e, ensure_ascii=False) + '\n' for s, e in pairs if s == split]
                 with open(f'{part}/{split}.jsonl', 'wb') as f:
                     f.write(''.join(lines).encode('utf-8', 'replace'))
-                if images is not None:
+                if kind == 'pictures':
                     chosen = [i for i, (s, _) in enumerate(pairs) if s == split]
                     np.savez_compressed(f'{part}/{split}.npz', images=images[chosen])
                 counts[split]['examples'] = len(lines)
