@@ -74,10 +74,10 @@ def test_a_text_in_pieces_gives_its_last_tenth_to_validation(tmp_path, monkeypat
     path = str(write(tmp_path / 'a.txt', told))
     for size in (1 << 24, 100, 1):
         monkeypatch.setattr(P, 'PIECE', size)
-        found = list(P.pieces(P.open_text(path)))
+        found = list(P.pieces(path))
         assert ''.join(found) == told and all(piece.endswith('\n') for piece in found[:-1])
         texts = {'train': '', 'val': ''}
-        for split, _, piece in P.texts([path], Counter()):
+        for split, _, piece in P.texts([path]):
             texts[split] += piece
         cut = int(0.9 * len(told))
         assert texts == {'train': told[:cut], 'val': told[cut:]}
@@ -85,18 +85,18 @@ def test_a_text_in_pieces_gives_its_last_tenth_to_validation(tmp_path, monkeypat
 def test_every_tenth_document_is_for_validation(prepare, tmp_path):
     texts = [f'document {i}' for i in range(25)] + ['', 'document 3']
     write_jsonl(tmp_path / 'in' / 'b.jsonl', *[{'text': text} for text in texts])
-    folder, out = prepare('input=in')
+    folder, _ = prepare('input=in')
     tokenizer, data = load_dataset(str(folder))
     assert tokenizer.decode(data['val'].tolist()) == 'document 9<|endoftext|>document 19'
-    assert data['train'].tolist().count(tokenizer.eot) == 22 and 'dropped 2 ' in out
+    assert data['train'].tolist().count(tokenizer.eot) == 22
 
 def test_every_tenth_example_is_for_validation_and_copies_are_dropped(prepare, tmp_path):
     for name in 'ab':
         examples = [{'prompt': f'{name}{i}', 'completion': 'a'} for i in range(10)]
         write_jsonl(tmp_path / 'in' / f'{name}.jsonl', *examples, examples[0])
-    folder, out = prepare('input=in')
+    folder, _ = prepare('input=in')
     assert [e['messages'][0]['content'] for e in lines(folder, 'val')] == ['a9', 'b9']
-    assert len(lines(folder, 'train')) == 18 and 'dropped 2 ' in out
+    assert len(lines(folder, 'train')) == 18
 
 def test_the_python_dataset(run, tmp_path, monkeypatch):
     """Its own email and json packages stand in for the whole of it, which takes four times as long."""
@@ -139,8 +139,8 @@ def test_tables_of_anything(prepare, tmp_path):
     rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
     folder, _ = prepare(f'input={write(tmp_path / "a.csv", "Prompt,Completion" + chr(10) + rows)}')
     assert [m['content'] for m in lines(folder, 'val')[0]['messages']] == ['question, 9', 'answer\nof two lines']
-    write(tmp_path / 'b.csv.gz', gzip.compress(b'Text,n\n' + b'"once, again",1\n' * 2 + b'"twice",1\n'))
-    assert 'train: 2 documents, ' in prepare('input=b.csv.gz')[1]
+    write(tmp_path / 'b.csv.gz', gzip.compress(b'Text,n\n' + b'"once, again",1\n' * 2 + b''.join(b'"%d times",1\n' % n for n in range(9))))
+    assert 'train: 9 documents, ' in prepare('input=b.csv.gz')[1]
 
 # ---- conversations and preferences ----
 
@@ -154,7 +154,7 @@ def said(*contents):
     {'instruction': 'u', 'input': '', 'output': 'a'}, {'prompt': said('u'), 'completion': said('u', 'a')[1:]},
     {'conversations': [{'from': 'human', 'value': 'u'}, {'from': 'gpt', 'value': 'a'}], 'id': 'x'}])
 def test_conversations_in_the_usual_forms(record):
-    assert P.kind_of(record)[0] == 'chat' and P.conversation(record) == {'messages': said('u', 'a')}
+    assert P.conversation(record) == {'messages': said('u', 'a')}
 
 def test_alpaca_has_two_parts():
     found = P.conversation({'instruction': 'u', 'input': 'v', 'output': 'a'})
@@ -165,7 +165,7 @@ def test_preferences():
     for record in ({'prompt': 'x', 'chosen': 'a', 'rejected': 'b'}, expected,
                    {'chosen': said('x', 'a'), 'rejected': said('x', 'b')},                  # TRL's implicit form
                    {'prompt': 'x', 'chosen': said('x', 'a'), 'rejected': said('x', 'b')}):  # and UltraFeedback's
-        assert P.kind_of(record)[0] == 'preferences' and P.preference(record) == expected
+        assert P.preference(record) == expected
     long = P.preference({'chosen': said('x', 'y', 'z', 'a'), 'rejected': said('x', 'y', 'z', 'b')})
     assert long['prompt'] == said('x', 'y', 'z') and long['rejected'] == said('x', 'b')[1:]
     apart = P.preference({'chosen': said('x', 'y', 'z', 'a'), 'rejected': said('x', 'w', 'z', 'b')})
@@ -304,15 +304,15 @@ GOOD = json.dumps({'prompt': 'u', 'completion': 'a'}) + '\n'
     ('a.jsonl', '{"text": "fine"}\n{"text": 5}\n', ['line 2', '5']),
     ('a.jsonl', '{"text": "x"}\n\nnot json\n', ['line 3', 'not json']), ('a.jsonl', GOOD + '[1]\n', ['line 2', '[1]']),
     ('a.jsonl', GOOD + '{"prompt": "u"}\n', ['line 2', "'messages'"]), ('a.jsonl', '[' * 200_000, ['line 1']),
-    ('a.csv', '', ['too little']), ('a.csv', 'x,y\nz,w\n', ['line 2', "'x': 'z'"]),
+    ('a.csv', '', ['no text in a.csv']), ('a.csv', 'x,y\nz,w\n', ['line 2', "'x': 'z'"]),
     ('a.csv', 'text,label\nx,y\nhello, friend,ham\n', ['line 3', 'more columns']),
     ('a.csv', 'text,label\n"no closing quote,ham\n' + 'x,ham\n' * 30_000, ['line 2', 'a text and its label']),
     ('a.tsv', 'text\tlabel\nx\ty\nz\n', ['line 3', 'a text and its label']), ('a.jsonl', GOOD, ['left for train']),
-    ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', ["label 'b' occurs only in validation"])])
+    ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', ["only in validation: {'b'}"])])
 def test_files_that_cannot_be_used(run, tmp_path, name, content, words):
     write(tmp_path / name, content)
     refused(run('prepare.py', 'dataset=mine', f'input={name}'), *words)
-    assert not list((tmp_path / 'data').glob('*'))  # nothing half-written
+    assert not any(path.is_file() for path in tmp_path.glob('data/**/*'))  # nothing half-written
 
 @pytest.mark.parametrize('good, split', [(GOOD, 'examples'), ('{"text": "once upon a time"}\n', 'tokens')])
 def test_bad_lines_may_be_passed_over(prepare, run, tmp_path, good, split):
@@ -325,9 +325,8 @@ def test_bad_lines_may_be_passed_over(prepare, run, tmp_path, good, split):
 
 @pytest.mark.parametrize('settings, words, status', [
     (['dataset=pyton'], ['did you mean python?', 'shakespeare'], 2), (['tokenizer=bep'], ['did you mean bpe'], 2),
-    (['vocab_size=100'], ['vocab_size=100', '261'], 2), (['tokenizer=word', 'vocab_size=3'], ['at least 7'], 2),
-    (['input=nowhere', 'dataset=mine'], ['no text in nowhere'], 1), (['input=.'], ['dataset=mine'], 2),
-    (['dataset=../up', 'input=.'], ['plain name'], 2)])
+    (['vocab_size=100'], ['vocab_size=100', '261'], 2),
+    (['input=nowhere', 'dataset=mine'], ['no text in nowhere'], 1), (['input=.'], ['dataset=mine'], 2)])
 def test_mistakes_on_the_command_line(run, settings, words, status):
     refused(run('prepare.py', *settings), *words, status=status)
 
@@ -352,31 +351,24 @@ def test_pictures_of_your_own(prepare, tmp_path):
     assert np.array_equal(np.load(folder / 'train.npz')['images'], np.delete(images, 9, 0))
     assert lines(folder, 'val')[0]['caption'] == 'c9' and 'vlm.py' in out
 
-TWO = np.zeros((2, 4, 4, 3), np.uint8)
-
-@pytest.mark.parametrize('content, record, words', [
-    (b'PK\x03\x04', {'caption': 'a'}, ['BadZipFile']),
-    (TWO[0], {'caption': 'a'}, ['(4, 4, 3)']), (TWO / 2, {'caption': 'a'}, ['float64']),
-    (TWO[:1], {'caption': 'a'}, ['(1, 4, 4, 3)', '2 lines']), (TWO, {'caption': ' '}, ['line 1', 'expected {"caption"']),
-    (TWO, {'caption': 'a', 'qa': [['x']]}, ['line 1'])])
-def test_pictures_that_are_refused(run, tmp_path, content, record, words):
-    if isinstance(content, bytes):
-        write(tmp_path / 'p.npz', content)
-    else:
-        np.savez(tmp_path / 'p.npz', images=content)
-    write_jsonl(tmp_path / 'p.jsonl', record, record)
-    refused(run('prepare.py', 'dataset=mine', 'input=p.npz'), *words)
+@pytest.mark.parametrize('shape, dtype', [((4, 4, 3), np.uint8), ((1, 4, 4, 3), np.uint8), ((2, 4, 4, 3), float)])
+def test_pictures_that_are_refused(run, tmp_path, shape, dtype):
+    np.savez(tmp_path / 'p.npz', images=np.zeros(shape, dtype))
+    write_jsonl(tmp_path / 'p.jsonl', {'caption': 'a'}, {'caption': 'a'})
+    refused(run('prepare.py', 'dataset=mine', 'input=p.npz'), str(shape), 'uint8 (2, H, W, 3)')
 
 # ---- from the network: a file: address takes its place ----
 
 def test_downloads(tmp_path, monkeypatch):
     source = write(tmp_path / 'there.txt', prose(100))
-    right = source.as_uri(), hashlib.sha256(source.read_bytes()).hexdigest()
-    for address, words in ((right[0], '0' * 64), 'invalid hash'), ((right[0] + 'x', right[1]), 'dataset=python needs no network'):
-        monkeypatch.setattr(P, 'SHAKESPEARE', address)
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    for url, digest, words in ((source.as_uri(), '0' * 64, 'invalid hash'),
+                               (source.as_uri() + 'x', sha256, 'dataset=python needs no network')):
+        monkeypatch.setattr(P, 'SHAKESPEARE', url)
+        monkeypatch.setattr(P, 'SHA256', digest)
         with pytest.raises(SystemExit, match=words):
             P.shakespeare(str(tmp_path))
-    monkeypatch.setattr(P, 'SHAKESPEARE', right)
+    monkeypatch.setattr(P, 'SHAKESPEARE', source.as_uri())
     path, = P.shakespeare(str(tmp_path))
     source.unlink()  # it was fetched once
     assert P.shakespeare(str(tmp_path)) == [path] and open(path).read() == prose(100)

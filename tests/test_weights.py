@@ -18,7 +18,7 @@ def prepare(tmp_path):
     """The two functions behind weights= and export=; returns the out_dir."""
     def call(weights='', export='', out_dir=tmp_path / 'out'):
         if weights:
-            P.import_weights(str(weights), str(out_dir / 'ckpt.pt'))
+            P.import_weights(str(weights), str(out_dir))
         else:
             P.export_weights(str(export), str(out_dir))
         return str(out_dir)
