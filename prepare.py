@@ -246,7 +246,7 @@ def texts(paths, bad=None):
     document is for validation; of fewer than ten files, the last tenth of each. A file is read
     twice, first for its length, then to yield it: so memory does not grow with the text."""
     if all(map(RECORDS.fullmatch, paths)):  # each record is a document
-        seen = set()
+        seen = set()  # hashes, so that memory does not grow with the length of the texts
         for text in checked(paths, text_of, bad):
             if text and hash(text) not in seen:
                 split = 'val' if len(seen) % 10 == 9 else 'train'
@@ -758,8 +758,7 @@ if __name__ == '__main__':
                             ids = [tok.eot] + ids
                     count['bytes'] += len(piece.encode('utf-8', 'replace'))
                     count['tokens'] += len(ids)
-                    file = train if split == 'train' else val
-                    np.array(ids, dtype=dtype).tofile(file)
+                    np.array(ids, dtype=dtype).tofile(train if split == 'train' else val)
         else:
             meta['kind'] = kind
             for split in counts:
