@@ -1,6 +1,7 @@
 """From text to files: the byte-pair trainer, the splits, the examples, and every way to go wrong."""
 import gzip, hashlib, json, os, re, threading
 from collections import Counter
+from pathlib import Path
 import numpy as np
 import pytest
 import prepare as P
@@ -91,12 +92,17 @@ def test_every_tenth_document_is_for_validation(prepare, tmp_path):
     assert data['train'].tolist().count(tokenizer.eot) == 22
 
 def test_every_tenth_example_is_for_validation_and_copies_are_dropped(prepare, tmp_path):
-    for name in 'ab':
-        examples = [{'prompt': f'{name}{i}', 'completion': 'a'} for i in range(10)]
-        write_jsonl(tmp_path / 'in' / f'{name}.jsonl', *examples, examples[0])
+    examples = [{'prompt': f'q{i}', 'completion': 'a'} for i in range(20)]
+    write_jsonl(tmp_path / 'in' / 'a.jsonl', *examples[:10], examples[0])
+    write_jsonl(tmp_path / 'in' / 'b.jsonl', *examples)
     folder, _ = prepare('input=in')
-    assert [e['messages'][0]['content'] for e in lines(folder, 'val')] == ['a9', 'b9']
+    assert [e['messages'][0]['content'] for e in lines(folder, 'val')] == ['q9', 'q19']
     assert len(lines(folder, 'train')) == 18
+
+def test_copies_of_a_file_and_empty_files_are_no_documents(prepare, tmp_path):
+    for i in range(24):
+        write(tmp_path / 'in' / f'{i:02}.txt', f'document {i % 20 - 1}' if i % 20 else '')
+    assert 'train: 18 documents, ' in prepare('input=in')[1]
 
 def test_the_python_dataset(run, tmp_path, monkeypatch):
     """Its own email and json packages stand in for the whole of it, which takes four times as long."""
@@ -155,10 +161,7 @@ def said(*contents):
     {'conversations': [{'from': 'human', 'value': 'u'}, {'from': 'gpt', 'value': 'a'}], 'id': 'x'}])
 def test_conversations_in_the_usual_forms(record):
     assert P.conversation(record) == {'messages': said('u', 'a')}
-
-def test_alpaca_has_two_parts():
-    found = P.conversation({'instruction': 'u', 'input': 'v', 'output': 'a'})
-    assert found['messages'][0]['content'] == 'u\n\nv'
+    assert P.conversation({'instruction': 'u', 'input': 'v', 'output': 'a'})['messages'] == said('u\n\nv', 'a')
 
 def test_preferences():
     expected = {'prompt': said('x'), 'chosen': said('x', 'a')[1:], 'rejected': said('x', 'b')[1:]}
@@ -267,21 +270,18 @@ def test_a_stop_is_mended(tmp_path):
     assert contents(folder) == {'meta.json': b'old'} and list(tmp_path.iterdir()) == [folder]
     write(old / 'meta.json', 'older')  # a stop after both renames
     with P.replace_folder(str(folder)) as part:
-        open(os.path.join(part, 'meta.json'), 'w').close()
+        Path(part, 'meta.json').write_text('')
     assert contents(folder) == {'meta.json': b''} and list(tmp_path.iterdir()) == [folder]
 
-def test_two_at_once_never_mix(tmp_path, monkeypatch):
+def test_two_at_once_never_mix(tmp_path):
     """Each writes its name into two files; whoever ends last, they agree."""
-    folder, numbers = tmp_path / 'mine', threading.local()
-    monkeypatch.setattr(os, 'getpid', lambda: getattr(numbers, 'own', 9))
+    folder = tmp_path / 'mine'
     def several(own):
-        numbers.own = own
         for _ in range(30):
             try:
                 with P.replace_folder(str(folder)) as part:
                     for name in ('train.bin', 'val.bin'):
-                        with open(os.path.join(part, name), 'w') as f:
-                            f.write(str(own))
+                        Path(part, name).write_text(str(own))
             except OSError:  # it lost the race, which a script says in one line
                 continue
     threads = [threading.Thread(target=several, args=(own,)) for own in range(4)]
@@ -291,7 +291,7 @@ def test_two_at_once_never_mix(tmp_path, monkeypatch):
         thread.join()
     with P.replace_folder(str(folder)) as part:  # the next start mends
         found = contents(folder)
-        open(os.path.join(part, 'meta.json'), 'w').close()
+        Path(part, 'meta.json').write_text('')
     assert len(found) == 2 and found['train.bin'] == found['val.bin']
 
 # ---- mistakes ----
