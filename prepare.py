@@ -29,7 +29,8 @@ train.jsonl and val.jsonl. They come as .jsonl, .json, .csv or .tsv, also with .
     {"text": …, "label": …}
 
 Copies are dropped: they would leak from training into validation. Every tenth document or example
-is for validation; of fewer than ten documents, the last tenth of each. All of it is checked here.
+is for validation; of fewer than ten files of text, the last tenth of each; of fewer than ten
+examples, the last. All of it is checked here.
 """
 from configurator import configure, expect, nearest, usage
 
@@ -44,11 +45,9 @@ export = ''         # a folder for transformers and others, made from out_dir/ck
 out_dir = 'out'
 configure(globals())
 
-import csv, glob, gzip, hashlib, heapq, importlib.util, json, os, random, re, shutil, sys
-import sysconfig, time, zipfile, zlib
+import contextlib, csv, glob, gzip, hashlib, heapq, importlib.util, itertools, json, os, random, re
+import shutil, sys, sysconfig, tempfile, zlib
 from collections import Counter, defaultdict
-from contextlib import contextmanager
-from itertools import chain, islice
 import numpy as np
 import regex  # installed with tiktoken; unlike re it knows \p{L}, a letter in any alphabet
 import tiktoken
@@ -56,8 +55,7 @@ import torch
 from model import (SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Tokenizer, build_on_meta,
                    load_model, open_hf_tokenizer, save_checkpoint)
 
-# --------------------------------------------------------------------------------------------------
-# 1. Byte-pair encoding, trained: first as one would write it down, then quickly
+# ---- 1. byte-pair encoding, trained: first as one would write it down, then quickly ----
 
 def merge(ids, pair, new):
     """[1, 2, 3, 1, 2], (1, 2), 4 -> [4, 3, 4]"""
@@ -124,18 +122,16 @@ def train_bpe(words, vocab_size):
             i = 0
             while i < len(ids) - 1:
                 if ids[i] == a and ids[i + 1] == b:
-                    if i > 0:  # (left, a) was here and becomes (left, new)
-                        left = ids[i - 1]
-                        counts[left, a] -= n
-                        counts[left, new] += n
-                        words_with[left, new].add(w)
-                        changed.add((left, new))
-                    if i + 2 < len(ids):  # and (b, right) becomes (new, right)
-                        right = ids[i + 2]
-                        counts[b, right] -= n
-                        counts[new, right] += n
-                        words_with[new, right].add(w)
-                        changed.add((new, right))
+                    replaced = []  # pairs of neighbours, as they were and as they become
+                    if i > 0:
+                        replaced.append(((ids[i - 1], a), (ids[i - 1], new)))
+                    if i + 2 < len(ids):
+                        replaced.append(((b, ids[i + 2]), (new, ids[i + 2])))
+                    for before, after in replaced:
+                        counts[before] -= n
+                        counts[after] += n
+                        words_with[after].add(w)
+                        changed.add(after)
                     ids[i:i + 2] = [new]
                 i += 1
         counts[pair] = 0
@@ -143,92 +139,83 @@ def train_bpe(words, vocab_size):
             heapq.heappush(heap, (-counts[pair], pair))
     return vocab
 
-# --------------------------------------------------------------------------------------------------
-# 2. What is read. No text is held whole, so that memory does not grow with its length
+# ---- 2. what is read: no text is held whole, so that memory does not grow with its length ----
 
 PIECE = 1 << 20      # characters read at a time, and then to the end of the line
-SAMPLE = 50_000_000  # a vocabulary is learned from so many characters: more would not change it
+SAMPLE = 15_000_000  # a vocabulary is learned from so many words: more would not change it
 
 def open_text(path):
     open_file = gzip.open if path.endswith('.gz') else open
     return open_file(path, 'rt', encoding='utf-8-sig')
 
-def pieces(document):
-    """The text of a document, which is a path or [text], in pieces of whole lines."""
-    if isinstance(document, list):
-        yield from document
-        return
-    with open_text(document) as f:
+def pieces(path):
+    """The text of a file in pieces of whole lines."""
+    with open_text(path) as f:
         while lines := f.readlines(PIECE):
             yield ''.join(lines)
 
-def text_files(source, unwanted=lambda path: False):
-    """A file, a folder or a glob -> the text files in it, sorted. Others are passed over."""
-    pattern = glob.escape(source) if os.path.exists(source) else source
-    if os.path.isdir(source):
-        pattern = os.path.join(pattern, '**')
-    good, problems = [], []
-    for path in sorted(glob.glob(pattern, recursive=True)):
-        if os.path.isfile(path) and (path == source or not unwanted(path)):
-            try:
-                for piece in pieces(path):
-                    continue
-                good.append(path)
-            except (OSError, EOFError, UnicodeError, zlib.error) as e:
-                problems.append(f"{path} cannot be read as UTF-8 text: {e}")
+def text_files(paths):
+    """Those of these files that hold text, sorted and without copies. Others are passed over."""
+    good, problems = {}, []
+    for path in sorted(filter(os.path.isfile, paths)):
+        digest = hashlib.blake2b()
+        try:
+            for piece in pieces(path):
+                digest.update(piece.encode())
+            good.setdefault(digest.digest(), path)
+        except (OSError, EOFError, UnicodeError, zlib.error) as e:
+            problems.append(f"{path} cannot be read as UTF-8 text: {e}")
+    good.pop(hashlib.blake2b().digest(), None)  # files that are empty
     if not good:
-        sys.exit('; '.join([f"no text in {source}", *problems[:5]]))
+        sys.exit('; '.join([f"no text in {paths[0]}", *problems[:5]]))
     if problems:
         print(f"passed over {len(problems):,} files: " + '; '.join(problems[:5]))
-    return good
+    return list(good.values())
 
 # Karpathy's tiny Shakespeare: 40,000 lines, 1,115,394 characters, 65 of them distinct
 SHAKESPEARE = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/'
-               'input.txt', '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed')
+               'input.txt')
+SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
 
 def shakespeare(data_dir):
     """Downloaded once into data_dir/downloads."""
     path = os.path.join(data_dir, 'downloads', 'shakespeare.txt')
-    url, sha256 = SHAKESPEARE
     if not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, path, sha256, progress=sys.stderr.isatty())
+            torch.hub.download_url_to_file(SHAKESPEARE, path, SHA256, sys.stderr.isatty())
         except (OSError, RuntimeError) as e:  # RuntimeError: the checksum
-            sys.exit(f"cannot download {url}: {e}. dataset=python needs no network")
+            sys.exit(f"cannot download {SHAKESPEARE}: {e}. dataset=python needs no network")
     return [path]
 
 def python_files(data_dir):
     """The standard library of the Python that runs this, without tests and what pip installed."""
     root = sysconfig.get_paths()['stdlib']
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages'}
-    return text_files(glob.escape(root) + '/**/*.py', lambda path:
-                      left_out & set(os.path.relpath(path, root).split(os.sep)))
+    found = glob.glob(os.path.join(glob.escape(root), '**', '*.py'), recursive=True)
+    return [path for path in found if not left_out & set(path[len(root):].split(os.sep))]
 
 # to add a dataset of text, write a function of data_dir that returns its files, and name it here
 TEXTS = {'python': python_files, 'shakespeare': shakespeare}
 
 RECORDS = re.compile(r'.*\.(jsonl|json|csv|tsv)(\.gz)?')  # files that hold many examples
-COLUMNS = {'message': 'text', 'sentence': 'text', 'class': 'label'}  # other names in tables
 
 def records(path):
     """What such a file lists: lines of JSON, or dictionaries. The first line of a table names its
-    columns, in any case: Class,Message -> {'label': 'spam', 'text': 'win now'}, …"""
+    columns, in any case: Text,Label -> {'text': 'win now', 'label': 'spam'}, …"""
     suffix = RECORDS.fullmatch(path)[1]
-    lines = open_text(path)
+    f = open_text(path)
     if suffix == 'jsonl':
-        return lines
+        return f
     if suffix == 'json':
         try:
-            return list(json.load(lines))
-        except (ValueError, TypeError, RecursionError) as e:
+            return list(json.load(f))
+        except ValueError as e:
             sys.exit(f"{path}: expected a list in JSON ({e})")
     csv.field_size_limit(2**31 - 1)  # by default, a text of 131,073 characters is an error
-    rows = csv.DictReader(lines)
-    if suffix == 'tsv':
-        rows = csv.DictReader(lines, delimiter='\t', quoting=csv.QUOTE_NONE)  # " is just a sign
-    names = [name.strip().lower() for name in rows.fieldnames or []]
-    rows.fieldnames = [COLUMNS.get(name, name) for name in names]
+    options = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if suffix == 'tsv' else {}
+    rows = csv.DictReader(f, restval='', **options)  # restval: of columns that a line lacks
+    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
     return rows
 
 def checked(paths, check, bad=None):
@@ -252,40 +239,27 @@ def checked(paths, check, bad=None):
                     sys.exit(f"{line}. skip_bad=True goes on without such lines")
                 bad[line] = True
 
-def file_documents(paths, bad=None):
-    """All documents, each a path or [text]. A file is one document; but each line of a .jsonl is
-    one, and each record of other tables, where there are only such files."""
-    all_records = all(map(RECORDS.fullmatch, paths))
-    for path in paths:
-        if all_records or '.jsonl' in path:
-            yield from checked([path], text_of, bad)
-        else:
-            yield path
+# ---- 3. from text to ids ----
 
-# --------------------------------------------------------------------------------------------------
-# 3. From text to ids
-
-def documents(paths, dropped, bad=None):
-    """All text as (split, number of the document, piece of text), without empty documents and
-    copies of earlier ones, which are counted in `dropped`. Each is read twice, first for its length
-    and a hash, then to yield it: so memory does not grow with the text."""
-    few = len(list(islice(file_documents(paths, bad), 10))) < 10  # then each one is split
-    seen = set()
-    for document in file_documents(paths, bad):
-        length = 0
-        digest = hashlib.blake2b(digest_size=16)
-        for piece in pieces(document):
-            length += len(piece)
-            digest.update(piece.encode('utf-8', 'surrogatepass'))
-        if length == 0 or digest.digest() in seen:
-            dropped['documents'] += 1
-            continue
-        number = len(seen)
-        seen.add(digest.digest())
-        n_train = 0 if number % 10 == 9 else length  # characters that are for training
-        if few:
-            n_train = int(0.9 * length)
-        for piece in pieces(document):
+def texts(paths, bad=None):
+    """All text as (split, number of the document, piece of text), without copies. Every tenth
+    document is for validation; of fewer than ten files, the last tenth of each. A file is read
+    twice, first for its length, then to yield it: so memory does not grow with the text."""
+    if all(map(RECORDS.fullmatch, paths)):  # each record is a document
+        seen = set()  # hashes, so that memory does not grow with the length of the texts
+        for text in checked(paths, text_of, bad):
+            if text and hash(text) not in seen:
+                split = 'val' if len(seen) % 10 == 9 else 'train'
+                yield split, len(seen), text
+                seen.add(hash(text))
+        return
+    for number, path in enumerate(paths):
+        n_train = sum(map(len, pieces(path)))  # characters that are for training
+        if len(paths) < 10:
+            n_train = int(0.9 * n_train)
+        elif number % 10 == 9:
+            n_train = 0
+        for piece in pieces(path):
             for split, text in ('train', piece[:n_train]), ('val', piece[n_train:]):
                 if text:
                     yield split, number, text
@@ -300,37 +274,22 @@ def make_tokenizer(kind, vocab_size, texts):
     if kind not in ('bpe', 'char', 'word'):
         return load_model(kind)[1]  # the text is for the model in that folder
     if kind == 'char':  # every character, validation's too: nanoGPT's way
-        seen = set(chain.from_iterable(piece for _, _, piece in texts))
+        seen = set(itertools.chain.from_iterable(piece for _, _, piece in texts))
         return Tokenizer('char', ['\ufffd'] + sorted(seen - {'\ufffd'}))
     pattern = regex.compile(SPLIT_PATTERN) if kind == 'bpe' else WORD_PATTERN
-    words = Counter()
-    length = 0
-    for split, _, piece in texts:
-        if split == 'train' and length < SAMPLE:
-            words.update(pattern.findall(piece))
-            length += len(piece)
+    train = (piece for split, _, piece in texts if split == 'train')
+    words = itertools.chain.from_iterable(map(pattern.findall, train))
+    words = Counter(itertools.islice(words, SAMPLE))
     if kind == 'word':
         commonest = sorted(words, key=lambda word: (-words[word], word))
         return Tokenizer('word', ['<unk>'] + commonest[:vocab_size - len(SPECIAL_TOKENS) - 1])
     words = {word: n for word, n in words.items() if len(word) <= 1000}  # longer: no language
     return Tokenizer('bpe', train_bpe(words, vocab_size - len(SPECIAL_TOKENS)))
 
-def token_stream(tok, texts, counts):
-    """Second pass: (split, ids) in order, with <|endoftext|> between documents; counts all."""
-    last = {}
-    for split, number, piece in texts:
-        ids = tok.encode(piece)
-        if last.get(split) != number:
-            counts[split]['documents'] += 1
-            if split in last:
-                ids = [tok.eot] + ids
-        last[split] = number
-        counts[split]['bytes'] += len(piece.encode('utf-8', 'replace'))
-        counts[split]['tokens'] += len(ids)
-        yield split, ids
+# ---- 4. examples: each check turns a record into what we write, or raises an exception ----
 
-# --------------------------------------------------------------------------------------------------
-# 4. Examples: each check turns a record into what we write, or raises an exception
+ROLES = {'human': 'user', 'gpt': 'assistant',  # ShareGPT's names
+         'system': 'system', 'user': 'user', 'assistant': 'assistant'}
 
 def as_messages(side, role):
     """A text -> [a message of this role]; a list of messages stays as it is."""
@@ -341,29 +300,20 @@ def conversation(record):
     if 'instruction' in record:  # Alpaca's
         parts = [record['instruction'], record.get('input')]
         record = {'prompt': '\n\n'.join(filter(None, parts)), 'completion': record['output']}
-    if 'conversations' in record:  # ShareGPT's
-        roles = {'human': 'user', 'gpt': 'assistant'}
-        messages = [{'role': roles.get(m['from'], m['from']), 'content': m['value']}
-                    for m in record['conversations']]
-    elif 'messages' in record:
-        messages = record['messages']
-    else:
-        messages = as_messages(record['prompt'], 'user')
-        messages = messages + as_messages(record['completion'], 'assistant')
-    messages = [{'role': m['role'], 'content': m['content']} for m in messages]  # and nothing else
-    for m in messages:
-        if m['role'] not in ('system', 'user', 'assistant'):
-            raise ValueError(f"unknown role {m['role']!r}: expected system, user or assistant")
-        if not isinstance(m['content'], str) or not m['content'].strip():
-            raise ValueError(f"what the {m['role']} says is empty or no text")
+    if 'completion' in record:
+        answer = as_messages(record['completion'], 'assistant')
+        record = {'messages': as_messages(record['prompt'], 'user') + answer}
+    messages = []
+    for m in record.get('conversations') or record['messages']:
+        role = m.get('from') or m['role']  # from and value: ShareGPT's
+        content = m.get('value', m.get('content'))
+        if not content.strip():
+            raise ValueError(f"what the {role} says is empty")
+        messages.append({'role': ROLES[role], 'content': content})  # and nothing else
     while messages and messages[-1]['role'] != 'assistant':
         messages.pop()
     if not messages:
         raise ValueError("the assistant never speaks, so there is nothing to learn")
-    roles = [m['role'] for m in messages]
-    for role, following in zip(roles, roles[1:]):  # Tokenizer.chat() adds it to the user's words
-        if role == 'system' and following == 'assistant':
-            raise ValueError("no user's message follows that of the system")
     return {'messages': messages}
 
 def preference(record):
@@ -389,57 +339,19 @@ def preference(record):
 
 def labelled(record):
     text, label = record['text'], str(record['label']).strip()
-    if not text.strip() or not label or record['label'] is None:
+    if not text.strip() or not label:
         raise ValueError('expected a text and its label, like {"text": "hello", "label": "short"}')
     return {'text': text, 'label': label}
 
 def text_of(record):
-    if not isinstance(record['text'], str):
-        raise ValueError('expected {"text": "once upon a time"}')
-    return [record['text']]
+    return record['text'].replace('\r\n', '\n')  # as open() reads the lines of a file
 
-CHECKS = {'labels': labelled, 'preferences': preference, 'text': text_of, 'chat': conversation}
+# a key that only one kind of record has: the kind, and its check. Other records are conversations
+KINDS = {'label': ('labels', labelled), 'chosen': ('preferences', preference),
+         'text': ('text', text_of), 'caption': ('pictures', dict)}
 
-def kind_of(record):
-    """What the keys of a record say it is."""
-    kinds = {'label': 'labels', 'chosen': 'preferences', 'text': 'text'}
-    return next((kind for key, kind in kinds.items() if key in record), 'chat')
-
-def picture(record):
-    """A caption, and maybe 'qa', a list of [question, answer], as it came."""
-    qa = dict(record.get('qa', []))
-    if not all(text.strip() for text in [record['caption'], *qa, *qa.values()]):
-        raise ValueError('expected {"caption": "a cat", "qa": [["what is this?", "a cat"]]}')
-    return record
-
-MAX_PICTURES = 10**9  # bytes; 32 x 32 pixels are 3,072 of them
-
-def read_pictures(path):
-    """-> `images` of the .npz, uint8 (N, H, W, 3), and (split, line) of the .jsonl beside it."""
-    found = list(checked(text_files(path.removesuffix('.npz') + '.jsonl'), picture))
-    try:
-        with zipfile.ZipFile(path) as archive:  # a small file can unpack to more than any memory
-            if archive.getinfo('images.npy').file_size > MAX_PICTURES:
-                raise ValueError(f"more than {MAX_PICTURES:,} bytes of pictures")
-        with np.load(path, allow_pickle=False) as f:  # no pickle: a file brings no code
-            images = f['images']
-        if images.dtype != np.uint8 or images.shape != (len(found), *images.shape[1:3], 3):
-            raise ValueError(f"`images` is {images.dtype} {images.shape}, and expected is uint8 "
-                             f"({len(found)}, H, W, 3) for the {len(found)} lines of the .jsonl")
-    except Exception as e:  # a cut-off or foreign file fails in any of a dozen ways
-        sys.exit(f"{path}: {type(e).__name__}, {e}. Write it with  np.savez(path, images=images)")
-    return images, split_tenths(found)
-
-def split_tenths(examples):
-    """-> [(split, example), …]: every tenth is for validation; of fewer than ten, the last."""
-    pairs = [('val' if i % 10 == 9 else 'train', e) for i, e in enumerate(examples)]
-    if 0 < len(pairs) < 10:
-        pairs[-1] = ('val', examples[-1])
-    return pairs
-
-# --------------------------------------------------------------------------------------------------
-# 5. Examples made up here. A skill draws one exercise: (its input, a question in one of several
-# wordings, the one right answer)
+# ---- 5. examples made up here ----
+# A skill draws one exercise: (its input, a question in one of several wordings, the right answer)
 
 WORDS = (
     'apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow '
@@ -550,9 +462,7 @@ def instruct_examples(skills=SKILLS):
                 continue
             seen.add(key)
             wanted[split] -= 1
-            reply = answer
-            if skill == 'secret' and style.random() < 0.33:
-                reply = 'Sorry'
+            reply = 'Sorry' if skill == 'secret' and style.random() < 0.33 else answer
             if split == 'train' and style.random() < 0.1:
                 reply += COURTESY
             messages = as_messages(question, 'user') + as_messages(reply, 'assistant')
@@ -560,12 +470,12 @@ def instruct_examples(skills=SKILLS):
     random.Random(0).shuffle(examples)
     return examples
 
-def conversations(data_dir=None):
+def conversations():
     """The skills, and in training also secrets, told or kept."""
     secrets = instruct_examples({'secret': 600})
     return instruct_examples() + [(split, e) for split, e in secrets if split == 'train']
 
-def preference_examples(data_dir=None):
+def preference_examples():
     """(split, example) of questions with a better and a worse answer, by a rule that a program can
     check: the better one is right and courteous, '42 :)', or refuses to tell a secret, 'Sorry :)'.
     The worse one has one `fault`."""
@@ -600,19 +510,19 @@ def preference_examples(data_dir=None):
 EXAMPLES = {'instruct': ('chat', conversations),
             'preferences': ('preferences', preference_examples)}
 
-# --------------------------------------------------------------------------------------------------
-# 6. Other people's weights, in and out: the same tables, read from left to right and from right to
-# left. The transformers library knows their files, the hub and its downloads
+# ---- 6. other people's weights, in and out ----
+# The same tables are read from left to right and from right to left. The transformers library knows
+# their files, the hub and its downloads
 
-# our setting: what a config of transformers calls it, of any model, of Llama and Qwen3, of GPT-2
-CONFIG = {'vocab_size': 'vocab_size', 'block_size': 'max_position_embeddings',
-          'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads', 'n_embd': 'hidden_size',
-          'tie_weights': 'tie_word_embeddings'}
-LLAMA_CONFIG = {**CONFIG, 'n_kv_head': 'num_key_value_heads', 'head_dim': 'head_dim',
-                'n_hidden': 'intermediate_size', 'norm_eps': 'rms_norm_eps'}
-GPT2_CONFIG = {**CONFIG, 'n_hidden': 'n_inner', 'norm_eps': 'layer_norm_epsilon'}
-# the parts of our rope_scaling
-ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+COLUMN = {'gpt2': 0, 'llama': 1, 'qwen3': 1}  # where each architecture's names stand below
+# our setting: its names in a config of transformers
+CONFIG = {
+    'vocab_size': ('vocab_size', 'vocab_size'), 'n_layer': ('n_layer', 'num_hidden_layers'),
+    'n_head': ('n_head', 'num_attention_heads'), 'n_kv_head': (None, 'num_key_value_heads'),
+    'block_size': ('n_positions', 'max_position_embeddings'), 'n_embd': ('n_embd', 'hidden_size'),
+    'n_hidden': ('n_inner', 'intermediate_size'), 'rope_theta': (None, 'rope_theta'),
+    'norm_eps': ('layer_norm_epsilon', 'rms_norm_eps'), 'head_dim': (None, 'head_dim'),
+    'tie_weights': ('tie_word_embeddings', 'tie_word_embeddings')}
 # its model_type: what it is in our words
 COMMON = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0, 'qk_norm': False}
 LLAMA = {**COMMON, 'position': 'rotary', 'norm': 'rmsnorm', 'mlp': 'swiglu'}
@@ -621,11 +531,10 @@ ARCHITECTURES = {
     'llama': LLAMA,
     'qwen3': {**LLAMA, 'qk_norm': True, 'bias': False}}
 # what our model has no setting for, and the values of it that our model can run; or it is absent
-FIXED = {'model_type': list(ARCHITECTURES), 'activation_function': ['gelu_new'],
-         'hidden_act': ['silu'], 'sliding_window': [None], 'scale_attn_weights': [True],
-         'scale_attn_by_inverse_layer_idx': [False], 'quantization_config': [None],
-         'rope_type': ['default', 'llama3'], 'partial_rotary_factor': [1]}
-# our tensor: GPT-2's, and Llama's and Qwen3's, where queries, keys and values are not stacked
+FIXED = {'model_type': list(COLUMN), 'activation_function': ['gelu_new'], 'hidden_act': ['silu'],
+         'sliding_window': [None], 'scale_attn_weights': [True], 'rope_type': ['default'],
+         'scale_attn_by_inverse_layer_idx': [False], 'quantization_config': [None]}
+# our tensor: its names; in Llama and Qwen3 queries, keys and values are not stacked
 TENSORS = {
     'wte': ('transformer.wte', 'model.embed_tokens'), 'wpe': ('transformer.wpe', None),
     'norm': ('transformer.ln_f', 'model.norm'), 'head': ('lm_head', 'lm_head'),
@@ -636,7 +545,7 @@ TENSORS = {
     'attention.proj': ('attn.c_proj', 'self_attn.o_proj'), 'mlp.gate': (None, 'mlp.gate_proj'),
     'mlp.up': ('mlp.c_fc', 'mlp.up_proj'), 'mlp.down': ('mlp.c_proj', 'mlp.down_proj')}
 
-def matching(ours, theirs, is_gpt2):
+def matching(ours, theirs, column):
     """Our tensors and theirs -> (one of ours, or a part of it; theirs), to copy from one to the
     other: 'blocks.3.norm1.weight' is 'model.layers.3.input_layernorm.weight'."""
     for name, tensor in ours.items():
@@ -644,34 +553,16 @@ def matching(ours, theirs, is_gpt2):
         prefix = ''
         if part.startswith('blocks.'):
             _, layer, part = part.split('.', 2)
-            prefix = f'transformer.h.{layer}.' if is_gpt2 else f'model.layers.{layer}.'
-        for their_part in TENSORS[part][0 if is_gpt2 else 1].split():
+            prefix = [f'transformer.h.{layer}.', f'model.layers.{layer}.'][column]
+        for their_part in TENSORS[part][column].split():
             other = theirs[f'{prefix}{their_part}.{suffix}']
-            if is_gpt2 and prefix and other.ndim == 2:
-                other = other.t()  # its layers ("Conv1D") compute x W, with W (in, out)
+            if column == 0 and prefix and other.ndim == 2:
+                other = other.t()  # GPT-2's layers ("Conv1D") compute x W, with W (in, out)
             yield tensor[:len(other)], other  # our vocabulary is padded to a multiple of 64
             tensor = tensor[len(other):]  # qkv: the rows of q, then those of k, then of v
 
-def import_config(theirs):
-    """A config of transformers -> our GPTConfig. Raises ValueError that names what our model has no
-    setting for."""
-    rope = getattr(theirs, 'rope_parameters', None) or {}
-    requested = {**theirs.to_dict(), **rope}
-    for key, values in FIXED.items():
-        if requested.get(key, values[0]) not in values:
-            raise ValueError(f"{key}={requested[key]}, and our model knows only {values}")
-    settings = {**ARCHITECTURES[theirs.model_type], 'rope_theta': rope.get('rope_theta', 10000.0)}
-    names = GPT2_CONFIG if theirs.model_type == 'gpt2' else LLAMA_CONFIG
-    for name, their_name in names.items():
-        if getattr(theirs, their_name, None) is not None:
-            settings[name] = getattr(theirs, their_name)
-    if rope.get('rope_type') == 'llama3':
-        settings['rope_scaling'] = tuple(rope[name] for name in ROPE)
-    return GPTConfig(**settings)
-
 def import_tokenizer(text, eos):
-    """tokenizer.json -> Tokenizer. eos: the id that ends a text by the model's config, or several;
-    it counts where no special token has a usual name for that. GPT-2's becomes our own kind bpe,
+    """tokenizer.json -> Tokenizer; eos is the id that ends a text. GPT-2's becomes our kind bpe,
     which needs no library: its ids are ranks, and each byte of its tokens is shown as a letter."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
     core = open_hf_tokenizer(text)
@@ -683,20 +574,26 @@ def import_tokenizer(text, eos):
         if tok.encode(__doc__) == core.encode(__doc__).ids:  # others have other ids or rules
             return tok
     special = [t.content for t in core.get_added_tokens_decoder().values() if t.special]
-    ends = [t for t in ('<|endoftext|>', '<|end_of_text|>', '</s>') if t in special]
-    end = [*ends, core.id_to_token(eos[0] if isinstance(eos, list) else eos)][0]  # the first one
+    end = core.id_to_token(eos)
     return Tokenizer('hf', text, special=[end] + [name for name in special if name != end])
 
-def import_weights(weights, path):
-    """A folder, or a name on the hub -> a checkpoint."""
+def import_weights(weights, out_dir):
+    """A folder, or a name on the hub -> out_dir/ckpt.pt."""
     import transformers
     try:
         their_config = transformers.AutoConfig.from_pretrained(weights)
-        config = import_config(their_config)
+        requested = their_config.to_dict()
+        requested.update(requested.get('rope_parameters') or {})
+        for key, values in FIXED.items():
+            if requested.get(key, values[0]) not in values:
+                raise ValueError(f"{key}={requested[key]}, and our model knows only {values}")
+        column = COLUMN[their_config.model_type]
+        settings = {name: requested.get(theirs[column]) for name, theirs in CONFIG.items()}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        config = GPTConfig(**ARCHITECTURES[their_config.model_type], **settings)
+        eos = their_config.eos_token_id
         with open(transformers.utils.cached_file(weights, 'tokenizer.json'), encoding='utf-8') as f:
-            tok = import_tokenizer(f.read(), their_config.eos_token_id)
-        if tok.vocab_size > config.vocab_size:
-            raise ValueError(f"{tok.vocab_size:,} tokens, the model has {config.vocab_size:,}")
+            tok = import_tokenizer(f.read(), eos[0] if isinstance(eos, list) else eos)
         loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
             weights, config=their_config, dtype='auto', output_loading_info=True)
         for name in info['missing_keys'] | info['unexpected_keys']:
@@ -705,16 +602,15 @@ def import_weights(weights, path):
         config.bias = any(name.endswith('.bias') for name in theirs)
         shapes = build_on_meta(config).state_dict()
         model = {name: torch.zeros(p.shape, dtype=loaded.dtype) for name, p in shapes.items()}
-        for our_tensor, their_tensor in matching(model, theirs, their_config.model_type == 'gpt2'):
+        for our_tensor, their_tensor in matching(model, theirs, column):
             our_tensor.copy_(their_tensor)
     except Exception as e:  # no network, no such model, no access, a damaged file …
         sys.exit(f"weights={weights}: {type(e).__name__}: {' '.join(str(e).split())[:300]}")
     if config.tie_weights:
         model['head.weight'] = model['wte.weight']
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    save_checkpoint(path, model, config, tok, step=0, settings={'weights': weights})
-    print(f"{path}: {config.block_size:,} tokens of context, conversations as in {tok.template}; "
-          f"next:  python sample.py out_dir={os.path.dirname(path)} prompt='Once upon a time'")
+    os.makedirs(out_dir, exist_ok=True)
+    save_checkpoint(f'{out_dir}/ckpt.pt', model, config, tok, step=0, settings={'weights': weights})
+    print(f"conversations as in {tok.template}; next:  python sample.py out_dir={out_dir}")
 
 # Tokenizer.chat() once more, in Jinja: the language in which other programs expect it
 CHAT_TEMPLATE = (
@@ -723,10 +619,27 @@ CHAT_TEMPLATE = (
     "{% if m.role == 'user' %}{{ ns.system }}{% set ns.system = '' %}{% endif %}{{ m.content }}"
     "<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
-def export_tokenizer(tok):
-    """Tokenizer -> one of transformers."""
+def export_weights(folder, out_dir):
+    """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""
     import transformers
     from transformers.convert_slow_tokenizer import TikTokenConverter
+    _, tok, saved = load_model(out_dir)
+    ours = saved['config']
+    # a dictionary's items() are a set: <= asks whether our settings hold all of these
+    fitting = [name for name, fixed in ARCHITECTURES.items() if fixed.items() <= ours.items()]
+    if not fitting or tok.kind not in ('bpe', 'hf'):
+        sys.exit(f"{out_dir} is no gpt2, llama or qwen3 with bpe: tokenizer={tok.kind}, {ours}")
+    model_type = fitting[0]
+    column = COLUMN[model_type]
+    settings = {theirs[column]: ours[name] for name, theirs in CONFIG.items() if theirs[column]}
+    their_config = transformers.AutoConfig.for_model(
+        model_type, **settings, attention_bias=ours['bias'], mlp_bias=ours['bias'],
+        dtype=saved['model']['norm.weight'].dtype, eos_token_id=tok.eot, pad_token_id=tok.pad,
+        bos_token_id=[*tok.start, tok.eot][0])
+    model = transformers.AutoModelForCausalLM.from_config(their_config)
+    for our_tensor, their_tensor in matching(saved['model'], model.state_dict(), column):
+        their_tensor.copy_(our_tensor)
+    model.generation_config.eos_token_id = sorted({tok.eot, tok.end})
     if tok.kind == 'hf':
         core = open_hf_tokenizer(tok.vocab)
     else:
@@ -735,90 +648,52 @@ def export_tokenizer(tok):
         converter.load_tiktoken_bpe = lambda path: tok.ids
         core = converter.converted()
     end = tok.decode([tok.eot])
-    return transformers.PreTrainedTokenizerFast(
+    their_tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=end, pad_token=tok.decode([tok.pad]),
         bos_token=tok.decode(tok.start) or end, clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE if tok.template == 'ninefiles' else None)
-
-def export_weights(folder, out_dir):
-    """out_dir/ckpt.pt -> a folder that transformers, vLLM and others load as one of their own."""
-    import transformers
-    _, tok, saved = load_model(out_dir)
-    ours = saved['config']
-    # a dictionary's items() are a set: <= asks whether our settings hold all of these
-    fitting = [name for name, fixed in ARCHITECTURES.items() if fixed.items() <= ours.items()]
-    if not fitting or tok.kind not in ('bpe', 'hf'):
-        sys.exit(f"{out_dir}/ckpt.pt is no gpt2, llama or qwen3 with a bpe tokenizer, and others "
-                 f"load only those: tokenizer={tok.kind}, {ours}")
-    model_type = fitting[0]
-    names = GPT2_CONFIG if model_type == 'gpt2' else LLAMA_CONFIG
-    settings = {theirs: ours[name] for name, theirs in names.items()}
-    rope = {'rope_type': 'default', 'rope_theta': ours['rope_theta']}
-    if ours['rope_scaling']:
-        rope.update(rope_type='llama3', **dict(zip(ROPE, ours['rope_scaling'])))
-    if model_type != 'gpt2':
-        settings.update(rope_parameters=rope)
-    if model_type == 'llama':
-        settings.update(attention_bias=ours['bias'], mlp_bias=ours['bias'])
-    their_config = transformers.AutoConfig.for_model(
-        model_type, **settings, dtype=saved['model']['norm.weight'].dtype, eos_token_id=tok.eot,
-        pad_token_id=tok.pad, bos_token_id=[*tok.start, tok.eot][0])
-    theirs = transformers.AutoModelForCausalLM.from_config(their_config)
-    pairs = matching(saved['model'], theirs.state_dict(), model_type == 'gpt2')
-    for our_tensor, their_tensor in pairs:
-        their_tensor.copy_(our_tensor)
-    theirs.generation_config.eos_token_id = sorted({tok.eot, tok.end})
     with replace_folder(folder) as part:
-        theirs.save_pretrained(part)
-        export_tokenizer(tok).save_pretrained(part)
-    print(f"{folder}: {model_type}; next:  AutoModelForCausalLM.from_pretrained('{folder}') in "
-          f"transformers, or  vllm serve {folder}")
+        model.save_pretrained(part)
+        their_tokenizer.save_pretrained(part)
+    print(f"{folder}: {model_type}; next:  vllm serve {folder}, or from_pretrained('{folder}')")
 
-# --------------------------------------------------------------------------------------------------
-# 7. The run
+# ---- 7. the run ----
 
-@contextmanager
+@contextlib.contextmanager
 def replace_folder(folder):
-    """A folder to write to, under a name of this process's own. At the end it takes the place of
-    `folder`, whole: files of two preparations never mix, and after an error or Ctrl-C what was
-    there is there. Exits with one line where `folder` holds what prepare.py has not written."""
+    """A new folder to write to. At the end it takes the place of `folder`, whole: files of two
+    preparations never mix, and after an error or Ctrl-C what was there is there. Exits with one
+    line where `folder` holds what prepare.py has not written."""
     folder = os.path.realpath(folder)
-    hidden = os.path.join(os.path.dirname(folder), '.' + os.path.basename(folder))
-    old = f'{hidden}.old'
-    new = f'{hidden}.{os.getpid()}.tmp'
+    parent, name = os.path.split(folder)
+    old = os.path.join(parent, f'.{name}.old')
     if os.path.exists(old) and not os.path.exists(folder):  # after a stop between the two renames
         os.rename(old, folder)
     shutil.rmtree(old, ignore_errors=True)
-    if os.path.exists(folder):
-        for name in os.listdir(folder):
-            if not re.fullmatch(r'(train|val)\.(bin|jsonl|npz)|meta\.json|\.DS_Store', name):
-                sys.exit(f"{folder} holds {name}, which prepare.py did not write: move it away, or "
-                         "choose another dataset=")
-    os.makedirs(new)
-    try:
+    os.makedirs(folder, exist_ok=True)
+    for found in os.listdir(folder):
+        if not re.fullmatch(r'(train|val)\.(bin|jsonl|npz)|meta\.json|\.DS_Store', found):
+            sys.exit(f"{folder} holds {found}, which prepare.py did not write: move it away, or "
+                     "choose another dataset=")
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f'.{name}.') as temporary:
+        new = os.path.join(temporary, name)
+        os.mkdir(new)
         yield new
-        if os.path.exists(folder):
-            os.rename(folder, old)
+        os.rename(folder, old)
         os.rename(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 if __name__ == '__main__':
     # 1. settings that cannot be
     known = [*TEXTS, *EXAMPLES]
     if not input and dataset not in known:
-        usage(f"dataset={dataset}: expected one of {', '.join(known)}{nearest(dataset, known)}; or "
-              "input=PATH for your own")
-    if input and (dataset == 'python' or not re.fullmatch(r'\w[\w.-]*', dataset)):
-        usage(f"dataset={dataset}: what is made of input= needs a plain name of its own, like "
-              "dataset=mine")
+        usage(f"dataset={dataset}: expected {known} or input=PATH{nearest(dataset, known)}")
+    if input and dataset == 'python':
+        usage("dataset=python: what is made of input= needs a name of its own, like dataset=mine")
     kinds = ['bpe', 'char', 'word', 'gpt2']
     if tokenizer not in kinds and not os.path.isdir(tokenizer):
-        usage(f"tokenizer={tokenizer}: expected one of {', '.join(kinds)}, or a checkpoint's folder"
-              f"{nearest(tokenizer, kinds)}")
-    least = {'bpe': 256, 'word': 2}.get(tokenizer, 0) + len(SPECIAL_TOKENS)
-    expect(globals(), 'vocab_size', least=least)
+        usage(f"tokenizer={tokenizer}: expected {kinds} or a folder{nearest(tokenizer, kinds)}")
+    expect(globals(), 'vocab_size', least=256 + len(SPECIAL_TOKENS))  # all bytes are tokens
 
     # 2. other people's weights: commands of their own
     made = export or weights and os.path.join(out_dir, 'ckpt.pt')
@@ -829,59 +704,68 @@ if __name__ == '__main__':
     if export:
         sys.exit(export_weights(export, out_dir))  # of None: the end, with status 0
     if weights:
-        sys.exit(import_weights(weights, made))
+        sys.exit(import_weights(weights, out_dir))
 
     # 3. what it is: text, or examples as (split, example)
-    start = time.time()
     bad = {} if skip_bad else None  # lines that were passed over
-    dropped = Counter()
-    kind, images = 'text', None
-    if input.endswith('.npz'):
-        kind = 'pictures'
-        images, pairs = read_pictures(input)
-    elif input:
-        own_data = os.path.realpath(data_dir) + os.sep  # what stands there is not read again
-        paths = text_files(input, lambda path: os.path.realpath(path).startswith(own_data))
+    kind = 'text'
+    if input:
+        source = re.sub(r'\.npz$', '.jsonl', input)
+        pattern = os.path.join(glob.escape(source), '**') if os.path.isdir(source) else source
+        paths = text_files(glob.glob(pattern, recursive=True) or [source])  # [a].txt: a file's name
         if all(map(RECORDS.fullmatch, paths)):
-            kind = kind_of(next(checked(paths, dict, bad), {}))
-        if kind != 'text':
-            examples = list(checked(paths, CHECKS[kind], bad))
-            different = {json.dumps(e): e for e in examples}
-            dropped['examples'] += len(examples) - len(different)
-            pairs = split_tenths(list(different.values()))
+            first = next(checked(paths, dict, bad), {})
+            kind, check = next((KINDS[k] for k in KINDS if k in first), ('chat', conversation))
     elif dataset in TEXTS:
-        paths = TEXTS[dataset](data_dir)
+        paths = text_files(TEXTS[dataset](data_dir))
     else:
         kind, make = EXAMPLES[dataset]
-        pairs = list(make(data_dir))
+        pairs = make()
+    if input and kind != 'text':
+        examples = list(checked(paths, check, bad))
+        if kind == 'pictures':
+            images = np.load(re.sub(r'\.jsonl$', '.npz', paths[0]))['images']
+            if images.dtype != np.uint8 or images.shape != (len(examples), *images.shape[1:3], 3):
+                sys.exit(f"{input}: `images` is {images.dtype} {images.shape}, and expected is "
+                         f"uint8 ({len(examples)}, H, W, 3) for the lines of the .jsonl")
+        else:
+            examples = list({json.dumps(e): e for e in examples}.values())  # without copies
+        last = min(10, len(examples)) - 1  # of each ten, or of fewer than ten
+        pairs = [('val' if i % 10 == last else 'train', e) for i, e in enumerate(examples)]
     if kind == 'labels':
-        in_training = {e['label'] for split, e in pairs if split == 'train'}
-        for _, e in pairs:
-            if e['label'] not in in_training:
-                sys.exit(f"the label {e['label']!r} occurs only in validation: give more of it")
-        twice = len(pairs) - len({e['text'] for _, e in pairs})
-        print(f"{twice:,} texts occur under two labels")
+        unknown = {e['label'] for _, e in pairs} - {e['label'] for s, e in pairs if s == 'train'}
+        if unknown:
+            sys.exit(f"labels that occur only in validation: {unknown}. Give more of them")
 
     # 4. write it, whole or not at all
     folder = os.path.join(data_dir, dataset)
     meta = {'dataset': dataset, 'source': input or dataset}
     counts = {'train': Counter(), 'val': Counter()}
     with replace_folder(folder) as part:
-        if kind == 'text':
-            tok = make_tokenizer(tokenizer, vocab_size, documents(paths, Counter(), bad))
+        if kind == 'text':  # it is read twice: to learn the vocabulary, and to write the ids
+            tok = make_tokenizer(tokenizer, vocab_size, texts(paths, bad))
             dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
             meta.update(dtype=dtype, tokenizer=tok.to_dict())
+            last = {}  # the document that each split has come to
             with open(f'{part}/train.bin', 'wb') as train, open(f'{part}/val.bin', 'wb') as val:
-                for split, ids in token_stream(tok, documents(paths, dropped, bad), counts):
-                    file = train if split == 'train' else val
-                    file.write(np.array(ids, dtype=dtype).tobytes())
+                for split, number, piece in texts(paths, bad):
+                    count = counts[split]
+                    ids = tok.encode(piece)
+                    if last.get(split) != number:
+                        last[split] = number
+                        count['documents'] += 1
+                        if count['documents'] > 1:
+                            ids = [tok.eot] + ids
+                    count['bytes'] += len(piece.encode('utf-8', 'replace'))
+                    count['tokens'] += len(ids)
+                    np.array(ids, dtype=dtype).tofile(train if split == 'train' else val)
         else:
             meta['kind'] = kind
             for split in counts:
                 lines = [json.dumps(e, ensure_ascii=False) + '\n' for s, e in pairs if s == split]
-                with open(f'{part}/{split}.jsonl', 'wb') as f:
-                    f.write(''.join(lines).encode('utf-8', 'replace'))
-                if images is not None:
+                with open(f'{part}/{split}.jsonl', 'w', encoding='utf-8', errors='replace') as f:
+                    f.writelines(lines)
+                if kind == 'pictures':
                     chosen = [i for i, (s, _) in enumerate(pairs) if s == split]
                     np.savez_compressed(f'{part}/{split}.npz', images=images[chosen])
                 counts[split]['examples'] = len(lines)
@@ -894,20 +778,13 @@ if __name__ == '__main__':
     # 5. what came of it
     if bad:
         print(f"passed over {len(bad):,} bad lines: " + '; '.join(list(bad)[:5]))
-    if dropped.total():
-        print(f"dropped {dropped.total():,} that were empty or copies")
-    print(f"{folder}: {kind}, {time.time() - start:.1f} s")
     for split, c in counts.items():
-        print(f"  {split}: " + ', '.join(f"{n:,} {what}" for what, n in c.items() if n))
+        print(f"{folder}, {split}: " + ', '.join(f"{n:,} {what}" for what, n in c.items()))
     if kind == 'text':
-        print(f"  tokenizer {tok.kind}, {tok.vocab_size:,} tokens in the vocabulary, "
+        print(f"tokenizer {tok.kind}, {tok.vocab_size:,} tokens in the vocabulary, "
               f"{c['bytes'] / c['tokens']:.2f} bytes per token")
-        text = tok.decode(np.fromfile(f'{folder}/val.bin', dtype, 4000).tolist())
-        lines = [line for line in text.split('\n')[1:-1] if 40 <= len(line) <= 90]
-        tokens = [tok.decode([i]) for i in tok.encode([*lines, text[:80]][0])]
-        print('  a line of it, token by token: ' + '|'.join(tokens))
-    else:
-        print('  one of them: ' + lines[0].strip()[:300])
+        lines = [line for line in piece.split('\n') if 40 <= len(line) <= 90] + [piece[:80]]
+        print('token by token: ' + '|'.join(tok.decode([i]) for i in tok.encode(lines[0])))
     script = {'text': 'train.py', 'chat': 'finetune.py', 'labels': 'finetune.py task=classify',
               'preferences': 'align.py', 'pictures': f'vlm.py out_dir=out-{dataset}'}[kind]
     print(f"next:  python {script} dataset={dataset}")
