@@ -242,7 +242,9 @@ if __name__ == '__main__':
     examples = load_examples(os.path.join(data_dir, dataset))
     if (task == 'sft') != ('messages' in examples['train'][0]):
         sys.exit(f"task={task} does not fit dataset={dataset}: chats need sft, labels classify")
-    labels = sorted({line['label'] for line in examples['train']}) if task == 'classify' else []
+    labels = []
+    if task == 'classify':
+        labels = sorted({line['label'] for line in examples['train'] + examples['val']})
     T = min(block_size or config.block_size, config.block_size)
     max_length = T if truncate else 0
     data = {}

@@ -56,7 +56,6 @@ from model import (SPECIAL_TOKENS, SPLIT_PATTERN, WORD_PATTERN, GPTConfig, Token
                    load_model, open_hf_tokenizer, save_checkpoint)
 
 # ---- 1. byte-pair encoding, trained: first as one would write it down, then quickly ----
-
 def merge(ids, pair, new):
     """[1, 2, 3, 1, 2], (1, 2), 4 -> [4, 3, 4]"""
     merged = []
@@ -140,7 +139,6 @@ def train_bpe(words, vocab_size):
     return vocab
 
 # ---- 2. what is read: no text is held whole, so that memory does not grow with its length ----
-
 PIECE = 1 << 20      # characters read at a time, and then to the end of the line
 SAMPLE = 15_000_000  # a vocabulary is learned from so many words: more would not change it
 
@@ -173,8 +171,7 @@ def text_files(paths):
     return list(good.values())
 
 # Karpathy's tiny Shakespeare: 40,000 lines, 1,115,394 characters, 65 of them distinct
-SHAKESPEARE = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/'
-               'input.txt')
+URL = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
 
 def shakespeare(data_dir):
@@ -182,10 +179,7 @@ def shakespeare(data_dir):
     path = os.path.join(data_dir, 'downloads', 'shakespeare.txt')
     if not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(SHAKESPEARE, path, SHA256, sys.stderr.isatty())
-        except (OSError, RuntimeError) as e:  # RuntimeError: the checksum
-            sys.exit(f"cannot download {SHAKESPEARE}: {e}. dataset=python needs no network")
+        torch.hub.download_url_to_file(URL, path, SHA256, sys.stderr.isatty())
     return [path]
 
 def python_files(data_dir):
@@ -199,10 +193,11 @@ def python_files(data_dir):
 TEXTS = {'python': python_files, 'shakespeare': shakespeare}
 
 RECORDS = re.compile(r'.*\.(jsonl|json|csv|tsv)(\.gz)?')  # files that hold many examples
+COLUMNS = {'message': 'text', 'sentence': 'text', 'class': 'label'}  # other names in tables
 
 def records(path):
     """What such a file lists: lines of JSON, or dictionaries. The first line of a table names its
-    columns, in any case: Text,Label -> {'text': 'win now', 'label': 'spam'}, …"""
+    columns, in any case: Class,Message -> {'label': 'spam', 'text': 'win now'}, …"""
     suffix = RECORDS.fullmatch(path)[1]
     f = open_text(path)
     if suffix == 'jsonl':
@@ -210,12 +205,13 @@ def records(path):
     if suffix == 'json':
         try:
             return list(json.load(f))
-        except ValueError as e:
+        except (ValueError, TypeError, RecursionError) as e:
             sys.exit(f"{path}: expected a list in JSON ({e})")
     csv.field_size_limit(2**31 - 1)  # by default, a text of 131,073 characters is an error
     options = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if suffix == 'tsv' else {}
     rows = csv.DictReader(f, restval='', **options)  # restval: of columns that a line lacks
-    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
+    names = [name.strip().lower() for name in rows.fieldnames or []]
+    rows.fieldnames = [COLUMNS.get(name, name) for name in names]
     return rows
 
 def checked(paths, check, bad=None):
@@ -240,7 +236,6 @@ def checked(paths, check, bad=None):
                 bad[line] = True
 
 # ---- 3. from text to ids ----
-
 def texts(paths, bad=None):
     """All text as (split, number of the document, piece of text), without copies. Every tenth
     document is for validation; of fewer than ten files, the last tenth of each. A file is read
@@ -268,9 +263,8 @@ def texts(paths, bad=None):
 def make_tokenizer(kind, vocab_size, texts):
     """First pass: learn the vocabulary from the training text."""
     if kind == 'gpt2':
-        gpt2 = tiktoken.get_encoding('gpt2')
-        vocab = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.get)
-        return Tokenizer('bpe', vocab)
+        ranks = tiktoken.get_encoding('gpt2')._mergeable_ranks  # bytes -> id
+        return Tokenizer('bpe', sorted(ranks, key=ranks.get))
     if kind not in ('bpe', 'char', 'word'):
         return load_model(kind)[1]  # the text is for the model in that folder
     if kind == 'char':  # every character, validation's too: nanoGPT's way
@@ -287,7 +281,6 @@ def make_tokenizer(kind, vocab_size, texts):
     return Tokenizer('bpe', train_bpe(words, vocab_size - len(SPECIAL_TOKENS)))
 
 # ---- 4. examples: each check turns a record into what we write, or raises an exception ----
-
 ROLES = {'human': 'user', 'gpt': 'assistant',  # ShareGPT's names
          'system': 'system', 'user': 'user', 'assistant': 'assistant'}
 
@@ -296,7 +289,7 @@ def as_messages(side, role):
     return side if isinstance(side, list) else [{'role': role, 'content': side}]
 
 def conversation(record):
-    """Any of four forms -> {'messages': […]}, up to the assistant's last answer."""
+    """Any of four forms -> {'messages': […]}, which end with the assistant's."""
     if 'instruction' in record:  # Alpaca's
         parts = [record['instruction'], record.get('input')]
         record = {'prompt': '\n\n'.join(filter(None, parts)), 'completion': record['output']}
@@ -309,11 +302,11 @@ def conversation(record):
         content = m.get('value', m.get('content'))
         if not content.strip():
             raise ValueError(f"what the {role} says is empty")
+        if role == 'assistant' and messages and messages[-1]['role'] == 'system':
+            raise ValueError("no user's message follows that of the system")  # it would be lost
         messages.append({'role': ROLES[role], 'content': content})  # and nothing else
-    while messages and messages[-1]['role'] != 'assistant':
-        messages.pop()
-    if not messages:
-        raise ValueError("the assistant never speaks, so there is nothing to learn")
+    if not messages or messages[-1]['role'] != 'assistant':
+        raise ValueError("the last message is not the assistant's")
     return {'messages': messages}
 
 def preference(record):
@@ -514,8 +507,7 @@ EXAMPLES = {'instruct': ('chat', conversations),
 # The same tables are read from left to right and from right to left. The transformers library knows
 # their files, the hub and its downloads
 
-COLUMN = {'gpt2': 0, 'llama': 1, 'qwen3': 1}  # where each architecture's names stand below
-# our setting: its names in a config of transformers
+# our setting: its names in a config of transformers, of GPT-2 and of Llama and Qwen3
 CONFIG = {
     'vocab_size': ('vocab_size', 'vocab_size'), 'n_layer': ('n_layer', 'num_hidden_layers'),
     'n_head': ('n_head', 'num_attention_heads'), 'n_kv_head': (None, 'num_key_value_heads'),
@@ -523,6 +515,8 @@ CONFIG = {
     'n_hidden': ('n_inner', 'intermediate_size'), 'rope_theta': (None, 'rope_theta'),
     'norm_eps': ('layer_norm_epsilon', 'rms_norm_eps'), 'head_dim': (None, 'head_dim'),
     'tie_weights': ('tie_word_embeddings', 'tie_word_embeddings')}
+# the parts of our rope_scaling
+ROPE = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
 # its model_type: what it is in our words
 COMMON = {'model_type': 'gpt', 'causal': True, 'adapter_size': 0, 'qk_norm': False}
 LLAMA = {**COMMON, 'position': 'rotary', 'norm': 'rmsnorm', 'mlp': 'swiglu'}
@@ -531,10 +525,10 @@ ARCHITECTURES = {
     'llama': LLAMA,
     'qwen3': {**LLAMA, 'qk_norm': True, 'bias': False}}
 # what our model has no setting for, and the values of it that our model can run; or it is absent
-FIXED = {'model_type': list(COLUMN), 'activation_function': ['gelu_new'], 'hidden_act': ['silu'],
-         'sliding_window': [None], 'scale_attn_weights': [True], 'rope_type': ['default'],
+FIXED = {'model_type': list(ARCHITECTURES), 'activation_function': ['gelu_new'],
+         'hidden_act': ['silu'], 'sliding_window': [None], 'rope_type': ['default', 'llama3'],
          'scale_attn_by_inverse_layer_idx': [False], 'quantization_config': [None]}
-# our tensor: its names; in Llama and Qwen3 queries, keys and values are not stacked
+# our tensor: its names, in the same order; in Llama, queries, keys and values are not stacked
 TENSORS = {
     'wte': ('transformer.wte', 'model.embed_tokens'), 'wpe': ('transformer.wpe', None),
     'norm': ('transformer.ln_f', 'model.norm'), 'head': ('lm_head', 'lm_head'),
@@ -587,9 +581,11 @@ def import_weights(weights, out_dir):
         for key, values in FIXED.items():
             if requested.get(key, values[0]) not in values:
                 raise ValueError(f"{key}={requested[key]}, and our model knows only {values}")
-        column = COLUMN[their_config.model_type]
+        column = int(their_config.model_type != 'gpt2')
         settings = {name: requested.get(theirs[column]) for name, theirs in CONFIG.items()}
         settings = {name: value for name, value in settings.items() if value is not None}
+        if requested.get('rope_type') == 'llama3':
+            settings['rope_scaling'] = tuple(requested[name] for name in ROPE)
         config = GPTConfig(**ARCHITECTURES[their_config.model_type], **settings)
         eos = their_config.eos_token_id
         with open(transformers.utils.cached_file(weights, 'tokenizer.json'), encoding='utf-8') as f:
@@ -630,8 +626,11 @@ def export_weights(folder, out_dir):
     if not fitting or tok.kind not in ('bpe', 'hf'):
         sys.exit(f"{out_dir} is no gpt2, llama or qwen3 with bpe: tokenizer={tok.kind}, {ours}")
     model_type = fitting[0]
-    column = COLUMN[model_type]
+    column = int(model_type != 'gpt2')
     settings = {theirs[column]: ours[name] for name, theirs in CONFIG.items() if theirs[column]}
+    if ours['rope_scaling']:
+        settings['rope_parameters'] = {'rope_type': 'llama3', 'rope_theta': ours['rope_theta'],
+                                       **dict(zip(ROPE, ours['rope_scaling']))}
     their_config = transformers.AutoConfig.for_model(
         model_type, **settings, attention_bias=ours['bias'], mlp_bias=ours['bias'],
         dtype=saved['model']['norm.weight'].dtype, eos_token_id=tok.eot, pad_token_id=tok.pad,
@@ -658,7 +657,6 @@ def export_weights(folder, out_dir):
     print(f"{folder}: {model_type}; next:  vllm serve {folder}, or from_pretrained('{folder}')")
 
 # ---- 7. the run ----
-
 @contextlib.contextmanager
 def replace_folder(folder):
     """A new folder to write to. At the end it takes the place of `folder`, whole: files of two
@@ -724,18 +722,19 @@ if __name__ == '__main__':
     if input and kind != 'text':
         examples = list(checked(paths, check, bad))
         if kind == 'pictures':
-            images = np.load(re.sub(r'\.jsonl$', '.npz', paths[0]))['images']
-            if images.dtype != np.uint8 or images.shape != (len(examples), *images.shape[1:3], 3):
-                sys.exit(f"{input}: `images` is {images.dtype} {images.shape}, and expected is "
-                         f"uint8 ({len(examples)}, H, W, 3) for the lines of the .jsonl")
+            try:
+                images = np.load(re.sub(r'\.jsonl$', '.npz', paths[0]))['images']
+                images = images.astype(np.uint8, casting='no')  # only if it is so already
+                images = images.reshape(len(examples), *images.shape[1:3], 3)
+            except Exception as e:  # a damaged or foreign file fails in any of a dozen ways
+                sys.exit(f"{input}: {e}; expected `images`, uint8 ({len(examples)}, H, W, 3)")
         else:
             examples = list({json.dumps(e): e for e in examples}.values())  # without copies
         last = min(10, len(examples)) - 1  # of each ten, or of fewer than ten
         pairs = [('val' if i % 10 == last else 'train', e) for i, e in enumerate(examples)]
     if kind == 'labels':
-        unknown = {e['label'] for _, e in pairs} - {e['label'] for s, e in pairs if s == 'train'}
-        if unknown:
-            sys.exit(f"labels that occur only in validation: {unknown}. Give more of them")
+        twice = len(pairs) - len({e['text'] for _, e in pairs})
+        print(f"{twice:,} texts occur under two labels")
 
     # 4. write it, whole or not at all
     folder = os.path.join(data_dir, dataset)

@@ -1,5 +1,5 @@
 """From text to files: the byte-pair trainer, the splits, the examples, and every way to go wrong."""
-import gzip, hashlib, json, os, re, threading
+import gzip, hashlib, io, json, os, re, threading, zipfile
 from collections import Counter
 from pathlib import Path
 import numpy as np
@@ -131,7 +131,7 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_p
     ('a.csv', 'text,label\r\nhi there,ham\r\n"win, now",spam\r\nsee you,ham\r\ncash!,spam '),
     ('a.json', json.dumps([{'text': text, 'label': label} for text, label in (
         ('hi there', 'ham'), ('win, now', 'spam'), ('see you', 'ham'), ('cash!', 'spam'))])),
-    ('a.tsv', '\ufeffLabel\tTEXT\nham\thi there\nspam\twin, now\n\nham \tsee you\nspam\tcash!\n'),
+    ('a.tsv', '\ufeffClass\tMESSAGE\nham\thi there\nspam\twin, now\n\nham \tsee you\nspam\tcash!\n'),
     ('a.jsonl', '{"text": "hi there", "label": "ham"}\n{"text": "win, now", "label": " spam"}\n\n'
                 '{"text": "see you", "label": "ham"}\n{"text": "cash!", "label": "spam"}')])
 def test_labels(prepare, tmp_path, name, content):
@@ -140,6 +140,10 @@ def test_labels(prepare, tmp_path, name, content):
         ('hi there', 'ham'), ('win, now', 'spam'), ('see you', 'ham')]
     assert lines(folder, 'val') == [{'text': 'cash!', 'label': 'spam'}]
     assert json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
+
+def test_a_text_under_two_labels_is_told(prepare, tmp_path):
+    write_jsonl(tmp_path / 'a.jsonl', *[{'text': f't{n // 2}', 'label': n % 2} for n in range(12)])
+    assert '6 texts occur under two labels' in prepare('input=a.jsonl')[1]
 
 def test_tables_of_anything(prepare, tmp_path):
     rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
@@ -156,7 +160,7 @@ def said(*contents):
 
 @pytest.mark.parametrize('record', [
     {'messages': said('u', 'a')}, {'prompt': 'u', 'messages': [{**m, 'id': 5} for m in said('u', 'a')]},
-    {'messages': said('u', 'a', 'what nobody answers')}, {'prompt': 'u', 'completion': 'a'},
+    {'prompt': 'u', 'completion': 'a'},
     {'instruction': 'u', 'input': '', 'output': 'a'}, {'prompt': said('u'), 'completion': said('u', 'a')[1:]},
     {'conversations': [{'from': 'human', 'value': 'u'}, {'from': 'gpt', 'value': 'a'}], 'id': 'x'}])
 def test_conversations_in_the_usual_forms(record):
@@ -175,11 +179,12 @@ def test_preferences():
     assert apart['prompt'] == said('x') and apart['chosen'] == said('x', 'y', 'z', 'a')[1:]
 
 @pytest.mark.parametrize('check, record, error', [
-    (P.conversation, {'messages': said('u')}, 'never speaks'), (P.conversation, {'messages': said('u', ' ')}, 'is empty'),
+    (P.conversation, {'messages': said('u', 'a', 'what nobody answers')}, "not the assistant's"), (P.conversation, {'messages': said('u', ' ')}, 'is empty'),
     (P.conversation, {'messages': [{'role': 'robot', 'content': 'x'}]}, "robot"),
+    (P.conversation, {'messages': [{'role': role, 'content': 'x'} for role in ('user', 'system', 'assistant')]}, 'no user'),
     (P.conversation, {'messages': said(5)}, "'int' object"), (P.preference, {'prompt': 'x', 'chosen': 'y'}, 'rejected'),
     (P.preference, {'prompt': 'x', 'chosen': 'y', 'rejected': 'y'}, 'are the same'),
-    (P.preference, {'prompt': 'x', 'chosen': [], 'rejected': 'y'}, 'never speaks'),
+    (P.preference, {'prompt': 'x', 'chosen': [], 'rejected': 'y'}, "not the assistant's"),
     (P.preference, {'chosen': 'y', 'rejected': 'z'}, 'no prompt')])
 def test_examples_that_are_refused(check, record, error):
     with pytest.raises((ValueError, KeyError, AttributeError), match=error):
@@ -308,7 +313,7 @@ GOOD = json.dumps({'prompt': 'u', 'completion': 'a'}) + '\n'
     ('a.csv', 'text,label\nx,y\nhello, friend,ham\n', ['line 3', 'more columns']),
     ('a.csv', 'text,label\n"no closing quote,ham\n' + 'x,ham\n' * 30_000, ['line 2', 'a text and its label']),
     ('a.tsv', 'text\tlabel\nx\ty\nz\n', ['line 3', 'a text and its label']), ('a.jsonl', GOOD, ['left for train']),
-    ('a.tsv', 'text\tlabel\nx\ta\ny\ta\nz\tb\n', ["only in validation: {'b'}"])])
+    ('a.json', '{"text": 5', ['expected a list in JSON']), ('a.json', '[' * 200_000, ['expected a list in JSON'])])
 def test_files_that_cannot_be_used(run, tmp_path, name, content, words):
     write(tmp_path / name, content)
     refused(run('prepare.py', 'dataset=mine', f'input={name}'), *words)
@@ -351,24 +356,33 @@ def test_pictures_of_your_own(prepare, tmp_path):
     assert np.array_equal(np.load(folder / 'train.npz')['images'], np.delete(images, 9, 0))
     assert lines(folder, 'val')[0]['caption'] == 'c9' and 'vlm.py' in out
 
-@pytest.mark.parametrize('shape, dtype', [((4, 4, 3), np.uint8), ((1, 4, 4, 3), np.uint8), ((2, 4, 4, 3), float)])
-def test_pictures_that_are_refused(run, tmp_path, shape, dtype):
-    np.savez(tmp_path / 'p.npz', images=np.zeros(shape, dtype))
+def claims(shape):
+    """An .npz whose header says that its images are of this shape; it holds four bytes of them."""
+    header, archive = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
+    with zipfile.ZipFile(archive, 'w') as z:
+        z.writestr('images.npy', header.getvalue() + b'1234')
+    return archive.getvalue()
+
+@pytest.mark.parametrize('content', [claims((10**6, 1000, 1000, 3)), claims((10**3, 1000, 1000, 3)), b'PK\x03\x04',
+                                     ((4, 4, 3), np.uint8), ((1, 4, 4, 3), np.uint8), ((2, 4, 4, 3), float)])
+def test_pictures_that_are_refused(run, tmp_path, content):
+    if isinstance(content, bytes):
+        write(tmp_path / 'p.npz', content)
+    else:
+        np.savez(tmp_path / 'p.npz', images=np.zeros(*content))
     write_jsonl(tmp_path / 'p.jsonl', {'caption': 'a'}, {'caption': 'a'})
-    refused(run('prepare.py', 'dataset=mine', 'input=p.npz'), str(shape), 'uint8 (2, H, W, 3)')
+    refused(run('prepare.py', 'dataset=mine', 'input=p.npz'), 'uint8 (2, H, W, 3)')
 
 # ---- from the network: a file: address takes its place ----
 
 def test_downloads(tmp_path, monkeypatch):
     source = write(tmp_path / 'there.txt', prose(100))
     sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
-    for url, digest, words in ((source.as_uri(), '0' * 64, 'invalid hash'),
-                               (source.as_uri() + 'x', sha256, 'dataset=python needs no network')):
-        monkeypatch.setattr(P, 'SHAKESPEARE', url)
-        monkeypatch.setattr(P, 'SHA256', digest)
-        with pytest.raises(SystemExit, match=words):
-            P.shakespeare(str(tmp_path))
-    monkeypatch.setattr(P, 'SHAKESPEARE', source.as_uri())
+    monkeypatch.setattr(P, 'URL', source.as_uri())
+    with pytest.raises(RuntimeError, match='invalid hash'):
+        P.shakespeare(str(tmp_path))
+    monkeypatch.setattr(P, 'SHA256', sha256)
     path, = P.shakespeare(str(tmp_path))
     source.unlink()  # it was fetched once
     assert P.shakespeare(str(tmp_path)) == [path] and open(path).read() == prose(100)

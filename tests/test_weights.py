@@ -2,12 +2,12 @@
 Other people's weights, in and out: the models here are tiny, random, and made by transformers, which says what is right.
 Where it is not installed, the tests that need it are skipped, and say so.
 """
-import importlib.util, json, random
+import importlib.util, json, math, random
 import pytest
 import torch
 import prepare as P
 from conftest import refused, save_untrained
-from model import Tokenizer, generate, load_checkpoint, load_model
+from model import GPTConfig, Tokenizer, generate, load_checkpoint, load_model, rotary
 
 @pytest.fixture
 def transformers():
@@ -31,11 +31,13 @@ CHATML = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
 LLAMA3 = ['<|end_of_text|>', '<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>']
 BASE = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, vocab_size=420,
             max_position_embeddings=64)
+STRETCHED = dict(rope_type='llama3', rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                 original_max_position_embeddings=16)
 MODELS = {  # name: (model_type, its config, special tokens, what opens a text)
     'gpt2': ('gpt2', dict(vocab_size=401, n_positions=64, n_embd=24, n_layer=2, n_head=2), ['<|endoftext|>'], None),
     'llama': ('llama', dict(**BASE, num_key_value_heads=2, tie_word_embeddings=True), CHATML, None),
     'llama untied': ('llama', dict(**BASE, num_key_value_heads=1), CHATML, None),
-    'llama3': ('llama', dict(**BASE, num_key_value_heads=1, rope_parameters=dict(rope_type='default', rope_theta=500.0)), LLAMA3, '<|begin_of_text|>'),
+    'llama3': ('llama', dict(**BASE, num_key_value_heads=1, rope_parameters=STRETCHED), LLAMA3, '<|begin_of_text|>'),
     'qwen3': ('qwen3', dict(**BASE, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True), CHATML, None)}
 
 def train_tokenizer(special, start):
@@ -122,6 +124,13 @@ def test_bfloat16_stays_bfloat16(prepare, tmp_path, transformers):
     prepare(export=tmp_path / 'back')
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'back', dtype='auto')
     assert again.dtype == torch.bfloat16 and torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+def test_llama_3_slows_down_the_pairs_that_turn_slowly():
+    how = dict(n_head=1, n_embd=4, head_dim=4, block_size=2, rope_theta=10000.0)
+    stretched = GPTConfig(**how, rope_scaling=(8.0, 1.0, 4.0, 64))
+    (cos, _), (slow, _) = rotary(torch.arange(2), GPTConfig(**how)), rotary(torch.arange(2), stretched)
+    assert cos[1, 0, 0].item() == slow[1, 0, 0].item()  # angle 1: 10 turns within the 64 tokens, which is enough
+    assert abs(slow[1, 0, 1].item() - math.cos(0.01 / 8)) < 1e-7  # angle 1/100: a tenth of a turn, 8 times slower
 
 # ---- our own models, out ----
 
@@ -223,8 +232,7 @@ def spoil(folder, transformers, what):
     ('{"hidden_act": "relu"}', "hidden_act=relu, and our model knows only ['silu']"),
     ('{"sliding_window": 16}', "sliding_window=16, and our model knows only [None]"),
     ('{"attention_bias": true}', 'is missing, or has no place'),
-    ('{"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0, "factor": 2.0, "low_freq_factor": 1.0, '
-     '"high_freq_factor": 4.0, "original_max_position_embeddings": 16}}', 'rope_type=llama3, and our model knows only'),
+    ('{"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}}', 'rope_type=yarn'),
     ('{"quantization_config": {"quant_method": "fp8"}}', 'quantization_config')])
 def test_what_is_not_right_ends_in_one_line_and_nothing_is_written(prepare, tmp_path, transformers, what, words):
     make(tmp_path / 'hf', transformers, 'llama')
