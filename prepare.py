@@ -179,6 +179,7 @@ def shakespeare(data_dir):
     path = os.path.join(data_dir, 'downloads', 'shakespeare.txt')
     if not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
+        print(f"downloading {URL}")
         torch.hub.download_url_to_file(URL, path, SHA256, sys.stderr.isatty())
     return [path]
 
