@@ -397,10 +397,12 @@ class Tokenizer:
             self.ids = {token: i for i, token in enumerate(vocab)}
             self.special = {name: len(vocab) + i for i, name in enumerate(special)}
             self.vocab_size = len(vocab) + len(special)
+            # of each token; they may be part of a character, since '€' is three bytes in UTF-8
+            self.bytes = [token if kind == 'bpe' else token.encode('utf-8', 'replace')
+                          for token in vocab] + [name.encode() for name in special]
         if kind == 'bpe':
             self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=self.ids,
                                           special_tokens={})
-        self.names = {i: name for name, i in self.special.items()}
         self.any_special = re.compile('(' + '|'.join(map(re.escape, self.special)) + ')')
         self.eot = self.special[special[0]]
         self.pad = self.special.get('<|pad|>', self.eot)  # GPT-2 has no padding
@@ -428,15 +430,7 @@ class Tokenizer:
         """[104, 101, 108, 108, 111] -> 'hello'. Half a character becomes U+FFFD."""
         if self.kind == 'hf':
             return self.core.decode(ids, skip_special_tokens=False)
-        return b''.join(self.token_bytes(i) for i in ids).decode('utf-8', 'replace')
-
-    def token_bytes(self, i):
-        """The bytes of token i: maybe part of a character, since '€' is three bytes in UTF-8."""
-        if i in self.names:
-            return self.names[i].encode()
-        if self.kind == 'hf':
-            return self.decode([i]).encode()
-        return self.vocab[i] if self.kind == 'bpe' else self.vocab[i].encode('utf-8', 'replace')
+        return b''.join(self.bytes[i] for i in ids).decode('utf-8', 'replace')
 
     def spell(self, text):
         """encode(), but a special token in the text is that token: '<|user|>' -> one id."""
