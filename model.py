@@ -748,14 +748,11 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)  # never 0
     done = min((step - warmup_iters) / max(decay_iters - warmup_iters, 1), 1.0)  # from 0 to 1
-    fraction = 1.0
-    if schedule == 'linear':
-        fraction = 1 - done
-    elif schedule == 'cosine':
-        fraction = 0.5 * (1 + math.cos(math.pi * done))
-    elif schedule == 'wsd':
-        fraction = min(1.0, (1 - done) / 0.2)  # 1 until 80 %
-    return floor + (1 - floor) * fraction
+    fractions = {'linear': 1 - done,
+                 'cosine': 0.5 * (1 + math.cos(math.pi * done)),
+                 'wsd': min(1.0, (1 - done) / 0.2),  # 1 until 80 %
+                 'constant': 1.0}
+    return floor + (1 - floor) * fractions[schedule]
 
 # -------- 6. Files: what is missing or damaged ends in one line with the next command --------
 
