@@ -551,8 +551,7 @@ def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     if top_p < 1:
         ordered, order = logits.sort(descending=True, stable=True)  # order: where each came from
         p = ordered.softmax(-1)
-        out = p.cumsum(-1) - p >= top_p  # the tokens before it already add up to top_p
-        out[..., 0] = False              # the best one always stays
+        out = p.cumsum(-1) - p >= top_p  # those before it add up to top_p: never so for the best
         logits = logits.masked_fill(out.scatter(-1, order, out), float('-inf'))
     if min_p > 0:
         least = logits.amax(-1, keepdim=True) + math.log(min_p)
