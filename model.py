@@ -694,8 +694,7 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
                          weight_decay=0.0, betas=(0.9, 0.95)):
     """A list of optimizers. 'adamw': AdamW for all parameters. 'muon': Muon for the matrices inside
     the blocks, AdamW for the rest. Weight decay is for matrices: norms and biases have no reason to
-    shrink, nor have embeddings, whose rare rows would fade between their gradients. Each group
-    keeps its peak rate as 'initial_lr', for the schedule."""
+    shrink, nor have embeddings, whose rare rows would fade between their gradients."""
     muon, decay, no_decay = [], [], []
     for name, p in model.named_parameters():
         is_embedding = not {'wte', 'wpe', 'table'}.isdisjoint(name.split('.'))
@@ -709,20 +708,14 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
             decay.append(p)
     groups = [{'params': decay, 'weight_decay': weight_decay},
               {'params': no_decay, 'weight_decay': 0.0}]
-    fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())  # faster: one kernel
-    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)]
+    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]  # faster
     if muon:
         optimizers.append(Muon(muon, lr=muon_learning_rate, weight_decay=weight_decay))
-    for each in optimizers:
-        for group in each.param_groups:
-            group['initial_lr'] = group['lr']
     return optimizers
 
-NO_SCALER = torch.amp.GradScaler(enabled=False)
-
-def update(model, optimizers, lr_fraction, grad_clip, scaler=NO_SCALER):
+def update(model, optimizers, lr_fraction, grad_clip, scaler=torch.amp.GradScaler(enabled=False)):
     """Take one step with all optimizers, from the gradients that backward() has left, and clear
-    them. lr_fraction (0 to 1) multiplies each group's own peak rate; grad_clip 0 does not clip.
+    them. lr_fraction (0 to 1) multiplies each optimizer's peak rate; grad_clip 0 does not clip.
     scaler: float16's GradScaler; a step whose gradients overflow is left out. Returns the norm of
     the gradient before clipping, a tensor."""
     for optimizer in optimizers:
@@ -733,7 +726,7 @@ def update(model, optimizers, lr_fraction, grad_clip, scaler=NO_SCALER):
     overflow = scaler.is_enabled() and not grad_norm.isfinite()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group['lr'] = group['initial_lr'] * lr_fraction
+            group['lr'] = optimizer.defaults['lr'] * lr_fraction  # defaults: as it was made
         if not overflow:
             optimizer.step()
         optimizer.zero_grad()

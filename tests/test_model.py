@@ -322,7 +322,7 @@ def one_parameter(optimizer):
     """A model of two zeros, and an optimizer of this class for it."""
     model = torch.nn.Module()
     model.p = torch.nn.Parameter(torch.zeros(2))
-    return model, [optimizer([{'params': [model.p], 'initial_lr': 0.5}])]
+    return model, [optimizer([model.p], lr=0.5)]
 
 def test_an_update_clips_and_follows_the_schedule():
     model, optimizers = one_parameter(torch.optim.SGD)
