@@ -505,13 +505,11 @@ def open_hf_tokenizer(text):
 class KVCache:
     """The keys and values of all tokens so far: the next token costs a forward pass of one token.
     Shorter texts have padding on the left, so that all end in the same column; a mask hides it."""
-    def __init__(self, config, columns, padding=None):
+    def __init__(self, columns, padding=None):
         self.columns = columns  # room for so many tokens, padding included
-        # (B,): how many columns of each row are padding; None: no row has any
-        self.padding = padding if padding is not None and padding.any() else None
+        self.padding = padding  # (B,): how many columns of each row are padding; None: of no row
         self.length = 0         # columns in use
-        self.k = [None] * config.n_layer  # (B, H, columns, D), made when they are first used
-        self.v = [None] * config.n_layer
+        self.layers = {}        # the keys and values of each layer, (2, B, H, columns, D)
 
     def extend(self, T, device):
         """Make room for T more tokens per row. -> their positions (T,) or (B, T), and the mask
@@ -523,20 +521,20 @@ class KVCache:
         mask = columns <= new[:, None]  # (T, S): not the future
         if self.padding is None:
             return new, mask if T > 1 and start > 0 else None
-        padding = self.padding[:, None]
-        mask = mask & (columns >= padding)[:, None]  # (B, T, S): and not the padding …
-        mask = mask | (columns == new[:, None])  # … but itself: a softmax over nothing is nan
-        return (new - padding).clamp(min=0), mask[:, None]
+        # a row's first column: padding sees itself alone, since a softmax over nothing is nan
+        first = torch.minimum(self.padding[:, None], new)  # (B, T)
+        mask = mask & (columns >= first[..., None])  # (B, T, S)
+        return new - first, mask[:, None]
 
     def update(self, layer, k, v):
-        """Keep a layer's new keys and values (B, H, T, D). -> all there are, (B, H, S, D)."""
-        B, H, T, D = k.shape
-        if self.k[layer] is None:
-            self.k[layer] = k.new_zeros(B, H, self.columns, D)
-            self.v[layer] = v.new_zeros(B, H, self.columns, D)
-        self.k[layer][:, :, self.length - T:self.length] = k
-        self.v[layer][:, :, self.length - T:self.length] = v
-        return self.k[layer][:, :, :self.length], self.v[layer][:, :, :self.length]
+        """Keep a layer's new keys and values (B, H, T, D). -> all there are, (2, B, H, S, D)."""
+        T = k.size(2)
+        if layer not in self.layers:  # its first tokens, and room for the others
+            self.layers[layer] = F.pad(torch.stack((k, v)), (0, 0, 0, self.columns - T))
+        kv = self.layers[layer][..., :self.length, :]
+        kv[0, :, :, -T:] = k
+        kv[1, :, :, -T:] = v
+        return kv
 
 def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """logits (…, V) -> the same, with -inf for tokens that must not be drawn. In this order:
@@ -596,8 +594,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
                 T = max(map(len, contexts))
                 padding = [T - len(context) for context in contexts]
                 idx = [[0] * n + context for n, context in zip(padding, contexts)]
-                columns = min(T + max_new_tokens - step, block_size)
-                cache = KVCache(model.config, columns, torch.tensor(padding, device=device))
+                padding = torch.tensor(padding, device=device) if any(padding) else None
+                cache = KVCache(min(T + max_new_tokens - step, block_size), padding)
             else:  # read the newest token of each
                 idx = [context[-1:] for context in contexts]
             x = model.hidden(torch.tensor(idx, device=device), cache=cache)[:, -1]

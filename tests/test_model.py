@@ -169,7 +169,7 @@ def test_the_quick_generate_writes_what_the_plain_one_writes(shape):
 @pytest.mark.parametrize('shape', GPTS)
 def test_the_cache_holds_what_a_full_forward_computes(shape):
     model, idx = make(shape), torch.randint(101, (2, 30))
-    cache = KVCache(model.config, 30)
+    cache = KVCache(30)
     parts = [model.hidden(part, cache=cache) for part in idx.split([11, 1, 1, 7, 10], dim=1)]
     assert torch.allclose(torch.cat(parts, 1), model.hidden(idx), atol=1e-4)
 
