@@ -63,13 +63,11 @@ class GPTConfig:
             raise ValueError(f"objective=mlm needs model_type=gpt, not {self.model_type}")
         if self.model_type != 'gpt':
             return  # the other models have no heads
-        if self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
-        if not self.head_dim:
-            if self.n_embd % (2 * self.n_head):  # rotary positions rotate pairs of channels
-                raise ValueError(f"n_embd={self.n_embd} does not divide into n_head={self.n_head} "
-                                 "heads of an even width")
-            self.head_dim = self.n_embd // self.n_head
+        odd_width = self.n_embd % (2 * self.n_head)  # rotary positions rotate pairs of channels
+        if self.n_head % self.n_kv_head or (odd_width and not self.head_dim):
+            raise ValueError(f"n_embd={self.n_embd} n_head={self.n_head} n_kv_head={self.n_kv_head}"
+                             ": 2 * n_head must divide n_embd, and n_kv_head n_head")
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
         if not self.n_hidden:
             self.n_hidden = 4 * self.n_embd
             if self.mlp == 'swiglu':  # three matrices instead of two, so of 2/3 of the width
@@ -574,8 +572,6 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
     When a context of block_size tokens is full, all rows keep their last half and are read afresh.
     The model must be in eval mode."""
     check_sampling(temperature, top_k, top_p, min_p)
-    if not all(prompts):
-        raise ValueError("a prompt needs at least one token to go on from")
     block_size, device = model.config.block_size, next(model.parameters()).device
     rng = torch.Generator(device).manual_seed(seed)  # torch's own random state does not change
     contexts = [list(prompt[-block_size:]) for prompt in prompts]  # what the model reads

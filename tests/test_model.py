@@ -223,10 +223,10 @@ def test_complete_gives_texts_up_to_the_first_special_token():
     assert M.complete(model, tokenizer, [[ord('a')], [ord('b')]], 5, temperature=0) == ['b', '']
 
 @pytest.mark.parametrize('how', [dict(temperature=1e-4), dict(temperature=math.nan), dict(top_p=0), dict(min_p=-0.1),
-                                 dict(top_k=-1), dict(prompts=[[1], []])])
+                                 dict(top_k=-1)])
 def test_impossible_settings_are_refused(how):
     with pytest.raises(ValueError):
-        next(generate(make(), **{'prompts': [[1, 2, 3]], 'max_new_tokens': 5, **how}))
+        next(generate(make(), [[1, 2, 3]], 5, **how))
 
 def test_weights_that_are_not_finite_end_in_one_line():
     model = make()

@@ -312,7 +312,7 @@ def test_starting_from_a_checkpoint_takes_its_shape_and_may_lengthen_its_context
 
 @pytest.mark.parametrize('changes, words, status', [
     (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere'], 1),
-    (dict(n_head=3), ['n_embd=32 does not divide into n_head=3 heads'], 2),
+    (dict(n_head=3), ['n_embd=32 n_head=3', '2 * n_head must divide n_embd'], 2),
     (dict(block_size=5000), ['take block_size='], 1),
     (dict(objective='mlm', model_type='lstm'), ['objective=mlm needs model_type=gpt'], 2),
     (dict(init_from='resume', out_dir='empty'), ['no empty/resume.pt', 'train.py out_dir=empty'], 1),
