@@ -445,7 +445,7 @@ class Tokenizer:
         A system message goes in front of the user's words (in other people's templates it is a turn
         of its own). answer=True ends with <|assistant|>, for the model to go on. Raises ValueError
         for an unknown role."""
-        ids, mask, system = list(self.start), [0] * len(self.start), ''
+        ids, mask, system = list(self.start), [], ''
         for message in messages:
             role, content = message['role'], message['content']
             if role not in ('system', 'user', 'assistant'):
@@ -456,17 +456,15 @@ class Tokenizer:
             if role == 'user':
                 content, system = system + content, ''
             lead = self.lead.format(role=role)
-            turn = self.spell(self.opening.format(role=role))  # <|user|>
-            first = len(turn) + len(self.encode(lead))  # where the words begin
-            turn += self.encode(lead + content)  # together: a token may span the border
-            last = len(turn)  # the closing token; a newline after it is not learned
-            turn += self.spell(self.closing)  # <|end|>
-            ids += turn
-            mask += [int(role == 'assistant' and first <= i <= last) for i in range(len(turn))]
+            ids += self.spell(self.opening.format(role=role))  # <|user|>
+            first = len(ids) + len(self.encode(lead))  # where the words begin
+            ids += self.encode(lead + content)  # together: a token may span the border
+            mask += [0] * (first - len(mask))
+            mask += [int(role == 'assistant')] * (len(ids) + 1 - first)  # 1: the closing token
+            ids += self.spell(self.closing)  # <|end|>; a newline after it is not learned
         if answer:
             ids += self.spell((self.opening + self.lead).format(role='assistant'))
-            mask += [0] * (len(ids) - len(mask))
-        return ids, mask
+        return ids, mask + [0] * (len(ids) - len(mask))
 
     def to_dict(self):
         """A description that fits into JSON; bytes as the Latin-1 text of the same numbers."""
