@@ -663,16 +663,16 @@ class Muon(torch.optim.Optimizer):
                 n = max(1, 2**24 // (rows * columns))  # large matrices do not profit from batching
                 for i in range(0, len(matrices), n):
                     batch = matrices[i:i + n]
-                    directions = orthogonalize(torch.stack([full_grad(p) for p in batch]))
+                    directions = orthogonalize(torch.stack([full_tensor(p.grad) for p in batch]))
                     for p, direction in zip(batch, directions):
                         p.mul_(1 - group['lr'] * group['weight_decay'])
                         p.add_(shard_like(direction, p), alpha=-lr)
 
-def full_grad(p):
-    """The gradient of p, whole where train.py has sharded it (parallel=zero, fsdp)."""
-    if hasattr(p, 'placements'):  # it is a DTensor, torch's type for sharded tensors
-        return p.grad.full_tensor().to(p.device_mesh.device_type)  # it may wait in CPU memory
-    return p.grad
+def full_tensor(x):
+    """A gradient or its norm, whole where train.py has sharded it (parallel=zero, fsdp)."""
+    if hasattr(x, 'placements'):  # it is a DTensor, torch's type for sharded tensors
+        return x.full_tensor().to(x.device_mesh.device_type)  # it may wait in CPU memory
+    return x
 
 def shard_like(tensor, p):
     """A tensor of the shape of p; where p is sharded, the part of it that this process holds."""
@@ -713,8 +713,7 @@ def update(model, optimizers, lr_fraction, grad_clip, scaler=torch.amp.GradScale
     for optimizer in optimizers:
         scaler.unscale_(optimizer)  # float16: divide by what the loss was multiplied with
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    if hasattr(grad_norm, 'full_tensor'):
-        grad_norm = grad_norm.full_tensor()  # where parameters are sharded
+    grad_norm = full_tensor(grad_norm)
     overflow = scaler.is_enabled() and not grad_norm.isfinite()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -810,9 +809,8 @@ def load_checkpoint(path, device='cpu', mmap=False):
                'out-reward': 'align.py method=reward',
                'out-caption': 'vlm.py task=caption init_from=out-clip',
                'out-vqa': 'vlm.py task=vqa init_from=out-caption'}
-    script = 'train.py'
-    if path.endswith('resume.pt'):
-        script = os.path.basename(sys.argv[0])  # each script goes on with its own
+    # each script goes on with a resume.pt of its own
+    script = os.path.basename(sys.argv[0]) if path.endswith('resume.pt') else 'train.py'
     with refuse_damage(path, f"{scripts.get(folder, script)} out_dir={folder}"):
         # weights_only: a file from the internet may hold numbers, but no code to run
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
