@@ -94,7 +94,7 @@ def count_bytes(tokenizer, ids):
     ids = [i for i in ids.tolist() if i != tokenizer.eot]
     if tokenizer.kind == 'hf':
         return len(tokenizer.decode(ids).encode())
-    return sum(len(tokenizer.token_bytes(i)) for i in ids)
+    return sum(len(tokenizer.bytes[i]) for i in ids)
 
 def perplexity(model, tokenizer, rows):
     """exp(loss): the model is as unsure as between so many equally likely tokens. It depends on

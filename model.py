@@ -61,13 +61,11 @@ class GPTConfig:
         self.n_kv_head = self.n_kv_head or self.n_head
         if self.model_type != 'gpt':
             return  # the other models have no heads
-        if self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
-        if not self.head_dim:
-            if self.n_embd % (2 * self.n_head):  # rotary positions rotate pairs of channels
-                raise ValueError(f"n_embd={self.n_embd} does not divide into n_head={self.n_head} "
-                                 "heads of an even width")
-            self.head_dim = self.n_embd // self.n_head
+        odd_width = self.n_embd % (2 * self.n_head)  # rotary positions rotate pairs of channels
+        if self.n_head % self.n_kv_head or (odd_width and not self.head_dim):
+            raise ValueError(f"n_embd={self.n_embd} n_head={self.n_head} n_kv_head={self.n_kv_head}"
+                             ": 2 * n_head must divide n_embd, and n_kv_head n_head")
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
         if not self.n_hidden:
             self.n_hidden = 4 * self.n_embd
             if self.mlp == 'swiglu':  # three matrices instead of two, so of 2/3 of the width
@@ -396,10 +394,12 @@ class Tokenizer:
             self.ids = {token: i for i, token in enumerate(vocab)}
             self.special = {name: len(vocab) + i for i, name in enumerate(special)}
             self.vocab_size = len(vocab) + len(special)
+            # of each token; they may be part of a character, since '€' is three bytes in UTF-8
+            self.bytes = [token if kind == 'bpe' else token.encode('utf-8', 'replace')
+                          for token in vocab] + [name.encode() for name in special]
         if kind == 'bpe':
             self.core = tiktoken.Encoding('ours', pat_str=pattern, mergeable_ranks=self.ids,
                                           special_tokens={})
-        self.names = {i: name for name, i in self.special.items()}
         self.any_special = re.compile('(' + '|'.join(map(re.escape, self.special)) + ')')
         self.eot = self.special[special[0]]
         self.pad = self.special.get('<|pad|>', self.eot)  # GPT-2 has no padding
@@ -426,15 +426,7 @@ class Tokenizer:
         """[104, 101, 108, 108, 111] -> 'hello'. Half a character becomes U+FFFD."""
         if self.kind == 'hf':
             return self.core.decode(ids, skip_special_tokens=False)
-        return b''.join(self.token_bytes(i) for i in ids).decode('utf-8', 'replace')
-
-    def token_bytes(self, i):
-        """The bytes of token i: maybe part of a character, since '€' is three bytes in UTF-8."""
-        if i in self.names:
-            return self.names[i].encode()
-        if self.kind == 'hf':
-            return self.decode([i]).encode()
-        return self.vocab[i] if self.kind == 'bpe' else self.vocab[i].encode('utf-8', 'replace')
+        return b''.join(self.bytes[i] for i in ids).decode('utf-8', 'replace')
 
     def spell(self, text):
         """encode(), but a special token in the text is that token: '<|user|>' -> one id."""
@@ -451,7 +443,7 @@ class Tokenizer:
         A system message goes in front of the user's words (in other people's templates it is a turn
         of its own). answer=True ends with <|assistant|>, for the model to go on. Raises ValueError
         for an unknown role."""
-        ids, mask, system = list(self.start), [0] * len(self.start), ''
+        ids, mask, system = list(self.start), [], ''
         for message in messages:
             role, content = message['role'], message['content']
             if role not in ('system', 'user', 'assistant'):
@@ -462,17 +454,15 @@ class Tokenizer:
             if role == 'user':
                 content, system = system + content, ''
             lead = self.lead.format(role=role)
-            turn = self.spell(self.opening.format(role=role))  # <|user|>
-            first = len(turn) + len(self.encode(lead))  # where the words begin
-            turn += self.encode(lead + content)  # together: a token may span the border
-            last = len(turn)  # the closing token; a newline after it is not learned
-            turn += self.spell(self.closing)  # <|end|>
-            ids += turn
-            mask += [int(role == 'assistant' and first <= i <= last) for i in range(len(turn))]
+            ids += self.spell(self.opening.format(role=role))  # <|user|>
+            first = len(ids) + len(self.encode(lead))  # where the words begin
+            ids += self.encode(lead + content)  # together: a token may span the border
+            mask += [0] * (first - len(mask))
+            mask += [int(role == 'assistant')] * (len(ids) + 1 - first)  # 1: the closing token
+            ids += self.spell(self.closing)  # <|end|>; a newline after it is not learned
         if answer:
             ids += self.spell((self.opening + self.lead).format(role='assistant'))
-            mask += [0] * (len(ids) - len(mask))
-        return ids, mask
+        return ids, mask + [0] * (len(ids) - len(mask))
 
     def to_dict(self):
         """A description that fits into JSON; bytes as the Latin-1 text of the same numbers."""
@@ -509,13 +499,11 @@ def open_hf_tokenizer(text):
 class KVCache:
     """The keys and values of all tokens so far: the next token costs a forward pass of one token.
     Shorter texts have padding on the left, so that all end in the same column; a mask hides it."""
-    def __init__(self, config, columns, padding=None):
+    def __init__(self, columns, padding=None):
         self.columns = columns  # room for so many tokens, padding included
-        # (B,): how many columns of each row are padding; None: no row has any
-        self.padding = padding if padding is not None and padding.any() else None
+        self.padding = padding  # (B,): how many columns of each row are padding; None: of no row
         self.length = 0         # columns in use
-        self.k = [None] * config.n_layer  # (B, H, columns, D), made when they are first used
-        self.v = [None] * config.n_layer
+        self.layers = {}        # the keys and values of each layer, (2, B, H, columns, D)
 
     def extend(self, T, device):
         """Make room for T more tokens per row. -> their positions (T,) or (B, T), and the mask
@@ -527,20 +515,20 @@ class KVCache:
         mask = columns <= new[:, None]  # (T, S): not the future
         if self.padding is None:
             return new, mask if T > 1 and start > 0 else None
-        padding = self.padding[:, None]
-        mask = mask & (columns >= padding)[:, None]  # (B, T, S): and not the padding …
-        mask = mask | (columns == new[:, None])  # … but itself: a softmax over nothing is nan
-        return (new - padding).clamp(min=0), mask[:, None]
+        # a row's first column: padding sees itself alone, since a softmax over nothing is nan
+        first = torch.minimum(self.padding[:, None], new)  # (B, T)
+        mask = mask & (columns >= first[..., None])  # (B, T, S)
+        return new - first, mask[:, None]
 
     def update(self, layer, k, v):
-        """Keep a layer's new keys and values (B, H, T, D). -> all there are, (B, H, S, D)."""
-        B, H, T, D = k.shape
-        if self.k[layer] is None:
-            self.k[layer] = k.new_zeros(B, H, self.columns, D)
-            self.v[layer] = v.new_zeros(B, H, self.columns, D)
-        self.k[layer][:, :, self.length - T:self.length] = k
-        self.v[layer][:, :, self.length - T:self.length] = v
-        return self.k[layer][:, :, :self.length], self.v[layer][:, :, :self.length]
+        """Keep a layer's new keys and values (B, H, T, D). -> all there are, (2, B, H, S, D)."""
+        T = k.size(2)
+        if layer not in self.layers:  # its first tokens, and room for the others
+            self.layers[layer] = F.pad(torch.stack((k, v)), (0, 0, 0, self.columns - T))
+        kv = self.layers[layer][..., :self.length, :]
+        kv[0, :, :, -T:] = k
+        kv[1, :, :, -T:] = v
+        return kv
 
 def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """logits (…, V) -> the same, with -inf for tokens that must not be drawn. In this order:
@@ -559,8 +547,7 @@ def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     if top_p < 1:
         ordered, order = logits.sort(descending=True, stable=True)  # order: where each came from
         p = ordered.softmax(-1)
-        out = p.cumsum(-1) - p >= top_p  # the tokens before it already add up to top_p
-        out[..., 0] = False              # the best one always stays
+        out = p.cumsum(-1) - p >= top_p  # those before it add up to top_p: never so for the best
         logits = logits.masked_fill(out.scatter(-1, order, out), float('-inf'))
     if min_p > 0:
         least = logits.amax(-1, keepdim=True) + math.log(min_p)
@@ -576,8 +563,6 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
         logits    (B, V), what they were drawn from, before temperature and the like
     When a context of block_size tokens is full, all rows keep their last half and are read afresh.
     The model must be in eval mode."""
-    if not all(prompts):
-        raise ValueError("a prompt needs at least one token to go on from")
     block_size, device = model.config.block_size, next(model.parameters()).device
     rng = torch.Generator(device).manual_seed(seed)  # torch's own random state does not change
     contexts = [list(prompt[-block_size:]) for prompt in prompts]  # what the model reads
@@ -596,8 +581,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
                 T = max(map(len, contexts))
                 padding = [T - len(context) for context in contexts]
                 idx = [[0] * n + context for n, context in zip(padding, contexts)]
-                columns = min(T + max_new_tokens - step, block_size)
-                cache = KVCache(model.config, columns, torch.tensor(padding, device=device))
+                padding = torch.tensor(padding, device=device) if any(padding) else None
+                cache = KVCache(min(T + max_new_tokens - step, block_size), padding)
             else:  # read the newest token of each
                 idx = [context[-1:] for context in contexts]
             x = model.hidden(torch.tensor(idx, device=device), cache=cache)[:, -1]
@@ -671,16 +656,16 @@ class Muon(torch.optim.Optimizer):
                 n = max(1, 2**24 // (rows * columns))  # large matrices do not profit from batching
                 for i in range(0, len(matrices), n):
                     batch = matrices[i:i + n]
-                    directions = orthogonalize(torch.stack([full_grad(p) for p in batch]))
+                    directions = orthogonalize(torch.stack([full_tensor(p.grad) for p in batch]))
                     for p, direction in zip(batch, directions):
                         p.mul_(1 - group['lr'] * group['weight_decay'])
                         p.add_(shard_like(direction, p), alpha=-lr)
 
-def full_grad(p):
-    """The gradient of p, whole where train.py has sharded it (parallel=zero, fsdp)."""
-    if hasattr(p, 'placements'):  # it is a DTensor, torch's type for sharded tensors
-        return p.grad.full_tensor().to(p.device_mesh.device_type)  # it may wait in CPU memory
-    return p.grad
+def full_tensor(x):
+    """A gradient or its norm, whole where train.py has sharded it (parallel=zero, fsdp)."""
+    if hasattr(x, 'placements'):  # it is a DTensor, torch's type for sharded tensors
+        return x.full_tensor().to(x.device_mesh.device_type)  # it may wait in CPU memory
+    return x
 
 def shard_like(tensor, p):
     """A tensor of the shape of p; where p is sharded, the part of it that this process holds."""
@@ -694,8 +679,7 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
                          weight_decay=0.0, betas=(0.9, 0.95)):
     """A list of optimizers. 'adamw': AdamW for all parameters. 'muon': Muon for the matrices inside
     the blocks, AdamW for the rest. Weight decay is for matrices: norms and biases have no reason to
-    shrink, nor have embeddings, whose rare rows would fade between their gradients. Each group
-    keeps its peak rate as 'initial_lr', for the schedule."""
+    shrink, nor have embeddings, whose rare rows would fade between their gradients."""
     muon, decay, no_decay = [], [], []
     for name, p in model.named_parameters():
         is_embedding = not {'wte', 'wpe', 'table'}.isdisjoint(name.split('.'))
@@ -709,31 +693,24 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
             decay.append(p)
     groups = [{'params': decay, 'weight_decay': weight_decay},
               {'params': no_decay, 'weight_decay': 0.0}]
-    fused = all(p.device.type in ('cpu', 'cuda') for p in model.parameters())  # faster: one kernel
-    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)]
+    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]  # faster
     if muon:
         optimizers.append(Muon(muon, lr=muon_learning_rate, weight_decay=weight_decay))
-    for each in optimizers:
-        for group in each.param_groups:
-            group['initial_lr'] = group['lr']
     return optimizers
 
-NO_SCALER = torch.amp.GradScaler(enabled=False)
-
-def update(model, optimizers, lr_fraction, grad_clip, scaler=NO_SCALER):
+def update(model, optimizers, lr_fraction, grad_clip, scaler=torch.amp.GradScaler(enabled=False)):
     """Take one step with all optimizers, from the gradients that backward() has left, and clear
-    them. lr_fraction (0 to 1) multiplies each group's own peak rate; grad_clip 0 does not clip.
+    them. lr_fraction (0 to 1) multiplies each optimizer's peak rate; grad_clip 0 does not clip.
     scaler: float16's GradScaler; a step whose gradients overflow is left out. Returns the norm of
     the gradient before clipping, a tensor."""
     for optimizer in optimizers:
         scaler.unscale_(optimizer)  # float16: divide by what the loss was multiplied with
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    if hasattr(grad_norm, 'full_tensor'):
-        grad_norm = grad_norm.full_tensor()  # where parameters are sharded
+    grad_norm = full_tensor(grad_norm)
     overflow = scaler.is_enabled() and not grad_norm.isfinite()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group['lr'] = group['initial_lr'] * lr_fraction
+            group['lr'] = optimizer.defaults['lr'] * lr_fraction  # defaults: as it was made
         if not overflow:
             optimizer.step()
         optimizer.zero_grad()
@@ -747,14 +724,11 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)  # never 0
     done = min((step - warmup_iters) / max(decay_iters - warmup_iters, 1), 1.0)  # from 0 to 1
-    fraction = 1.0
-    if schedule == 'linear':
-        fraction = 1 - done
-    elif schedule == 'cosine':
-        fraction = 0.5 * (1 + math.cos(math.pi * done))
-    elif schedule == 'wsd':
-        fraction = min(1.0, (1 - done) / 0.2)  # 1 until 80 %
-    return floor + (1 - floor) * fraction
+    fractions = {'linear': 1 - done,
+                 'cosine': 0.5 * (1 + math.cos(math.pi * done)),
+                 'wsd': min(1.0, (1 - done) / 0.2),  # 1 until 80 %
+                 'constant': 1.0}
+    return floor + (1 - floor) * fractions[schedule]
 
 # -------- 6. Files: what is missing or damaged ends in one line with the next command --------
 
@@ -828,9 +802,8 @@ def load_checkpoint(path, device='cpu', mmap=False):
                'out-reward': 'align.py method=reward',
                'out-caption': 'vlm.py task=caption init_from=out-clip',
                'out-vqa': 'vlm.py task=vqa init_from=out-caption'}
-    script = 'train.py'
-    if path.endswith('resume.pt'):
-        script = os.path.basename(sys.argv[0])  # each script goes on with its own
+    # each script goes on with a resume.pt of its own
+    script = os.path.basename(sys.argv[0]) if path.endswith('resume.pt') else 'train.py'
     with refuse_damage(path, f"{scripts.get(folder, script)} out_dir={folder}"):
         # weights_only: a file from the internet may hold numbers, but no code to run
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
@@ -1013,41 +986,29 @@ MAX_CHUNK_ELEMENTS = 2**24  # the most logits at a time: 64 MB of float32
 
 def chunked_cross_entropy(x, targets, head, vocab_size):
     """Equals F.cross_entropy(head(x), targets, reduction='sum') for x (N, C) and targets (N,), but
-    computes the logits of some rows at a time. For GPT-2, 2,048 rows of 50,257 logits would take
-    400 MB, several times."""
+    computes the logits of some rows at a time, and their gradients at once, so that they can be
+    forgotten before the next. For GPT-2, 2,048 rows of 50,257 logits would take 400 MB, several
+    times."""
     rows = max(1, MAX_CHUNK_ELEMENTS // vocab_size)  # at a time
     if x.is_cuda:
         rows *= 16  # a GPU has the memory, and is slow at small products
-    if len(x) > rows and isinstance(head, nn.Linear):
-        return ChunkedCrossEntropy.apply(x, head.weight, targets, vocab_size, rows)
-    return F.cross_entropy(head(x)[:, :vocab_size].float(), targets, reduction='sum')
-
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """The forward pass computes the gradients too, chunk by chunk, so that the logits of a chunk
-    can be forgotten before those of the next. backward() only hands the gradients out."""
-    @staticmethod
-    def forward(ctx, x, weight, targets, vocab_size, rows):
-        x = x.detach().requires_grad_(ctx.needs_input_grad[0])
-        weight = weight.detach().requires_grad_(ctx.needs_input_grad[1])  # False: it is frozen
-        total = 0.0
-        for i in range(0, len(x), rows):
-            with torch.set_grad_enabled(any(ctx.needs_input_grad)):
-                # all columns, then without the padding: 50,304 are 1.4 times as fast as 50,257
-                logits = F.linear(x[i:i + rows], weight)[:, :vocab_size].float()
-                loss = F.cross_entropy(logits, targets[i:i + rows], reduction='sum')
-            if loss.requires_grad:
-                loss.backward()  # adds to x.grad and weight.grad
-            total = total + loss.detach()
-        ctx.gradients = x.grad, weight.grad
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        dx, dw = ctx.gradients
-        ctx.gradients = None  # not kept: dw is as large as the head
-        if dw is not None:
-            dw = dw.mul_(grad_output)
-        return dx.mul_(grad_output), dw, None, None, None
+    if len(x) <= rows or not isinstance(head, nn.Linear):
+        return F.cross_entropy(head(x)[:, :vocab_size].float(), targets, reduction='sum')
+    inputs = [x, head.weight]
+    copies = [t.detach().requires_grad_(t.requires_grad) for t in inputs]  # they get the gradients
+    total = 0.0
+    for i in range(0, len(x), rows):
+        # all columns, then without the padding: 50,304 are 1.4 times as fast as 50,257
+        logits = F.linear(copies[0][i:i + rows], copies[1])[:, :vocab_size].float()
+        loss = F.cross_entropy(logits, targets[i:i + rows], reduction='sum')
+        if loss.requires_grad:
+            loss.backward()
+        total = total + loss.detach()
+    for t, copy in zip(inputs, copies):
+        if copy.grad is not None:
+            product = torch.dot(t.float().flatten(), copy.grad.float().flatten())
+            total = total + (product - product.detach())  # 0, but its gradient is copy.grad
+    return total
 
 def build_on_meta(config):
     """The model with all its shapes and no numbers (torch's "meta" device), for loading. There,

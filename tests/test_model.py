@@ -169,7 +169,7 @@ def test_the_quick_generate_writes_what_the_plain_one_writes(shape):
 @pytest.mark.parametrize('shape', GPTS)
 def test_the_cache_holds_what_a_full_forward_computes(shape):
     model, idx = make(shape), torch.randint(101, (2, 30))
-    cache = KVCache(model.config, 30)
+    cache = KVCache(30)
     parts = [model.hidden(part, cache=cache) for part in idx.split([11, 1, 1, 7, 10], dim=1)]
     assert torch.allclose(torch.cat(parts, 1), model.hidden(idx), atol=1e-4)
 
@@ -223,10 +223,10 @@ def test_complete_gives_texts_up_to_the_first_special_token():
     assert M.complete(model, tokenizer, [[ord('a')], [ord('b')]], 5, temperature=0) == ['b', '']
 
 @pytest.mark.parametrize('how', [dict(temperature=1e-4), dict(temperature=math.nan), dict(top_p=0), dict(min_p=-0.1),
-                                 dict(top_k=-1), dict(prompts=[[1], []])])
+                                 dict(top_k=-1)])
 def test_impossible_settings_are_refused(how):
     with pytest.raises(ValueError):
-        next(generate(make(), **{'prompts': [[1, 2, 3]], 'max_new_tokens': 5, **how}))
+        next(generate(make(), [[1, 2, 3]], 5, **how))
 
 def test_weights_that_are_not_finite_end_in_one_line():
     model = make()
@@ -322,7 +322,7 @@ def one_parameter(optimizer):
     """A model of two zeros, and an optimizer of this class for it."""
     model = torch.nn.Module()
     model.p = torch.nn.Parameter(torch.zeros(2))
-    return model, [optimizer([{'params': [model.p], 'initial_lr': 0.5}])]
+    return model, [optimizer([model.p], lr=0.5)]
 
 def test_an_update_clips_and_follows_the_schedule():
     model, optimizers = one_parameter(torch.optim.SGD)

@@ -228,7 +228,7 @@ def spoil(folder, transformers, what):
     ('extra', 'tensor model.vision is missing, or has no place'), ('missing', 'is missing, or has no place'),
     ('nan', 'up.weight is not finite'), ('{"model_type": "mamba"}', "model_type=mamba, and our model knows only"),
     ('{"hidden_size": 32}', 'weights='), ('{"num_hidden_layers": 3}', 'model.layers.2'),
-    ('{"num_key_value_heads": 3}', 'n_head=4 is not divisible by n_kv_head=3'),
+    ('{"num_key_value_heads": 3}', 'n_head=4 n_kv_head=3'),
     ('{"hidden_act": "relu"}', "hidden_act=relu, and our model knows only ['silu']"),
     ('{"sliding_window": 16}', "sliding_window=16, and our model knows only [None]"),
     ('{"attention_bias": true}', 'is missing, or has no place'),
