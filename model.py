@@ -383,6 +383,8 @@ class Tokenizer:
     Ids 0 … len(vocab)-1 are the vocab; the special tokens follow, and the first of them ends a
     document. encode() never returns one: text that spells a special token is ordinary text."""
     def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, special=SPECIAL_TOKENS):
+        if kind == 'bpe':  # JSON has no bytes: there, they are the Latin-1 text of the same numbers
+            vocab = [t.encode('latin-1') if isinstance(t, str) else t for t in vocab]
         self.kind, self.vocab, self.pattern = kind, vocab, pattern
         self.start = []  # ids that other people's models want in front of every text
         if kind == 'hf':
@@ -465,19 +467,11 @@ class Tokenizer:
         return ids, mask + [0] * (len(ids) - len(mask))
 
     def to_dict(self):
-        """A description that fits into JSON; bytes as the Latin-1 text of the same numbers."""
+        """The arguments of Tokenizer(), in a form that fits into JSON."""
         vocab = self.vocab
         if self.kind == 'bpe':
             vocab = [token.decode('latin-1') for token in vocab]
         return dict(kind=self.kind, vocab=vocab, pattern=self.pattern, special=list(self.special))
-
-    @classmethod
-    def from_dict(cls, d):
-        """The inverse of to_dict()."""
-        vocab = d['vocab']
-        if d['kind'] == 'bpe':
-            vocab = [token.encode('latin-1') for token in vocab]
-        return cls(d['kind'], vocab, d['pattern'], d.get('special', SPECIAL_TOKENS))
 
     def __eq__(self, other):
         return self.to_dict() == other.to_dict()
@@ -760,7 +754,7 @@ def load_dataset(folder):
             data[split] = np.memmap(path, dtype=meta['dtype'], mode='r')
             if len(data[split]) != meta['splits'][split]['tokens']:
                 raise ValueError(f"{split}.bin has {len(data[split]):,} tokens")
-        return Tokenizer.from_dict(meta['tokenizer']), data
+        return Tokenizer(**meta['tokenizer']), data
 
 def load_examples(folder):
     """What prepare.py made of chats, preferences or labels: {'train': [{…}, …], 'val': [{…}]}."""
@@ -822,7 +816,7 @@ def load_model(path, device='cpu'):
         model.load_state_dict(saved['model'], assign=True)  # takes the tensors, copies nothing
         if model.config.tie_weights:
             model.head.weight = model.wte.weight  # two tensors since assign=True
-        return model.float().to(device), Tokenizer.from_dict(saved['tokenizer']), saved
+        return model.float().to(device), Tokenizer(**saved['tokenizer']), saved
 
 def load_optimizers(optimizers, states):
     """Load saved states, but keep the learning rates and the like that this run was given. Where

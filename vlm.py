@@ -490,7 +490,7 @@ if __name__ == '__main__':
     else:
         data, texts = load_own_pictures(os.path.join(data_dir, dataset), task)
         classes = sorted({label(example) for example in data['train']})
-    tokenizer = Tokenizer.from_dict(saved['tokenizer']) if saved else make_tokenizer(texts)
+    tokenizer = Tokenizer(**saved['tokenizer']) if saved else make_tokenizer(texts)
 
     def get_batch(step):
         """The examples of this step: a function of (seed, step) alone."""

@@ -265,7 +265,7 @@ def test_text_that_spells_a_special_token_is_text(tokenizers):
 
 def test_a_tokenizer_survives_json(tokenizers):
     for t in tokenizers.values():
-        again = Tokenizer.from_dict(json.loads(json.dumps(t.to_dict())))
+        again = Tokenizer(**json.loads(json.dumps(t.to_dict())))
         assert again == t and again.encode('the cat é') == t.encode('the cat é')
 
 def test_of_a_chat_the_answers_and_their_ends_are_learned(tokenizers):
@@ -381,7 +381,7 @@ def test_a_damaged_checkpoint_ends_in_one_line(tmp_path):
 @pytest.mark.parametrize('part, wrong, words', [
     ('format', 'ninefiles-1', 'format is ninefiles-1'), ('script', 'vlm.py', 'no other script'),
     ('config', {'n_layer': 'two'}, 'TypeError'), ('config', {'n_layer': 3}, 'Missing key'),
-    ('tokenizer', {'kind': 'x'}, "KeyError 'vocab'")])
+    ('tokenizer', {'kind': 'x'}, "TypeError")])
 def test_a_checkpoint_whose_parts_do_not_fit_ends_in_one_line(tmp_path, part, wrong, words):
     save_untrained(str(tmp_path))
     saved = torch.load(tmp_path / 'ckpt.pt', weights_only=True)
