@@ -66,10 +66,9 @@ class GPTConfig:
             raise ValueError(f"n_embd={self.n_embd} n_head={self.n_head} n_kv_head={self.n_kv_head}"
                              ": 2 * n_head must divide n_embd, and n_kv_head n_head")
         self.head_dim = self.head_dim or self.n_embd // self.n_head
-        if not self.n_hidden:
-            self.n_hidden = 4 * self.n_embd
-            if self.mlp == 'swiglu':  # three matrices instead of two, so of 2/3 of the width
-                self.n_hidden = round_up(8 * self.n_embd / 3, 64)
+        if not self.n_hidden and self.mlp == 'swiglu':  # three matrices, so of 2/3 of the width
+            self.n_hidden = round_up(8 * self.n_embd / 3, 64)
+        self.n_hidden = self.n_hidden or 4 * self.n_embd
 
 def round_up(n, multiple):
     """(50257, 64) -> 50304"""
@@ -256,8 +255,7 @@ class GPT(nn.Module):
         if cache is not None:
             positions, mask = cache.extend(T, idx.device)
         elif positions is None:
-            if T > c.block_size:
-                raise ValueError(f"{T} tokens are more than block_size={c.block_size}")
+            assert T <= c.block_size, f"{T} tokens are more than block_size={c.block_size}"
             positions = torch.arange(T, device=idx.device)
         x = self.wte(idx)  # (B, T) -> (B, T, C)
         if c.position == 'learned':
@@ -302,25 +300,27 @@ class GPT(nn.Module):
 
 # -------- 2. The ladder: predicting the next token from more and more context --------
 class LadderModel(nn.Module):
-    """What the steps of the ladder share with GPT. Each has its own hidden(idx) and head."""
+    """What the steps of the ladder share. Each has its own hidden(idx), from wte to head."""
     logits, forward, generate = GPT.logits, GPT.forward, GPT.generate  # these methods, as they are
     activation_checkpointing = chunked_loss = False
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.padded_vocab_size = round_up(config.vocab_size, 64)
+        padded_vocab_size = round_up(config.vocab_size, 64)
+        self.wte = nn.Embedding(padded_vocab_size, config.n_embd)
+        self.head = nn.Linear(config.n_embd, padded_vocab_size, bias=False)
 
 class Bigram(LadderModel):
     """The next token depends on this one alone: a table of V x V scores."""
     def __init__(self, config):
         super().__init__(config)
         V = config.vocab_size
-        self.table = nn.Embedding.from_pretrained(torch.zeros(V, V), freeze=False)
+        self.wte = nn.Embedding.from_pretrained(torch.zeros(V, V), freeze=False)
         self.head = nn.Identity()  # a row of the table is already a score for each next token
 
     def hidden(self, idx):
-        return self.table(idx)
+        return self.wte(idx)
 
 class NeuralMLP(LadderModel):
     """The embeddings of the last 8 tokens in a row, and one hidden layer (Bengio et al. 2003)."""
@@ -328,9 +328,7 @@ class NeuralMLP(LadderModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
         self.mix = nn.Linear(self.n_context * config.n_embd, config.n_embd)  # 8C -> C
-        self.head = nn.Linear(config.n_embd, self.padded_vocab_size, bias=False)
 
     def hidden(self, idx):
         x = F.pad(self.wte(idx), (0, 0, self.n_context - 1, 0))  # (B, T+7, C): zeros in front
@@ -343,9 +341,7 @@ class LSTM(LadderModel):
     layer: four, without residual connections, learned nothing in 400 steps."""
     def __init__(self, config):
         super().__init__(config)
-        self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
         self.lstm = nn.LSTM(config.n_embd, config.n_embd, batch_first=True)
-        self.head = nn.Linear(config.n_embd, self.padded_vocab_size, bias=False)
 
     def hidden(self, idx):
         states, _ = self.lstm(self.wte(idx))  # T steps, one after the other
@@ -356,7 +352,6 @@ def build_model(config):
     return {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}[config.model_type](config)
 
 # -------- 3. Tokenizer --------
-
 # the last ids of every vocabulary of ours, in this order
 SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pad|>']
 
@@ -676,7 +671,7 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
     shrink, nor have embeddings, whose rare rows would fade between their gradients."""
     muon, decay, no_decay = [], [], []
     for name, p in model.named_parameters():
-        is_embedding = not {'wte', 'wpe', 'table'}.isdisjoint(name.split('.'))
+        is_embedding = not {'wte', 'wpe'}.isdisjoint(name.split('.'))
         if not p.requires_grad:
             continue
         if p.ndim < 2 or is_embedding:
@@ -713,19 +708,14 @@ def update(model, optimizers, lr_fraction, grad_clip, scaler=torch.amp.GradScale
 
 def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
     """The learning rate at this step as a fraction of its peak: up in the warmup, then down to the
-    floor at step decay_iters, as a cosine, in a line, only in the last fifth ('wsd': warmup,
-    stable, decay; Hu et al. 2024), or not at all ('constant')."""
+    floor at step decay_iters, in a line or as a cosine."""
     if step < warmup_iters:
         return (step + 1) / (warmup_iters + 1)  # never 0
     done = min((step - warmup_iters) / max(decay_iters - warmup_iters, 1), 1.0)  # from 0 to 1
-    fractions = {'linear': 1 - done,
-                 'cosine': 0.5 * (1 + math.cos(math.pi * done)),
-                 'wsd': min(1.0, (1 - done) / 0.2),  # 1 until 80 %
-                 'constant': 1.0}
+    fractions = {'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done))}
     return floor + (1 - floor) * fractions[schedule]
 
 # -------- 6. Files: what is missing or damaged ends in one line with the next command --------
-
 FORMAT = 'ninefiles-2'  # the name of our form of checkpoint
 
 @contextmanager
@@ -792,13 +782,11 @@ def load_checkpoint(path, device='cpu', mmap=False):
     if not path.endswith('.pt'):
         path = os.path.join(path, 'ckpt.pt')
     folder = os.path.dirname(path) or '.'
-    scripts = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-clip': 'vlm.py',
-               'out-reward': 'align.py method=reward',
-               'out-caption': 'vlm.py task=caption init_from=out-clip',
-               'out-vqa': 'vlm.py task=vqa init_from=out-caption'}
-    # each script goes on with a resume.pt of its own
-    script = os.path.basename(sys.argv[0]) if path.endswith('resume.pt') else 'train.py'
-    with refuse_damage(path, f"{scripts.get(folder, script)} out_dir={folder}"):
+    scripts = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-reward': 'align.py'}
+    script = os.path.basename(sys.argv[0])  # right for a resume.pt, and for what vlm.py reads
+    if path.endswith('ckpt.pt') and script != 'vlm.py':
+        script = scripts.get(folder, 'train.py')
+    with refuse_damage(path, f"{script} out_dir={folder}"):
         # weights_only: a file from the internet may hold numbers, but no code to run
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if saved['format'] != FORMAT:
@@ -878,9 +866,8 @@ def set_aside(folder):
     if not names:
         return
     n = next(n for n in count(1) if not os.path.exists(f"{folder}/previous-{n}"))
-    os.mkdir(f"{folder}/previous-{n}")
     for name in names:
-        os.replace(f"{folder}/{name}", f"{folder}/previous-{n}/{name}")
+        os.renames(f"{folder}/{name}", f"{folder}/previous-{n}/{name}")  # makes the folder, too
     print(f"the earlier run in {folder} is now in {folder}/previous-{n}")
 
 @dataclass
@@ -910,8 +897,7 @@ class Log:
         try:
             self.lock.acquire(timeout=10)  # seconds
         except TimeoutError:
-            sys.exit(f"another run is writing to {self.out_dir}: wait for its end, or give another "
-                     "out_dir=")
+            sys.exit(f"another run is writing to {self.out_dir}: wait, or give another out_dir=")
         if self.step == 0:
             set_aside(self.out_dir)
         columns = ['step', 'train_loss', 'val_loss', 'lr', 'grad_norm', f'{self.unit}_per_second',
@@ -975,7 +961,6 @@ class Log:
             self.lock.release()
 
 # -------- 8. Fast paths: each says what it equals and what it saves --------
-
 MAX_CHUNK_ELEMENTS = 2**24  # the most logits at a time: 64 MB of float32
 
 def chunked_cross_entropy(x, targets, head, vocab_size):

@@ -140,8 +140,7 @@ def show_attention(model, tokenizer, ids, path):
 
 def show_embeddings(model, tokenizer, text):
     """Which tokens mean nearly the same to the model: the cosine of the angle of their vectors."""
-    table = getattr(model, 'wte', None) or model.table  # a bigram's rows are its vectors
-    vectors = F.normalize(table.weight[:tokenizer.vocab_size].detach().float(), dim=-1)
+    vectors = F.normalize(model.wte.weight[:tokenizer.vocab_size].detach().float(), dim=-1)
     for i in dict.fromkeys(tokenizer.encode(text)):  # each token once
         cosine = vectors @ vectors[i]
         best = cosine.argsort(descending=True)[:9].tolist()

@@ -43,7 +43,7 @@ max_iters = 1400                 # 1400 steps * 8 sequences * 256 tokens = 2.9M 
 optimizer = 'muon'          # muon | adamw: Muon in the layers and AdamW for the rest, or AdamW only
 learning_rate = 0.02        # AdamW's peak: high, for embeddings; with optimizer=adamw, try 1e-3
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
-schedule = 'linear'         # cosine | linear | wsd | constant: how the learning rate falls
+schedule = 'linear'         # cosine | linear: how the learning rate falls
 warmup_iters = 20           # steps in which it rises
 lr_decay_iters = 0          # step at which the fall ends; 0: max_iters
 min_lr = 0.0                # where it ends (AdamW's; Muon's falls in proportion)

@@ -18,7 +18,7 @@ def parrot(folder, answer):
     model = build_model(GPTConfig('bigram', tokenizer.vocab_size, 32))
     ids = [tokenizer.special['<|assistant|>'], *answer.encode(), tokenizer.end]
     for a, b in zip(ids, ids[1:]):
-        model.table.weight.data[a, b] = 9.0
+        model.wte.weight.data[a, b] = 9.0
     folder.mkdir()
     save_checkpoint(str(folder / 'ckpt.pt'), model.state_dict(), model.config, tokenizer)
 

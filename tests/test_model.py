@@ -80,7 +80,7 @@ def test_rotary_attention_depends_on_distance_alone():
     assert abs(score(5, 2) - score(45, 42)) < 1e-4 and abs(score(5, 2) - score(5, 3)) > 1e-3
 
 def test_more_than_block_size_tokens_are_refused():
-    with pytest.raises(ValueError, match='33 tokens are more than block_size=32'):
+    with pytest.raises(AssertionError, match='33 tokens are more than block_size=32'):
         make()(torch.randint(101, (1, 33)))
 
 # ---- the loss ----
@@ -143,7 +143,7 @@ def test_counting_pairs_is_the_best_a_bigram_model_can_do():
     ids = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), 2000, replacement=True)
     model = make('bigram', vocab_size=3)
     counts = torch.bincount(3 * ids[:-1] + ids[1:], minlength=9).view(3, 3)
-    model.table.weight.copy_(counts.log())  # softmax turns them into frequencies
+    model.wte.weight.copy_(counts.log())  # softmax turns them into frequencies
     gradient = loss_and_gradients(model, ids[None, :-1], ids[None, 1:])[1]
     assert gradient.abs().max() < 1e-6  # nothing is left to learn
 
@@ -198,7 +198,7 @@ def test_temperature_top_k_top_p_and_min_p_by_hand():
 
 def test_sampling_follows_the_probabilities():
     model = make('bigram', vocab_size=3)
-    model.table.weight.copy_(torch.tensor([0.5, 0.3, 0.2]).log().repeat(3, 1))
+    model.wte.weight.copy_(torch.tensor([0.5, 0.3, 0.2]).log().repeat(3, 1))
     tokens = torch.tensor(written(model, [[0]] * 500, 20)).flatten()
     assert (torch.bincount(tokens) / 10000).tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
 
@@ -218,8 +218,8 @@ def test_a_row_ends_after_a_stop_token_and_the_others_go_on():
 def test_complete_gives_texts_up_to_the_first_special_token():
     tokenizer = byte_tokenizer()
     model = make('bigram', vocab_size=tokenizer.vocab_size)
-    model.table.weight[ord('a'), ord('b')] = 9.0
-    model.table.weight[ord('b'), tokenizer.end] = 9.0
+    model.wte.weight[ord('a'), ord('b')] = 9.0
+    model.wte.weight[ord('b'), tokenizer.end] = 9.0
     assert M.complete(model, tokenizer, [[ord('a')], [ord('b')]], 5, temperature=0) == ['b', '']
 
 @pytest.mark.parametrize('how', [dict(temperature=1e-4), dict(temperature=math.nan), dict(top_p=0), dict(min_p=-0.1),
@@ -316,7 +316,7 @@ def test_every_parameter_is_optimized_once_and_only_matrices_decay(shape, optimi
     assert sorted(id(p) for g in groups for p in g['params']) == sorted(id(p) for p in model.parameters())
     decayed = {id(p) for g in groups if g['weight_decay'] for p in g['params']}
     for name, p in model.named_parameters():
-        assert (id(p) in decayed) == (p.ndim == 2 and not name.startswith(('wte', 'wpe', 'table'))), name
+        assert (id(p) in decayed) == (p.ndim == 2 and not name.startswith(('wte', 'wpe'))), name
 
 def one_parameter(optimizer):
     """A model of two zeros, and an optimizer of this class for it."""
@@ -338,8 +338,7 @@ def test_a_step_whose_float16_gradients_overflow_is_left_out():
     M.update(model, optimizers, 1.0, 1.0, scaler)
     assert model.p.tolist() == [0.0, 0.0] and scaler.get_scale() == 512.0  # the next loss is multiplied by less
 
-@pytest.mark.parametrize('schedule, expected', [('linear', [1, 0.55, 0.19, 0.1]), ('constant', [1, 1, 1, 1]),
-                                                ('cosine', [1, 0.55, 0.122, 0.1]), ('wsd', [1, 1, 0.55, 0.1])])
+@pytest.mark.parametrize('schedule, expected', [('linear', [1, 0.55, 0.19, 0.1]), ('cosine', [1, 0.55, 0.122, 0.1])])
 def test_schedules_by_hand(schedule, expected):
     warmup = [M.lr_schedule(step, schedule, 4, 100) for step in range(4)]
     assert warmup == pytest.approx([0.2, 0.4, 0.6, 0.8])
@@ -365,7 +364,7 @@ def test_a_checkpoint_gives_back_the_same_model(tmp_path, shape):
 
 def test_a_missing_checkpoint_names_the_command_that_makes_it(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for folder, maker in (('out', 'train.py'), ('out-sft', 'finetune.py'), ('out-clip', 'vlm.py')):
+    for folder, maker in (('out', 'train.py'), ('out-sft', 'finetune.py'), ('out-align', 'align.py')):
         with pytest.raises(SystemExit, match=f'no {folder}/ckpt.pt: make it with  python {maker} out_dir={folder}$'):
             M.load_checkpoint(folder)
 
