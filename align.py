@@ -51,7 +51,7 @@ dtype = 'auto'          # auto | float32 | bfloat16: of products; auto: float32 
 seed = 1337
 given = configure(globals())
 
-import copy, math, os, sys
+import copy, math, os, sys, time
 from collections import defaultdict
 import numpy as np
 import torch
@@ -295,7 +295,7 @@ if __name__ == '__main__':
     reward_model = None
     if reward == 'model' and not learns_from_pairs:
         found_model, found_tokenizer, found = load_model(reward_from)
-        if 'reward' not in found or found_tokenizer != tokenizer:
+        if 'reward' not in found or found_tokenizer.to_dict() != tokenizer.to_dict():
             sys.exit(f"{reward_from} is no reward model for {source}: make one by method=reward")
         reward_model = Policy(found_model).to(device).eval()
         reward_model.head.load_state_dict(found['reward'])
@@ -418,7 +418,7 @@ if __name__ == '__main__':
                  head=policy.head.state_dict(), reference=reference.state_dict())
         if step >= max_iters or stop:
             break
-        log.restart_clock()
+        log.clock = time.perf_counter()  # the step begins here
         lr_fraction = lr_schedule(step, 'linear', warmup_iters, max_iters)
         index = order[step * questions_per_step:(step + 1) * questions_per_step]
         batch = [data['train'][i] for i in index.repeat(answers_each)]  # grpo: a a … b b …

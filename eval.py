@@ -304,7 +304,7 @@ if __name__ == '__main__':
             tokenizer, data = load_dataset(folder)
             ids = data[split]
         for name in names:
-            if tokenizers[name] != tokenizer:
+            if tokenizers[name].to_dict() != tokenizer.to_dict():
                 sys.exit(f"{name} uses a different tokenizer: try  task=perplexity input=FILE")
         T = block_size or longest
         if (stride or T) > T or T > longest:

@@ -50,7 +50,7 @@ dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; 
 seed = 1337
 given = configure(globals())
 
-import math, os, sys
+import math, os, sys, time
 import numpy as np
 import torch
 import torch.nn as nn
@@ -295,7 +295,7 @@ if __name__ == '__main__':
     if teacher:
         teacher_model, teacher_tokenizer, _ = load_model(teacher, device)
         teacher_model.eval().requires_grad_(False)
-        if task != 'sft' or teacher_tokenizer != tokenizer:
+        if task != 'sft' or teacher_tokenizer.to_dict() != tokenizer.to_dict():
             sys.exit(f"teacher={teacher} needs task=sft and the tokenizer of {source}")
 
     # 6. the optimizers
@@ -369,7 +369,7 @@ if __name__ == '__main__':
                  scaler=scaler.state_dict(), trained=model.state_dict(), before=before)
         if step >= max_iters or stop:
             break
-        log.restart_clock()
+        log.clock = time.perf_counter()  # the step begins here
         # 8.2 forward and backward: batch_size sequences at a time
         batch = data['train'][order[step * sequences_per_step:(step + 1) * sequences_per_step]]
         n_targets = (batch[:, 1] >= 0).sum().item()

@@ -25,11 +25,11 @@ import tiktoken
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from torch.utils._filelock import FileLock  # of the package filelock, which torch installs
+from torch.utils._filelock import FileLock  # the package filelock, which comes with torch
 from torch.utils.checkpoint import checkpoint
 from configurator import usage
 
-# -------- 1. GPT --------
+# ---- 1. GPT ----
 @dataclass
 class GPTConfig:
     """The shape of a model; raises ValueError for an impossible one. The defaults are a small
@@ -59,8 +59,6 @@ class GPTConfig:
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
-        if self.model_type != 'gpt':
-            return  # the other models have no heads
         odd_width = self.n_embd % (2 * self.n_head)  # rotary positions rotate pairs of channels
         if self.n_head % self.n_kv_head or (odd_width and not self.head_dim):
             raise ValueError(f"n_embd={self.n_embd} n_head={self.n_head} n_kv_head={self.n_kv_head}"
@@ -298,7 +296,7 @@ class GPT(nn.Module):
             idx = torch.cat((idx, token), dim=1)  # (B, T) -> (B, T + 1)
         return idx
 
-# -------- 2. The ladder: predicting the next token from more and more context --------
+# ---- 2. The ladder: predicting the next token from more and more context ----
 class LadderModel(nn.Module):
     """What the steps of the ladder share. Each has its own hidden(idx), from wte to head."""
     logits, forward, generate = GPT.logits, GPT.forward, GPT.generate  # these methods, as they are
@@ -307,9 +305,9 @@ class LadderModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        padded_vocab_size = round_up(config.vocab_size, 64)
-        self.wte = nn.Embedding(padded_vocab_size, config.n_embd)
-        self.head = nn.Linear(config.n_embd, padded_vocab_size, bias=False)
+        V = round_up(config.vocab_size, 64)
+        self.wte = nn.Embedding(V, config.n_embd)
+        self.head = nn.Linear(config.n_embd, V, bias=False)
 
 class Bigram(LadderModel):
     """The next token depends on this one alone: a table of V x V scores."""
@@ -323,18 +321,15 @@ class Bigram(LadderModel):
         return self.wte(idx)
 
 class NeuralMLP(LadderModel):
-    """The embeddings of the last 8 tokens in a row, and one hidden layer (Bengio et al. 2003)."""
-    n_context = 8
-
+    """The last 8 tokens, and one hidden layer (Bengio et al. 2003): a convolution, which multiplies
+    the embeddings of the tokens t-7 … t with the same 8C -> C matrix at each t."""
     def __init__(self, config):
         super().__init__(config)
-        self.mix = nn.Linear(self.n_context * config.n_embd, config.n_embd)  # 8C -> C
+        self.mix = nn.Conv1d(config.n_embd, config.n_embd, kernel_size=8)
 
     def hidden(self, idx):
-        x = F.pad(self.wte(idx), (0, 0, self.n_context - 1, 0))  # (B, T+7, C): zeros in front
-        x = x.unfold(1, self.n_context, 1)  # (B, T, C, 8): at t, the tokens t-7 … t
-        x = x.flatten(2)                    # (B, T, 8C)
-        return self.mix(x).tanh()
+        x = F.pad(self.wte(idx).mT, (7, 0))  # (B, C, 7+T): zeros in front
+        return self.mix(x).mT.tanh()         # (B, T, C)
 
 class LSTM(LadderModel):
     """One state, carried along the text (Hochreiter & Schmidhuber 1997; Mikolov et al. 2010). One
@@ -344,14 +339,13 @@ class LSTM(LadderModel):
         self.lstm = nn.LSTM(config.n_embd, config.n_embd, batch_first=True)
 
     def hidden(self, idx):
-        states, _ = self.lstm(self.wte(idx))  # T steps, one after the other
-        return states
+        return self.lstm(self.wte(idx))[0]  # T steps, one after the other
 
 def build_model(config):
     """GPTConfig -> the model that its model_type names."""
     return {'gpt': GPT, 'lstm': LSTM, 'mlp': NeuralMLP, 'bigram': Bigram}[config.model_type](config)
 
-# -------- 3. Tokenizer --------
+# ---- 3. Tokenizer ----
 # the last ids of every vocabulary of ours, in this order
 SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pad|>']
 
@@ -438,13 +432,12 @@ class Tokenizer:
             -> <|user|> hi <|end|> <|assistant|> hello <|end|>
                  0      0    0        0            1     1
         A system message goes in front of the user's words (in other people's templates it is a turn
-        of its own). answer=True ends with <|assistant|>, for the model to go on. Raises ValueError
+        of its own). answer=True ends with <|assistant|>, for the model to go on. Raises KeyError
         for an unknown role."""
         ids, mask, system = list(self.start), [], ''
         for message in messages:
             role, content = message['role'], message['content']
-            if role not in ('system', 'user', 'assistant'):
-                raise ValueError(f"unknown role {role!r}: expected system, user or assistant")
+            learned = {'system': 0, 'user': 0, 'assistant': 1}[role]
             if role == 'system' and self.template == 'ninefiles':
                 system += content + '\n\n'
                 continue
@@ -455,7 +448,7 @@ class Tokenizer:
             first = len(ids) + len(self.encode(lead))  # where the words begin
             ids += self.encode(lead + content)  # together: a token may span the border
             mask += [0] * (first - len(mask))
-            mask += [int(role == 'assistant')] * (len(ids) + 1 - first)  # 1: the closing token
+            mask += [learned] * (len(ids) + 1 - first)  # 1: the closing token
             ids += self.spell(self.closing)  # <|end|>; a newline after it is not learned
         if answer:
             ids += self.spell((self.opening + self.lead).format(role='assistant'))
@@ -468,9 +461,6 @@ class Tokenizer:
             vocab = [token.decode('latin-1') for token in vocab]
         return dict(kind=self.kind, vocab=vocab, pattern=self.pattern, special=list(self.special))
 
-    def __eq__(self, other):
-        return self.to_dict() == other.to_dict()
-
 def open_hf_tokenizer(text):
     """The text of a tokenizer.json -> a tokenizer of the `tokenizers` library. Exits with one line
     where the library is missing."""
@@ -479,12 +469,10 @@ def open_hf_tokenizer(text):
     except ImportError:
         sys.exit("this model's tokenizer needs one more package:  pip install transformers")
     core = tokenizers.Tokenizer.from_str(text)
-    core.no_truncation()  # some files ask for at most 512 tokens
-    core.no_padding()  # or for a fixed length
     core.encode_special_tokens = True  # text that spells a special token stays ordinary text
     return core
 
-# -------- 4. Sampling --------
+# ---- 4. Sampling ----
 class KVCache:
     """The keys and values of all tokens so far: the next token costs a forward pass of one token.
     Shorter texts have padding on the left, so that all end in the same column; a mask hides it."""
@@ -578,8 +566,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
         # 2. the next token of each row
         logits = model.logits(x).float()  # (B, V)
         if not logits.isfinite().all():
-            sys.exit("the model's logits are not finite: train it again, at a lower learning rate, "
-                     "or take dtype=float32")
+            sys.exit("the model's logits are not finite: train again at a lower learning rate, or "
+                     "take dtype=float32")
         if temperature == 0:
             tokens = logits.argmax(-1).tolist()
         else:
@@ -603,7 +591,7 @@ def complete(model, tokenizer, prompts, max_new_tokens, **sampling):
                 row.append(token)
     return [tokenizer.decode(row) for row in rows]
 
-# -------- 5. Optimizers --------
+# ---- 5. Optimizers ----
 def orthogonalize(G, steps=5):
     """For each G (N, n, m), the nearest matrix whose singular values are all about 1: the
     Newton–Schulz iteration of Muon (https://kellerjordan.github.io/posts/muon/) repeats
@@ -661,8 +649,7 @@ def shard_like(tensor, p):
     if not hasattr(p, 'placements'):
         return tensor
     from torch.distributed.tensor import distribute_tensor  # takes a while to import
-    sharded = distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
-    return sharded.to(p.device)
+    return distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None).to(p.device)
 
 def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learning_rate=0.02,
                          weight_decay=0.0, betas=(0.9, 0.95)):
@@ -671,7 +658,7 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
     shrink, nor have embeddings, whose rare rows would fade between their gradients."""
     muon, decay, no_decay = [], [], []
     for name, p in model.named_parameters():
-        is_embedding = not {'wte', 'wpe'}.isdisjoint(name.split('.'))
+        is_embedding = 'wte' in name or 'wpe' in name
         if not p.requires_grad:
             continue
         if p.ndim < 2 or is_embedding:
@@ -682,7 +669,7 @@ def configure_optimizers(model, optimizer='muon', learning_rate=3e-3, muon_learn
             decay.append(p)
     groups = [{'params': decay, 'weight_decay': weight_decay},
               {'params': no_decay, 'weight_decay': 0.0}]
-    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]  # faster
+    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
     if muon:
         optimizers.append(Muon(muon, lr=muon_learning_rate, weight_decay=weight_decay))
     return optimizers
@@ -694,7 +681,7 @@ def update(model, optimizers, lr_fraction, grad_clip, scaler=torch.amp.GradScale
     the gradient before clipping, a tensor."""
     for optimizer in optimizers:
         scaler.unscale_(optimizer)  # float16: divide by what the loss was multiplied with
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     grad_norm = full_tensor(grad_norm)
     overflow = scaler.is_enabled() and not grad_norm.isfinite()
     for optimizer in optimizers:
@@ -715,8 +702,8 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
     fractions = {'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done))}
     return floor + (1 - floor) * fractions[schedule]
 
-# -------- 6. Files: what is missing or damaged ends in one line with the next command --------
-FORMAT = 'ninefiles-2'  # the name of our form of checkpoint
+# ---- 6. Files: what is missing or damaged ends in one line with the next command ----
+FORMAT = 'ninefiles-2'
 
 @contextmanager
 def refuse_damage(path, command):
@@ -732,44 +719,37 @@ def refuse_damage(path, command):
 def load_dataset(folder):
     """What prepare.py made of a text: the tokenizer, and {'train': ids, 'val': ids}, which stay on
     disk until they are read."""
-    command = f"prepare.py dataset={os.path.basename(folder)}  (and input= for your own text)"
-    with refuse_damage(folder, command):
-        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
+    with refuse_damage(folder, f"prepare.py dataset={os.path.basename(folder)}"):
+        with open(f'{folder}/meta.json', encoding='utf-8') as f:
             meta = json.load(f)
         if 'kind' in meta:
             sys.exit(f"{folder} holds {meta['kind']}, not text: give another dataset=")
         data = {}
         for split in ('train', 'val'):
-            path = os.path.join(folder, f'{split}.bin')
-            data[split] = np.memmap(path, dtype=meta['dtype'], mode='r')
-            if len(data[split]) != meta['splits'][split]['tokens']:
-                raise ValueError(f"{split}.bin has {len(data[split]):,} tokens")
+            data[split] = np.memmap(f'{folder}/{split}.bin', dtype=meta['dtype'], mode='r')
         return Tokenizer(**meta['tokenizer']), data
 
 def load_examples(folder):
     """What prepare.py made of chats, preferences or labels: {'train': [{…}, …], 'val': [{…}]}."""
-    command = f"prepare.py dataset={os.path.basename(folder)}  (and input=FILE.jsonl for your own)"
+    command = f"prepare.py dataset={os.path.basename(folder)}"
     splits = {}
     for split in ('train', 'val'):
-        path = os.path.join(folder, f'{split}.jsonl')
+        path = f'{folder}/{split}.jsonl'
         with refuse_damage(path, command), open(path, encoding='utf-8') as f:
             splits[split] = [dict(json.loads(line)) for line in f]
     return splits
 
 def save_checkpoint(path, state_dict, config, tokenizer, **more):
-    """Save the weights, what load_model() needs, and more (step, val_loss, settings). The file
-    is written under a temporary name and then renamed: at any moment `path` is the old file or the
-    new one, whole. Weights that are not finite never replace an old file."""
+    """Save the weights, what load_model() needs, and more (step, val_loss, settings). The file is
+    written under another name, then renamed: at any moment `path` is the old file or the new one,
+    whole. Weights that are not finite never replace it."""
     for name, tensor in state_dict.items():
         if not tensor.isfinite().all():
-            sys.exit(f"{name} is not finite: try a lower learning rate. {path} was not written")
+            sys.exit(f"{name} is not finite: try a lower learning rate. {path} is unchanged")
     temporary = f"{path}.tmp"
     try:
-        with open(temporary, 'wb') as f:
-            torch.save({'format': FORMAT, 'model': state_dict, 'config': asdict(config),
-                        'tokenizer': tokenizer.to_dict(), **more}, f)
-            f.flush()
-            os.fsync(f.fileno())  # on the disk, not only in the kernel's memory
+        torch.save({'format': FORMAT, 'model': state_dict, 'config': asdict(config),
+                    'tokenizer': tokenizer.to_dict(), **more}, temporary)
         os.replace(temporary, path)  # atomic
     except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
         if os.path.exists(temporary):
@@ -780,12 +760,11 @@ def save_checkpoint(path, state_dict, config, tokenizer, **more):
 def load_checkpoint(path, device='cpu', mmap=False):
     """A checkpoint's dictionary; path is the file, or an out_dir that holds ckpt.pt."""
     if not path.endswith('.pt'):
-        path = os.path.join(path, 'ckpt.pt')
+        path = f'{path}/ckpt.pt'
     folder = os.path.dirname(path) or '.'
-    scripts = {'out-sft': 'finetune.py', 'out-align': 'align.py', 'out-reward': 'align.py'}
     script = os.path.basename(sys.argv[0])  # right for a resume.pt, and for what vlm.py reads
     if path.endswith('ckpt.pt') and script != 'vlm.py':
-        script = scripts.get(folder, 'train.py')
+        script = {'out-sft': 'finetune.py', 'out-align': 'align.py'}.get(folder, 'train.py')
     with refuse_damage(path, f"{script} out_dir={folder}"):
         # weights_only: a file from the internet may hold numbers, but no code to run
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
@@ -818,7 +797,7 @@ def load_optimizers(optimizers, states):
         given = optimizer.state_dict()['param_groups']
         optimizer.load_state_dict({'state': saved['state'], 'param_groups': given})
 
-# -------- 7. A run: what every training script needs beside its loop --------
+# ---- 7. A run: what every training script needs beside its loop ----
 def has_bfloat16(device_type):
     """Whether this machine's 'cpu' or 'cuda' computes in bfloat16 itself; elsewhere it is slow."""
     if device_type == 'cpu':
@@ -826,23 +805,21 @@ def has_bfloat16(device_type):
     return device_type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
 def resolve_device(device='auto', dtype='auto', save_memory=False):
-    """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: the best of this machine.
-    save_memory: see keep_freed_memory()."""
+    """('auto', 'auto') -> ('cuda', 'bfloat16'), ('cpu', 'float32') …: the best of this machine."""
     if device == 'auto':
         device = 'cpu'
         if torch.cuda.is_available():
             device = 'cuda'
-        elif torch.backends.mps.is_available() and 'RANK' not in os.environ:
-            device = 'mps'  # not for several processes: they could not exchange gradients
+        elif torch.backends.mps.is_available():
+            device = 'mps'
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # no such device here, or a torch without it
         usage(f"device={device} is not on this machine: expected auto, cpu, cuda, cuda:1 or mps")
     device_type = device.partition(':')[0]
-    if dtype == 'auto' and has_bfloat16(device_type):
-        dtype = 'bfloat16'
-    elif dtype == 'auto':
-        dtype = 'float16' if device_type == 'cuda' else 'float32'
+    if dtype == 'auto':
+        other = 'float16' if device_type == 'cuda' else 'float32'
+        dtype = 'bfloat16' if has_bfloat16(device_type) else other
     if device_type == 'cpu':
         keep_freed_memory(save_memory)
     return device, dtype
@@ -861,8 +838,7 @@ def stop_when_asked(ddp=False):
 
 def set_aside(folder):
     """Move what an earlier run has left to folder/previous-1, -2, …: a new run loses nothing."""
-    names = [name for name in os.listdir(folder) if name.startswith('captions-') or name in
-             ('ckpt.pt', 'resume.pt', 'log.csv', 'loss.png', 'sheet.png')]
+    names = [n for n in os.listdir(folder) if n.endswith(('.pt', '.csv', '.png', '.jsonl'))]
     if not names:
         return
     n = next(n for n in count(1) if not os.path.exists(f"{folder}/previous-{n}"))
@@ -874,8 +850,8 @@ def set_aside(folder):
 class Log:
     """Prints a line per evaluation and per log_interval steps, writes the same to out_dir/log.csv,
     and remembers the best validation loss. A loss that is not finite ends the run. A new run (from
-    step 0) sets an earlier one aside; after kill -9, the rows since the last save come twice. Of
-    several processes all may call, and only the master prints and writes."""
+    step 0) sets an earlier one aside; after kill -9, the rows since the last save come twice. All
+    processes may call it; only the master prints and writes."""
     out_dir: str
     step: int                   # where this run begins
     max_iters: int
@@ -889,13 +865,13 @@ class Log:
 
     def __post_init__(self):
         self.pending = defaultdict(list)  # numbers of the steps since the last line
-        self.start = self.clock = time.perf_counter()
+        self.start = self.clock = time.perf_counter()  # of the run, and of the present step
         if not self.master_process:
             return
         os.makedirs(self.out_dir, exist_ok=True)
-        self.lock = FileLock(os.path.join(self.out_dir, '.lock'))  # the end of the process frees it
+        self.lock = FileLock(f"{self.out_dir}/.lock")  # the end of the process frees it
         try:
-            self.lock.acquire(timeout=10)  # seconds
+            self.lock.acquire(timeout=10)
         except TimeoutError:
             sys.exit(f"another run is writing to {self.out_dir}: wait, or give another out_dir=")
         if self.step == 0:
@@ -911,14 +887,10 @@ class Log:
         """Report a validation loss and other numbers. -> whether it is the best so far."""
         is_best = val_loss < self.best
         self.best = min(self.best, val_loss)
-        suffix = ', the best so far' if is_best else ''
-        line = f"step {step}: validation loss {val_loss:.4f}{suffix}"
-        self.write(line, metrics, step=step, val_loss=val_loss)
+        ending = ', the best so far' if is_best else ''
+        self.write(f"step {step}: validation loss {val_loss:.4f}{ending}", metrics, step=step,
+                   val_loss=val_loss)
         return is_best
-
-    def restart_clock(self):
-        """Leave out of the speed what came since the last step: evaluating and saving."""
-        self.clock = time.perf_counter()
 
     def training(self, step, loss, grad_norm, lr, last=False, **metrics):
         """Report a finished step: its loss and gradient norm (tensors, which stay on their device
@@ -926,7 +898,6 @@ class Log:
         now = time.perf_counter()
         for name, value in {'loss': loss, 'seconds': now - self.clock, **metrics}.items():
             self.pending[name].append(value)
-        self.clock = now
         if step % self.log_interval != 0 and step < self.max_iters and not last:
             return
         means = {name: float(sum(values) / len(values)) for name, values in self.pending.items()}
@@ -946,29 +917,27 @@ class Log:
         for name, value in row.items():
             if name.endswith('loss') and not math.isfinite(value):
                 sys.exit(f"{name} is {value} at step {row['step']}: try a lower learning rate (the "
-                         f"best model, of validation loss {self.best:.4f}, is in {self.out_dir})")
+                         f"best model is in {self.out_dir}, validation loss {self.best:.4f})")
         if self.master_process:
             print(' | '.join([line, *(f"{k} {v:.3g}" for k, v in metrics.items())]), flush=True)
             row.update(metrics, seconds=time.perf_counter() - self.start)
             self.csv.writerow({name: f"{value:.8g}" for name, value in row.items()})
 
     def close(self):
-        """Give back the signals (from now on, Ctrl-C stops at once again), log.csv and the lock."""
+        """Give back the signals (Ctrl-C stops at once again), log.csv and the lock."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self.master_process:
             self.file.close()
             self.lock.release()
 
-# -------- 8. Fast paths: each says what it equals and what it saves --------
-MAX_CHUNK_ELEMENTS = 2**24  # the most logits at a time: 64 MB of float32
-
-def chunked_cross_entropy(x, targets, head, vocab_size):
+# ---- 8. Fast paths: each says what it equals and what it saves ----
+def chunked_cross_entropy(x, targets, head, vocab_size, max_elements=2**24):
     """Equals F.cross_entropy(head(x), targets, reduction='sum') for x (N, C) and targets (N,), but
     computes the logits of some rows at a time, and their gradients at once, so that they can be
     forgotten before the next. For GPT-2, 2,048 rows of 50,257 logits would take 400 MB, several
-    times."""
-    rows = max(1, MAX_CHUNK_ELEMENTS // vocab_size)  # at a time
+    times; max_elements logits take 64."""
+    rows = max(1, max_elements // vocab_size)  # at a time
     if x.is_cuda:
         rows *= 16  # a GPU has the memory, and is slow at small products
     if len(x) <= rows or not isinstance(head, nn.Linear):

@@ -66,7 +66,7 @@ seed = 1337
 given = configure(globals())
 
 # torch takes seconds to import: a mistake above, or --help, does not wait for it
-import gzip, importlib, math, os, sys
+import gzip, importlib, math, os, sys, time
 from contextlib import suppress
 from dataclasses import fields, replace
 import numpy as np
@@ -175,7 +175,7 @@ if __name__ == '__main__':
 
     # 4. the data
     tokenizer, data = load_dataset(os.path.join(data_dir, dataset))
-    if saved and saved_tokenizer != tokenizer:
+    if saved and saved_tokenizer.to_dict() != tokenizer.to_dict():
         sys.exit(f"{source} uses a different tokenizer than dataset={dataset}: prepare it again "
                  f"with  python prepare.py tokenizer={init_from} …")
     shortest = min(len(ids) for ids in data.values())
@@ -322,7 +322,7 @@ if __name__ == '__main__':
             save('resume.pt', optimizers=states, best=log.best, scaler=scaler.state_dict())
         if step >= max_iters or stop:
             break
-        log.restart_clock()
+        log.clock = time.perf_counter()  # the step begins here
         # 8.2 forward and backward: the sequences of this process, batch_size at a time
         x, y, n_targets = get_batch(step)
         loss_sum = torch.zeros((), device=device)

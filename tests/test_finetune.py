@@ -200,7 +200,7 @@ def test_long_examples_are_left_out_or_cut(go):
     assert 'train: 3 examples' in go(dataset='long', max_iters=0, truncate=True).stdout
 
 MISTAKES = [
-    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere', 'input=FILE.jsonl']),
+    (dict(dataset='nowhere'), ['nowhere', 'prepare.py dataset=nowhere']),
     (dict(dataset='labels'), ['does not fit', 'labels classify']), (dict(lora_r=0), ['lora_r=0']),
     (dict(init_from='resume'), ['resume.pt', 'python finetune.py out_dir=out']),
     (dict(init_from='encoder'), ['causal=False']), (dict(block_size=4), ['nothing in', 'truncate=True']),

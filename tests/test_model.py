@@ -110,7 +110,7 @@ def loss_and_gradients(model, idx, targets):
 def test_the_chunked_loss_is_the_same_loss_with_the_same_gradients(monkeypatch, shape):
     model, idx, targets = make(shape), torch.randint(101, (2, 20)), torch.randint(101, (2, 20))
     targets[0, :5] = -100
-    monkeypatch.setattr(M, 'MAX_CHUNK_ELEMENTS', 7 * 101)  # 7 rows at a time
+    monkeypatch.setattr(M.chunked_cross_entropy, '__defaults__', (7 * 101,))  # 7 rows at a time
     plain = loss_and_gradients(model, idx, targets)
     model.chunked_loss = True
     assert model(idx, targets).item() == pytest.approx(plain[0].item(), rel=1e-6)  # without gradients, too
@@ -266,7 +266,7 @@ def test_text_that_spells_a_special_token_is_text(tokenizers):
 def test_a_tokenizer_survives_json(tokenizers):
     for t in tokenizers.values():
         again = Tokenizer(**json.loads(json.dumps(t.to_dict())))
-        assert again == t and again.encode('the cat é') == t.encode('the cat é')
+        assert again.to_dict() == t.to_dict() and again.encode('the cat é') == t.encode('the cat é')
 
 def test_of_a_chat_the_answers_and_their_ends_are_learned(tokenizers):
     t = tokenizers['bpe']
@@ -274,7 +274,7 @@ def test_of_a_chat_the_answers_and_their_ends_are_learned(tokenizers):
     ids, mask = t.chat([{'role': role, 'content': content} for role, content in messages])
     assert t.decode(ids) == '<|user|>S\n\nhi<|end|><|assistant|>yo<|end|>'
     assert [t.decode([i]) for i, learned in zip(ids, mask) if learned] == ['y', 'o', '<|end|>']
-    with pytest.raises(ValueError, match='judge'):
+    with pytest.raises(KeyError, match='judge'):
         t.chat([{'role': 'judge', 'content': ''}])
 
 @pytest.mark.parametrize('special, expected', [
@@ -316,7 +316,7 @@ def test_every_parameter_is_optimized_once_and_only_matrices_decay(shape, optimi
     assert sorted(id(p) for g in groups for p in g['params']) == sorted(id(p) for p in model.parameters())
     decayed = {id(p) for g in groups if g['weight_decay'] for p in g['params']}
     for name, p in model.named_parameters():
-        assert (id(p) in decayed) == (p.ndim == 2 and not name.startswith(('wte', 'wpe'))), name
+        assert (id(p) in decayed) == (p.ndim > 1 and not name.startswith(('wte', 'wpe'))), name
 
 def one_parameter(optimizer):
     """A model of two zeros, and an optimizer of this class for it."""
@@ -356,7 +356,7 @@ def test_gpt2_has_124_million_parameters():
 def test_a_checkpoint_gives_back_the_same_model(tmp_path, shape):
     model, idx = save_untrained(str(tmp_path), **SHAPES[shape]), torch.randint(101, (1, 20))
     again, tokenizer, saved = M.load_model(str(tmp_path))
-    assert torch.equal(again(idx), model(idx)) and tokenizer == byte_tokenizer() and saved['step'] == 0
+    assert torch.equal(again(idx), model(idx)) and tokenizer.to_dict() == byte_tokenizer().to_dict() and saved['step'] == 0
     assert len(list(again.parameters())) == len(list(model.parameters()))  # what was tied is tied again
     half = {name: p.bfloat16() for name, p in model.state_dict().items()}  # as many models on the hub are
     M.save_checkpoint(str(tmp_path / 'ckpt.pt'), half, model.config, tokenizer)
