@@ -4,7 +4,7 @@ Command-line settings for every script here: `key=value` overrides a global.
 A script keeps its settings as plain globals at its top, and calls configure() right below them:
 
     learning_rate = 3e-3  # peak learning rate
-    schedule = 'cosine'   # cosine | linear | wsd: how the learning rate falls
+    schedule = 'cosine'   # cosine | linear: how the learning rate falls
     given = configure(globals())
 
 and then this works, without a word of argparse:
@@ -78,7 +78,7 @@ def resume(settings, given, saved, fixed=''):
     """
     for name in fixed.split():
         if name in given and settings[name] != saved[name]:
-            usage(f"{name}={settings[name]}: the run in {settings['out_dir']} has "
+            usage(f"{name}={settings[name]}: the saved run has "
                   f"{name}={saved[name]}; leave {name} out")
     for name in current(settings):
         if name in saved and name not in given and name not in ('out_dir', 'init_from'):

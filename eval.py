@@ -76,7 +76,7 @@ def log_likelihood(model, ids, n):
 def windows(ids, block_size, stride, eot):
     """A text -> rows of at most block_size + 1 ids, and how many at their end are to be predicted:
     every token of the text once. 'abcdefg', 4, 2 -> (⊥abcd, 4), (bcdef, 2), (defg, 1): from e on,
-    each has at least 2 letters of context. The first is predicted, too, from <|endoftext|> (⊥): a
+    each has at least 3 letters of context. The first is predicted, too, from <|endoftext|> (⊥): a
     compressor has to pay for all of the text."""
     ids = np.insert(ids, 0, eot)
     rows, done = [], 0  # done: the last token that is predicted so far

@@ -26,7 +26,7 @@ distill_weight = 0.5    # weight of the teacher in the loss; the rest is for the
 # which weights move
 method = 'full'         # full | freeze | lora | adapter: all; the upper half; new thin matrices
 lora_r = 8              # lora: rank of the change of each matrix
-lora_alpha = 64.0       # lora: the change is multiplied by alpha / r, and so is B's learning rate
+lora_alpha = 64.0       # lora: the change is alpha / r times B A, so it learns that much faster
 dropout = 0.05          # 0.1 and more where there are few examples; thin matrices need none
 # how much
 block_size = 0                   # tokens in a row; 0: as many as the checkpoint can read

@@ -234,7 +234,7 @@ class GPT(nn.Module):
             elif writes_residual:
                 std = 0.02 / math.sqrt(2 * c.n_layer)  # GPT-2: their sum is as large at any depth
             elif c.tie_weights:
-                std = 0.02   # GPT-2: one matrix for both ends must be small, for the logits
+                std = 0.02   # GPT-2: all others; the shared one must be small for logits
             elif name.startswith('head'):
                 std = 0.002  # the first guess is nearly even: a loss of ln(V)
             elif name.startswith(('wte', 'wpe')):
@@ -246,8 +246,8 @@ class GPT(nn.Module):
     def hidden(self, idx, positions=None, mask=None, cache=None):
         """ids (B, T) -> the last hidden states (B, T, C). positions (T,) or (B, T): where each
         token stands, by default 0, 1, 2 …; mask (…, T, S): True where row t may look at column s,
-        by default causal. With a KVCache, idx holds only the new tokens, and the cache gives their
-        positions and mask."""
+        by default config.causal. With a KVCache, idx holds only the new tokens, and the cache gives
+        their positions and mask."""
         c = self.config
         T = idx.size(1)
         if cache is not None:
@@ -257,7 +257,7 @@ class GPT(nn.Module):
             positions = torch.arange(T, device=idx.device)
         x = self.wte(idx)  # (B, T) -> (B, T, C)
         if c.position == 'learned':
-            x = x + self.wpe(positions)  # (T, C): the same for each row
+            x = x + self.wpe(positions)  # (T, C) or (B, T, C)
         x = self.dropout(x)
         cos_sin = rotary(positions, c) if c.position == 'rotary' else None
         for block in self.blocks:
@@ -354,7 +354,7 @@ SPECIAL_TOKENS = ['<|endoftext|>', '<|user|>', '<|assistant|>', '<|end|>', '<|pa
 # at a time: a million spaces would overflow tiktoken's stack)
 SPLIT_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
                  r"|\s{1,500}(?!\S)|\s{1,500}")
-WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # the classroom's first idea of a token
+WORD_PATTERN = re.compile(r"\w+|\s|[^\w\s]")  # a word, a space or a sign
 
 # How a turn of a conversation is written: (opening, lead, closing). The opening and the closing may
 # be special tokens; the lead is text between the opening and what is said
@@ -469,6 +469,8 @@ def open_hf_tokenizer(text):
     except ImportError:
         sys.exit("this model's tokenizer needs one more package:  pip install transformers")
     core = tokenizers.Tokenizer.from_str(text)
+    core.no_truncation()
+    core.no_padding()
     core.encode_special_tokens = True  # text that spells a special token stays ordinary text
     return core
 
@@ -483,7 +485,7 @@ class KVCache:
         self.layers = {}        # the keys and values of each layer, (2, B, H, columns, D)
 
     def extend(self, T, device):
-        """Make room for T more tokens per row. -> their positions (T,) or (B, T), and the mask
+        """Count T more tokens per row. -> their positions (T,) or (B, T), and the mask
         (T, S) or (B, 1, T, S), or None where attention needs no other than the causal one."""
         start = self.length
         self.length += T
@@ -601,7 +603,7 @@ def orthogonalize(G, steps=5):
     X = G.bfloat16() if has_bfloat16(G.device.type) else G
     tall = X.size(-2) > X.size(-1)
     if tall:
-        X = X.mT  # the small side first: A is then (n, n)
+        X = X.mT  # wide, so that A is small
     X = X.contiguous()
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value exceeds 1
     for _ in range(steps):
@@ -730,7 +732,7 @@ def load_dataset(folder):
         return Tokenizer(**meta['tokenizer']), data
 
 def load_examples(folder):
-    """What prepare.py made of chats, preferences or labels: {'train': [{…}, …], 'val': [{…}]}."""
+    """What prepare.py made of examples: {'train': [{…}, …], 'val': [{…}]}."""
     command = f"prepare.py dataset={os.path.basename(folder)}"
     splits = {}
     for split in ('train', 'val'):
@@ -764,7 +766,8 @@ def load_checkpoint(path, device='cpu', mmap=False):
     folder = os.path.dirname(path) or '.'
     script = os.path.basename(sys.argv[0])  # right for a resume.pt, and for what vlm.py reads
     if path.endswith('ckpt.pt') and script != 'vlm.py':
-        script = {'out-sft': 'finetune.py', 'out-align': 'align.py'}.get(folder, 'train.py')
+        script = {'out-sft': 'finetune.py', 'out-align': 'align.py',
+                  'out-reward': 'align.py method=reward'}.get(folder, 'train.py')
     with refuse_damage(path, f"{script} out_dir={folder}"):
         # weights_only: a file from the internet may hold numbers, but no code to run
         saved = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
@@ -792,7 +795,7 @@ def load_optimizers(optimizers, states):
         params = sum((group['params'] for group in optimizer.param_groups), [])
         for i, state in saved['state'].items():
             for name, value in state.items():
-                if value.shape == params[i].shape:  # AdamW's 'step' is one number
+                if value.shape == params[i].shape:  # but not AdamW's 'step'
                     state[name] = shard_like(value, params[i])
         given = optimizer.state_dict()['param_groups']
         optimizer.load_state_dict({'state': saved['state'], 'param_groups': given})
@@ -838,7 +841,8 @@ def stop_when_asked(ddp=False):
 
 def set_aside(folder):
     """Move what an earlier run has left to folder/previous-1, -2, …: a new run loses nothing."""
-    names = [n for n in os.listdir(folder) if n.endswith(('.pt', '.csv', '.png', '.jsonl'))]
+    names = [n for n in os.listdir(folder) if n.startswith('captions-') or
+             n.endswith(('.pt', 'log.csv', 'loss.png', 'sheet.png'))]
     if not names:
         return
     n = next(n for n in count(1) if not os.path.exists(f"{folder}/previous-{n}"))
@@ -865,7 +869,7 @@ class Log:
 
     def __post_init__(self):
         self.pending = defaultdict(list)  # numbers of the steps since the last line
-        self.start = self.clock = time.perf_counter()  # of the run, and of the present step
+        self.start = self.clock = time.perf_counter()
         if not self.master_process:
             return
         os.makedirs(self.out_dir, exist_ok=True)
@@ -934,9 +938,8 @@ class Log:
 # ---- 8. Fast paths: each says what it equals and what it saves ----
 def chunked_cross_entropy(x, targets, head, vocab_size, max_elements=2**24):
     """Equals F.cross_entropy(head(x), targets, reduction='sum') for x (N, C) and targets (N,), but
-    computes the logits of some rows at a time, and their gradients at once, so that they can be
-    forgotten before the next. For GPT-2, 2,048 rows of 50,257 logits would take 400 MB, several
-    times; max_elements logits take 64."""
+    computes logits and gradients of some rows at a time, and forgets the logits before the next.
+    For GPT-2, 2,048 rows of 50,257 logits would take 400 MB, several times; these take 64."""
     rows = max(1, max_elements // vocab_size)  # at a time
     if x.is_cuda:
         rows *= 16  # a GPU has the memory, and is slow at small products

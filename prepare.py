@@ -262,7 +262,7 @@ def texts(paths, bad=None):
             n_train = max(n_train - len(piece), 0)  # of the pieces that follow
 
 def make_tokenizer(kind, vocab_size, texts):
-    """First pass: learn the vocabulary from the training text."""
+    """bpe, word: learn the vocabulary from the training text."""
     if kind == 'gpt2':
         ranks = tiktoken.get_encoding('gpt2')._mergeable_ranks  # bytes -> id
         return Tokenizer('bpe', sorted(ranks, key=ranks.get))
@@ -333,16 +333,16 @@ def preference(record):
 
 def labelled(record):
     text, label = record['text'], str(record['label']).strip()
-    if not text.strip() or not label:
+    if not text.strip() or not label or record['label'] is None:
         raise ValueError('expected a text and its label, like {"text": "hello", "label": "short"}')
     return {'text': text, 'label': label}
 
 def text_of(record):
     return record['text'].replace('\r\n', '\n')  # as open() reads the lines of a file
 
-# a key that only one kind of record has: the kind, and its check. Other records are conversations
-KINDS = {'label': ('labels', labelled), 'chosen': ('preferences', preference),
-         'text': ('text', text_of), 'caption': ('pictures', dict)}
+# the first of these keys that a record has tells its kind, and its check; none: a conversation
+KINDS = {'caption': ('pictures', dict), 'label': ('labels', labelled),
+         'chosen': ('preferences', preference), 'text': ('text', text_of)}
 
 # ---- 5. examples made up here ----
 # A skill draws one exercise: (its input, a question in one of several wordings, the right answer)
@@ -438,7 +438,7 @@ COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows 
 
 def instruct_examples(skills=SKILLS):
     """(split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held
-    out: whatever the wording, such an input never occurs in training. 10 % of training answers are
+    out: but for facts, such an input never occurs in training. 10 % of training answers are
     courteous and 33 % of secrets are refused, so that align.py has something to reinforce."""
     examples, style = [], random.Random('mood')  # of the answers: courteous, a refusal …
     for skill, number in skills.items():
@@ -505,8 +505,8 @@ EXAMPLES = {'instruct': ('chat', conversations),
             'preferences': ('preferences', preference_examples)}
 
 # ---- 6. other people's weights, in and out ----
-# The same tables are read from left to right and from right to left. The transformers library knows
-# their files, the hub and its downloads
+# Import and export use the same tables. The transformers library knows their files, the hub and its
+# downloads
 
 # our setting: its names in a config of transformers, of GPT-2 and of Llama and Qwen3
 CONFIG = {

@@ -59,7 +59,7 @@ log_interval = 20           # steps between lines
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; weights are float32
 parallel = 'ddp'            # ddp | zero | fsdp: split the batch; also optimizer; also weights
-cpu_offload = False         # with fsdp: keep the shards in CPU memory
+cpu_offload = False         # zero, fsdp: keep the shards in CPU memory
 activation_checkpointing = False  # compute layers again in backward: slower by 1/3, less memory
 compile = False             # fuse the model's operations with torch.compile: slow start, then fast
 seed = 1337
@@ -177,7 +177,7 @@ if __name__ == '__main__':
     tokenizer, data = load_dataset(os.path.join(data_dir, dataset))
     if saved and saved_tokenizer.to_dict() != tokenizer.to_dict():
         sys.exit(f"{source} uses a different tokenizer than dataset={dataset}: prepare it again "
-                 f"with  python prepare.py tokenizer={init_from} …")
+                 f"with  python prepare.py tokenizer=FOLDER …")
     shortest = min(len(ids) for ids in data.values())
     if shortest <= block_size:
         sys.exit(f"dataset={dataset} has a split of only {shortest:,} tokens: give prepare.py more "
@@ -257,14 +257,14 @@ if __name__ == '__main__':
     n_params = sum(p.numel() for p in model.parameters())
     # a weight multiplies once forward and twice backward, 2 FLOPs each; attention adds QKᵀ and
     # AV (Chowdhery et al. 2022, appendix B). Embeddings are looked up, not multiplied
-    tables = ('wpe', 'table') if tie_weights else ('wte', 'wpe', 'table')
+    tables = 'wpe' if tie_weights else ('wte', 'wpe')
     flops_per_token = sum(6 * p.numel() for name, p in model.named_parameters()
                           if not name.startswith(tables))
     if model_type == 'gpt':
         flops_per_token += 12 * n_layer * n_head * config.head_dim * block_size
     n_tokens = tokens_per_step * max_iters
     print0(f"{model_type}: {n_params:,} parameters, {flops_per_token:,} FLOPs per token, "
-           f"{16 * n_params / 1e6:,.0f} MB for weights, gradients and AdamW, more for activations")
+           f"{16 * n_params / 1e6:,.0f} MB with AdamW (Muon: less), more for activations")
     print0(f"{tokens_per_step:,} tokens per step * {max_iters:,} steps = {n_tokens:,}: "
            f"{n_tokens / n_params:.1f} per parameter, {n_tokens / len(data['train']):.1f} epochs")
     print0(f"on {device}, {dtype}, {world_size} process{'es' if world_size > 1 else ''}")

@@ -365,8 +365,8 @@ class Reader(nn.Module):
 # ---- 4. measures of {'val': its examples, …}; a gallery is a list of (picture, right, text) ----
 @torch.no_grad()
 def measure_clip(model, tokenizer, splits, names, device):
-    """Retrieval among 100 pictures of different things; and zero-shot: which class name, never
-    trained on as such, is nearest? The gallery shows each picture's nearest caption."""
+    """Retrieval among 100 pictures of different things; and zero-shot: which class name is
+    nearest (of new combinations, none was trained on)? The gallery: the last split's captions."""
     def similarity(examples, texts):  # (pictures, texts)
         idx, _ = collate(tokenizer, [('', text) for text in texts])
         images = model.encode_image(stack(examples).to(device))

@@ -258,7 +258,7 @@ def test_a_full_disk_costs_nothing_that_was_there(trained, run, tmp_path):
 
 def test_a_run_reports_what_it_did_and_leaves_its_names_to_play_with(tiny_run):
     folder, done = tiny_run
-    for words in ('parameters', 'FLOPs per token', 'MB for weights', 'tokens per step', 'the best so far', '    | ',
+    for words in ('parameters', 'FLOPs per token', 'MB with AdamW', 'tokens per step', 'the best so far', '    | ',
                   'tokens/s', 'lr 1.', 'bits per byte', 'gzip', 'this model', 'next:  python sample.py'):
         assert words in done.stdout, words
     learned = [float(row['train_loss']) for row in log_rows('train_loss', folder)]
@@ -311,7 +311,7 @@ def test_mistakes_end_in_one_line(run, data, changes, words, status):
 @pytest.mark.parametrize('changes, words', [
     (dict(init_from='resume', n_layer=3), ['n_layer=3', 'has n_layer=2', 'leave n_layer out']),
     (dict(init_from='resume', optimizer='adamw'), ['optimizer=adamw', 'has optimizer=muon']),
-    (dict(init_from='out', dataset='bpe', out_dir='new'), ['a different tokenizer than dataset=bpe', 'tokenizer=out']),
+    (dict(init_from='out', dataset='bpe', out_dir='new'), ['a different tokenizer than dataset=bpe', 'tokenizer=FOLDER']),
     (dict(init_from='out', objective='mlm', out_dir='new'), ['objective=mlm', 'has objective=clm'])])
 def test_a_clash_with_the_checkpoint_is_refused(trained, run, data, changes, words):
     refused(run('train.py', *arguments(data, **changes)), *words)
