@@ -264,7 +264,7 @@ if __name__ == '__main__':
     expect(globals(), 'max_iters warmup_iters grad_clip seed', least=0)
     expect(globals(), 'learning_rate beta clip', above=0)
     learns_from_pairs = method in ('reward', 'dpo', 'constitution')  # else from its own answers
-    start = saved['settings']['init_from'] if resuming else init_from  # where it all began
+    start = saved['settings']['init_from'] if resuming else init_from  # the first model
     settings = {**current(globals()), 'init_from': start}  # device is still 'auto'
 
     # 3. the device
@@ -287,7 +287,7 @@ if __name__ == '__main__':
 
     # 5. the models: the policy, its reference, and the reward model
     torch.manual_seed(seed)
-    policy = Policy(model).to(device).eval()  # always: dropout would blur the ratio
+    policy = Policy(model).to(device).eval()  # no dropout: sampling has none
     reference = copy.deepcopy(policy).requires_grad_(False)
     if resuming:
         policy.head.load_state_dict(saved['head'])
@@ -313,7 +313,7 @@ if __name__ == '__main__':
         gold, rewards, kl = [], [], 0.0
         for i in range(0, len(questions), batch_size):
             some = questions[i:i + batch_size]
-            rows, texts = answer(some, 2**31 + i, by, temperature)  # no stream of training
+            rows, texts = answer(some, 2**31 + i, by, temperature)  # not in training
             x, y, _ = collate(rows, device)
             with autocast:  # at each token, summed over the vocabulary
                 kl += F.kl_div(reference(x, y)[2], by(x, y)[2], log_target=True, reduction='sum')
@@ -398,7 +398,7 @@ if __name__ == '__main__':
         metrics = {name: sum(values) / len(values) for name, values in columns.items()}
         if method != 'reward':
             return metrics.pop('loss'), {**metrics, **measure(policy)}, {}
-        # choices tell neither the mean of the rewards nor their scale: make them 0 and 1
+        # choices do not tell the mean of the rewards: make it 0, and the scale 1
         rewards = columns['chosen'] + columns['rejected']
         std = np.std(rewards, ddof=1) + 1e-8  # all may be 0
         weight, bias = policy.head.weight / std, (policy.head.bias - np.mean(rewards)) / std

@@ -10,7 +10,7 @@ Fine-tuning: a model that has read a lot learns to do something with it.
 
 Read train.py first: `diff train.py finetune.py` shows what is new. Of a conversation, only the
 assistant's words are learned. Several short ones share a row, and none sees another. All weights
-move, or only a few. Writes ckpt.pt (always a plain model), resume.pt and log.csv, as train.py.
+move, or only a few. Writes ckpt.pt (LoRA merged in), resume.pt and log.csv, as train.py.
 """
 from configurator import configure, current, expect, resume, usage
 

@@ -144,8 +144,8 @@ class Attention(nn.Module):
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D): these T tokens and all before
         causal = c.causal and mask is None and T > 1  # a single new token sees all before it
         dropout = c.dropout if self.training else 0.0
-        # One formula, two ways to compute it. torch's never stores the (T, S) weights and is faster
-        # but for short rows in bfloat16 on a CPU (there 7 ms by hand, 14 ms by torch)
+        # One formula, two ways to compute it. torch's never stores the (T, S) weights, and is faster
+        # except for short rows in bfloat16 on a CPU (7 ms by hand, 14 ms by torch)
         by_hand = x.device.type == 'cpu' and v.dtype == torch.bfloat16 and 1 < T <= 512
         group = c.n_head // c.n_kv_head  # this many query heads share one key head
         if by_hand or self.keep_weights:
@@ -221,7 +221,7 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """Matrices as random and as large as learning needs. With tied weights: GPT-2's sizes."""
+        """Random matrices, each with the std that suits its place. Tied weights: as in GPT-2."""
         c = self.config
         for name, p in self.named_parameters():
             writes_residual = name.endswith(('proj.weight', 'down.weight'))
@@ -333,7 +333,7 @@ class NeuralMLP(LadderModel):
 
 class LSTM(LadderModel):
     """One state, carried along the text (Hochreiter & Schmidhuber 1997; Mikolov et al. 2010). One
-    layer: four, without residual connections, learned nothing in 400 steps."""
+    layer; four of them, without residual connections, learned nothing in 400 steps."""
     def __init__(self, config):
         super().__init__(config)
         self.lstm = nn.LSTM(config.n_embd, config.n_embd, batch_first=True)
@@ -515,7 +515,7 @@ def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
         top_k         keeps the k likeliest tokens (0: all; ties stay)
         top_p         keeps the fewest whose probabilities add up to p (Holtzman et al. 2020)
         min_p         keeps those at least min_p times as likely as the best (Nguyen et al. 2024)
-    Raises ValueError for impossible settings; at temperatures below 0.001, logits overflow."""
+    Raises ValueError for impossible settings; below 0.001, float16 logits overflow."""
     if not (temperature >= 0.001 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1):
         raise ValueError(f"{temperature=} {top_k=} {top_p=} {min_p=}: expected temperature 0 or at "
                          "least 0.001, top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1")
@@ -643,7 +643,7 @@ class Muon(torch.optim.Optimizer):
 def full_tensor(x):
     """A gradient or its norm, whole where train.py has sharded it (parallel=zero, fsdp)."""
     if hasattr(x, 'placements'):  # it is a DTensor, torch's type for sharded tensors
-        return x.full_tensor().to(x.device_mesh.device_type)  # it may wait in CPU memory
+        return x.full_tensor().to(x.device_mesh.device_type)  # cpu_offload: was there
     return x
 
 def shard_like(tensor, p):
@@ -688,7 +688,7 @@ def update(model, optimizers, lr_fraction, grad_clip, scaler=torch.amp.GradScale
     overflow = scaler.is_enabled() and not grad_norm.isfinite()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group['lr'] = optimizer.defaults['lr'] * lr_fraction  # defaults: as it was made
+            group['lr'] = optimizer.defaults['lr'] * lr_fraction  # defaults: its peak rate
         if not overflow:
             optimizer.step()
         optimizer.zero_grad()
@@ -764,7 +764,7 @@ def load_checkpoint(path, device='cpu', mmap=False):
     if not path.endswith('.pt'):
         path = f'{path}/ckpt.pt'
     folder = os.path.dirname(path) or '.'
-    script = os.path.basename(sys.argv[0])  # right for a resume.pt, and for what vlm.py reads
+    script = os.path.basename(sys.argv[0])  # resume.pt, vlm.py: the same script again
     if path.endswith('ckpt.pt') and script != 'vlm.py':
         script = {'out-sft': 'finetune.py', 'out-align': 'align.py',
                   'out-reward': 'align.py method=reward'}.get(folder, 'train.py')
@@ -976,4 +976,4 @@ def keep_freed_memory(save_memory=False):
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         if not libc.mallopt(M_MMAP_THRESHOLD, 2**21 if save_memory else 2**30):
-            libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # older ones allow no more
+            libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most in older glibc

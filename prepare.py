@@ -345,7 +345,7 @@ KINDS = {'caption': ('pictures', dict), 'label': ('labels', labelled),
          'chosen': ('preferences', preference), 'text': ('text', text_of)}
 
 # ---- 5. examples made up here ----
-# A skill draws one exercise: (its input, a question in one of several wordings, the right answer)
+# the wordings of a question, by skill, are joined by |; see exercise()
 
 WORDS = (
     'apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow '
@@ -566,7 +566,7 @@ def import_tokenizer(text, eos):
     if tokens[-1] == '<|endoftext|>' and set(''.join(tokens[:-1])) == set(byte_of):
         vocab = [bytes(map(byte_of.get, token)) for token in tokens[:-1]]
         tok = Tokenizer('bpe', vocab, special=['<|endoftext|>'])
-        if tok.encode(__doc__) == core.encode(__doc__).ids:  # others have other ids or rules
+        if tok.encode(__doc__) == core.encode(__doc__).ids:  # __doc__: any text will do
             return tok
     special = [t.content for t in core.get_added_tokens_decoder().values() if t.special]
     end = core.id_to_token(eos)
@@ -711,7 +711,7 @@ if __name__ == '__main__':
     if input:
         source = re.sub(r'\.npz$', '.jsonl', input)
         pattern = os.path.join(glob.escape(source), '**') if os.path.isdir(source) else source
-        paths = text_files(glob.glob(pattern, recursive=True) or [source])  # [a].txt: a file's name
+        paths = text_files(glob.glob(pattern, recursive=True) or [source])  # or a file named [a].txt
         if all(map(RECORDS.fullmatch, paths)):
             first = next(checked(paths, dict, bad), {})
             kind, check = next((KINDS[k] for k in KINDS if k in first), ('chat', conversation))
@@ -742,7 +742,7 @@ if __name__ == '__main__':
     meta = {'dataset': dataset, 'source': input or dataset}
     counts = {'train': Counter(), 'val': Counter()}
     with replace_folder(folder) as part:
-        if kind == 'text':  # it is read twice: to learn the vocabulary, and to write the ids
+        if kind == 'text':  # two passes: to learn the vocabulary, and to write the ids
             tok = make_tokenizer(tokenizer, vocab_size, texts(paths, bad))
             dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
             meta.update(dtype=dtype, tokenizer=tok.to_dict())

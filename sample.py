@@ -147,7 +147,7 @@ def show_embeddings(model, tokenizer, text):
         near = [f"{tokenizer.decode([j])!r} {cosine[j]:.2f}" for j in best if j != i]
         print(f"{tokenizer.decode([i])!r:<12} is near  {'  '.join(near)}")
 
-# 5. Quicker. Each new token takes reading every weight once: the limit is bytes per second, not
+# 5. Quicker. For each new token, every weight is read once: the limit is bytes per second, not
 # multiplications. So: fewer bytes, and in the order in which they are read
 
 class Int8Linear(nn.Module):
@@ -255,7 +255,7 @@ class Handler(BaseHTTPRequestHandler):
         host = self.headers.get('Host', '')
         is_own = (host.partition(':')[0] in ('127.0.0.1', 'localhost')
                   and self.headers.get('Origin', f'http://{host}') == f'http://{host}')
-        if threading.active_count() > MAX_CONNECTIONS + 1:  # one is not a connection's
+        if threading.active_count() > MAX_CONNECTIONS + 1:  # the main thread is one
             self.send_error(503, "too many connections: try again")
         elif not is_own:
             self.send_error(403, "expected Host: 127.0.0.1 or localhost, and no other Origin")

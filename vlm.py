@@ -320,7 +320,7 @@ class Reader(nn.Module):
         self.vision = VisionTower(vision_config, patch_size)
         self.text = GPT(text_config)
         self.project = nn.Linear(C, C, bias=False)  # from the tower's channels to the text's
-        self.patch_position = nn.Parameter(0.5 * torch.randn(N, C))  # CLIP need not keep places
+        self.patch_position = nn.Parameter(0.5 * torch.randn(N, C))  # CLIP may lose positions
         n_cross = text_config.n_layer if fusion == 'intermediate' else 0
         self.cross_blocks = nn.ModuleList(CrossAttention(text_config) for _ in range(n_cross))
 
@@ -479,7 +479,7 @@ if __name__ == '__main__':
         dtype = 'float32'  # float16 would need train.py's GradScaler
     autocast = torch.autocast(device.split(':')[0], getattr(torch, dtype), dtype != 'float32')
 
-    # 4. the data. The vocabulary is made of the texts of all tasks: the next one takes it over
+    # 4. the data. The vocabulary is made of the texts of all tasks: the next run takes it over
     if dataset == 'shapes':
         n = int(task == 'vqa')  # a question about each scene to measure with, five in training
         data = {'train': Scenes('train', seed, 5 * n), 'val': Scenes('val', 0, n),
