@@ -25,8 +25,8 @@ data_dir = 'data'
 truncate = False        # True: of a pair that is too long, keep the end; False: leave it out
 method = 'dpo'          # reward | dpo | ppo | grpo | constitution
 loss_type = 'sigmoid'   # sigmoid | hinge: the loss of a pair, in reward, dpo and constitution
-beta = 0.1              # dpo: strength of the KL penalty towards the reference model
-rpo_alpha = 1.0         # dpo: weight of -log p per token of the chosen answer (Pang et al. 2024)
+beta = 0.1              # dpo …: strength of the KL penalty towards the reference model
+rpo_alpha = 1.0         # and weight of -log p per token of the chosen answer (Pang et al. 2024)
 # ppo and grpo
 reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
 reward_from = 'out-reward'  # the folder of that model
@@ -230,7 +230,7 @@ def group_advantages(rewards, group_size):
 def ppo_loss(logp, old_logp, advantages, clip):
     """Per token: -advantage * ratio, where ratio = p now / p when it was sampled. Of the ratio and
     the ratio clipped to 1 ± clip the worse counts, so that nothing is gained by moving a
-    probability far at once (eq. 7)."""
+    probability far at once (eq. 7). -> loss, ratio"""
     ratio = (logp - old_logp).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return torch.max(-advantages * ratio, -advantages * clipped), ratio
@@ -408,7 +408,7 @@ if __name__ == '__main__':
     asked = stop_when_asked()  # no longer empty after Ctrl-C or kill
     stop = False
     while True:
-        # 8.1 evaluate, save
+        # 8.1 evaluate, save; at resumed_at it is done
         if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
             val_loss, metrics, more = evaluate()
             if log.evaluation(step, val_loss, **metrics):  # True: the best so far

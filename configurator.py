@@ -16,7 +16,7 @@ and then this works, without a word of argparse:
 
 The comment is part of the contract: where it opens with words between bars, as `cosine | linear`
 above, exactly those values are accepted. A value must fit the type of its default. Nothing is ever
-executed: values are Python literals. Every mistake ends in one line on stderr and exit status 2.
+executed: values are Python literals. A mistake ends in one line on stderr and exit status 2.
 """
 import ast, difflib, os, re, sys, traceback
 from pathlib import Path
@@ -117,7 +117,7 @@ def convert(key, value, default, choices=None, where=''):
     try:
         literal = ast.literal_eval(str(value).strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        literal = value.strip()  # yes, true, or a mistake: the checks below find it
+        literal = str(value).strip()  # yes, true, or a mistake: the checks below find it
     if isinstance(default, bool):  # before int, because Python's True is an int, too
         truth = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
         if str(literal).lower() not in truth:

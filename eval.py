@@ -45,8 +45,8 @@ from model import complete, load_dataset, load_examples, load_model, resolve_dev
 
 def mean_and_stderr(values, weights=None):
     """{'items': n, 'mean': …, '±': sd / √n}, columns of the table. With weights, it is the ratio
-    estimator of Cochran 1977, ch. 6: sum of values / sum of weights. A loss is a ratio: nats over
-    tokens, summed over windows of text. A single value says nothing of its error: nan."""
+    estimator of Cochran 1977, ch. 6: sum of values / sum of weights, which are the items. A loss is
+    a ratio: nats over tokens, summed over windows of text. Of a single value, ± is nan: unknown."""
     n = len(values)
     values = np.array(values, dtype=np.float64)
     weights = np.ones(n) if weights is None else np.array(weights, dtype=np.float64)
@@ -73,7 +73,7 @@ def log_likelihood(model, ids, n):
     losses = F.cross_entropy(model.logits(hidden).float(), ids[-n:], reduction='none')
     return -losses.cpu().double().sum().item()
 
-def windows(ids, block_size, stride, eot):
+def strided_windows(ids, block_size, stride, eot):
     """A text -> rows of at most block_size + 1 ids, and how many at their end are to be predicted:
     every token of the text once. 'abcdefg', 4, 2 -> (⊥abcd, 4), (bcdef, 2), (defg, 1): from e on,
     each has at least 3 letters of context. The first is predicted, too, from <|endoftext|> (⊥): a
@@ -265,7 +265,7 @@ def text_scores(pairs):
     return [{'measure': 'BLEU', 'items': len(pairs), 'mean': bleu(for_bleu), '±': math.nan},
             *({'measure': name, **mean_and_stderr(scores[name])} for name in scores)]
 
-def exact_match(answers, chats):
+def exact_match_by_skill(answers, chats):
     """A table by skill: how many answers are equal to the chat's last message."""
     right = {}
     for answer, chat in zip(answers, chats):
@@ -310,7 +310,7 @@ if __name__ == '__main__':
         if (stride or T) > T or T > longest:
             usage(f"block_size={T} stride={stride}: expected stride <= block_size <= {longest}")
         print(f"{', '.join(names)}: windows of {T} tokens, {stride or T} apart")
-        return windows(ids, T, stride or T, tokenizer.eot)[:limit or None]
+        return strided_windows(ids, T, stride or T, tokenizer.eot)[:limit or None]
 
     def answer(name, chats, seed):
         """What a model says in place of the last message of each chat."""
@@ -337,7 +337,7 @@ if __name__ == '__main__':
             lines = read_jsonl(input, parse_choices)
             table = accuracy(model, tokenizers[name], islice(lines, limit or None))
         elif task == 'instruct':
-            table = exact_match(answer(name, chats, seed), chats)
+            table = exact_match_by_skill(answer(name, chats, seed), chats)
         rows += [{'model': name, **row} for row in table]
 
     # 4. or compare two at each token of a text

@@ -8,9 +8,9 @@ Fine-tuning: a model that has read a lot learns to do something with it.
     python finetune.py teacher=out-big out_dir=out-distilled    # imitate a larger model as well
     python finetune.py init_from=resume                         # go on exactly where a run stopped
 
-Read train.py first: `diff train.py finetune.py` shows what is new. Of a conversation, only the
-assistant's words are learned. Several short ones share a row, and none sees another. All weights
-move, or only a few. Writes ckpt.pt (LoRA merged in), resume.pt and log.csv, as train.py.
+Read train.py first: the run has the same phases, and in its loop 8.2 is what is new. Of a
+conversation, only the assistant's words are learned. Several short ones share a row, and none sees
+another. All weights move, or only a few. Writes ckpt.pt (LoRA merged in), resume.pt and log.csv.
 """
 from configurator import configure, current, expect, resume, usage
 
@@ -324,7 +324,8 @@ if __name__ == '__main__':
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) - n_frozen
     print(f"{n_trainable:,} of {n_params:,} parameters move: {100 * n_trainable / n_params:.2f} %")
     print(f"{tokens_per_step:,} tokens per step, {n_epochs:.1f} epochs, on {device}, {dtype}")
-    log = Log(out_dir, step, max_iters, log_interval, tokens_per_step, best=best)
+    log = Log(out_dir, step, max_iters, log_interval, tokens_per_step,
+              columns=('accuracy',), best=best)
 
     def save(name, **more):
         if labels:  # a classifier's checkpoint brings its head
@@ -358,7 +359,7 @@ if __name__ == '__main__':
         with autocast:
             _, before = exact_match(model, tokenizer, questions)
     while True:
-        # 8.1 evaluate, save
+        # 8.1 evaluate, save; at resumed_at, the saved run has evaluated already
         if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
             val_loss, counts = evaluate(model, head, data['val'][eval_rows])
             metrics = {'accuracy': counts.trace() / counts.sum()} if labels else {}

@@ -25,7 +25,7 @@ import tiktoken
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from torch.utils._filelock import FileLock  # the package filelock, which comes with torch
+from torch.utils._filelock import FileLock
 from torch.utils.checkpoint import checkpoint
 from configurator import usage
 
@@ -144,7 +144,7 @@ class Attention(nn.Module):
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D): these T tokens and all before
         causal = c.causal and mask is None and T > 1  # a single new token sees all before it
         dropout = c.dropout if self.training else 0.0
-        # One formula, two ways to compute it. torch's never stores the (T, S) weights, and is faster
+        # One formula, two ways to compute it. torch's never stores the (T, S) weights and is faster
         # except for short rows in bfloat16 on a CPU (7 ms by hand, 14 ms by torch)
         by_hand = x.device.type == 'cpu' and v.dtype == torch.bfloat16 and 1 < T <= 512
         group = c.n_head // c.n_kv_head  # this many query heads share one key head
@@ -268,17 +268,17 @@ class GPT(nn.Module):
         return self.norm(x)  # (B, T, C)
 
     def logits(self, x):
-        """Hidden states (…, C) -> a score for every token of the vocabulary (…, V)."""
+        """Hidden states (…, C) -> logits (…, V): how well each token fits next."""
         return self.head(x)[..., :self.config.vocab_size]
 
     def forward(self, idx, targets=None):
-        """ids (B, T) -> logits (B, T, V), the scores of each next token. With targets (B, T): the
+        """ids (B, T) -> logits (B, T, V) of each next token. With targets (B, T): the
         sum of the cross-entropies -log p(target), in nats; targets of -100 do not count."""
         x = self.hidden(idx)
         if targets is None:
             return self.logits(x)
         x, targets = x.flatten(0, 1), targets.flatten()  # (B T, C), (B T,)
-        if self.chunked_loss:
+        if self.chunked_loss and not torch.compiler.is_compiling():
             return chunked_cross_entropy(x, targets, self.head, self.config.vocab_size)
         return F.cross_entropy(self.logits(x).float(), targets, reduction='sum')
 
@@ -310,12 +310,12 @@ class LadderModel(nn.Module):
         self.head = nn.Linear(config.n_embd, V, bias=False)
 
 class Bigram(LadderModel):
-    """The next token depends on this one alone: a table of V x V scores."""
+    """The next token depends on this one alone: a table of V x V logits."""
     def __init__(self, config):
         super().__init__(config)
         V = config.vocab_size
         self.wte = nn.Embedding.from_pretrained(torch.zeros(V, V), freeze=False)
-        self.head = nn.Identity()  # a row of the table is already a score for each next token
+        self.head = nn.Identity()  # a row of the table is the logits already
 
     def hidden(self, idx):
         return self.wte(idx)
@@ -369,8 +369,8 @@ class Tokenizer:
         word   a token per word, space or punctuation mark
         bpe    byte-pair encoding (Sennrich et al. 2016; GPT-2): vocab holds bytes, in merge order
         hf     other people's, run by the `tokenizers` library: vocab is their tokenizer.json's text
-    Ids 0 … len(vocab)-1 are the vocab; the special tokens follow, and the first of them ends a
-    document. encode() never returns one: text that spells a special token is ordinary text."""
+    Ids 0 … len(vocab)-1 are the vocab; the special tokens follow (not in hf), and the first of them
+    ends a document. encode() never returns one: text that spells one is ordinary text."""
     def __init__(self, kind, vocab, pattern=SPLIT_PATTERN, special=SPECIAL_TOKENS):
         if kind == 'bpe':  # JSON has no bytes: there, they are the Latin-1 text of the same numbers
             vocab = [t.encode('latin-1') if isinstance(t, str) else t for t in vocab]
@@ -852,8 +852,8 @@ def set_aside(folder):
 
 @dataclass
 class Log:
-    """Prints a line per evaluation and per log_interval steps, writes the same to out_dir/log.csv,
-    and remembers the best validation loss. A loss that is not finite ends the run. A new run (from
+    """Prints a line per evaluation and per log_interval steps, adds a row of log.csv for each, and
+    remembers the best validation loss. A loss that is not finite ends the run. A new run (from
     step 0) sets an earlier one aside; after kill -9, the rows since the last save come twice. All
     processes may call it; only the master prints and writes."""
     out_dir: str
@@ -939,7 +939,8 @@ class Log:
 def chunked_cross_entropy(x, targets, head, vocab_size, max_elements=2**24):
     """Equals F.cross_entropy(head(x), targets, reduction='sum') for x (N, C) and targets (N,), but
     computes logits and gradients of some rows at a time, and forgets the logits before the next.
-    For GPT-2, 2,048 rows of 50,257 logits would take 400 MB, several times; these take 64."""
+    For GPT-2, 2,048 rows of 50,257 logits would take 400 MB, several times; these take 64.
+    torch.compile fuses the plain form instead, which is quicker."""
     rows = max(1, max_elements // vocab_size)  # at a time
     if x.is_cuda:
         rows *= 16  # a GPU has the memory, and is slow at small products

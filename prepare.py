@@ -26,11 +26,11 @@ train.jsonl and val.jsonl. They come as .jsonl, .json, .csv or .tsv, also with .
     {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}]} (ShareGPT)
     {"instruction": …, "input": …, "output": …} (Alpaca), {"prompt": …, "completion": …}
     {"prompt": …, "chosen": …, "rejected": …} (preferences; each a text or a list of messages)
-    {"text": …, "label": …}
+    {"text": …, "label": …}, {"text": …} (documents), {"caption": …, "qa": [[…, …], …]} (pictures)
 
-Copies are dropped: they would leak from training into validation. Every tenth document or example
-is for validation; of fewer than ten files of text, the last tenth of each; of fewer than ten
-examples, the last. All of it is checked here.
+Copies are dropped (but of pictures): they would leak from training into validation. Every tenth
+document or example is for validation; of fewer than ten files of text, the last tenth of each; of
+fewer than ten examples, the last. All of it is checked here, and the other scripts trust it.
 """
 from configurator import configure, expect, nearest, usage
 
@@ -337,16 +337,19 @@ def labelled(record):
         raise ValueError('expected a text and its label, like {"text": "hello", "label": "short"}')
     return {'text': text, 'label': label}
 
+def pictured(record):
+    for question, answer in [('', record['caption']), *record.get('qa', [])]:
+        (question + answer).encode()  # an error, where one of them is not a text
+    return record
+
 def text_of(record):
     return record['text'].replace('\r\n', '\n')  # as open() reads the lines of a file
 
 # the first of these keys that a record has tells its kind, and its check; none: a conversation
-KINDS = {'caption': ('pictures', dict), 'label': ('labels', labelled),
+KINDS = {'caption': ('pictures', pictured), 'label': ('labels', labelled),
          'chosen': ('preferences', preference), 'text': ('text', text_of)}
 
 # ---- 5. examples made up here ----
-# the wordings of a question, by skill, are joined by |; see exercise()
-
 WORDS = (
     'apple arm bag ball bed bell bird boat book box bread cake car cat chair cloud coat corn cow '
     'cup desk dog door duck egg fan farm fire fish flag fox frog gate girl goat gold hand hat hill '
@@ -361,7 +364,7 @@ FACTS = {
                 'left/right early/late rich/poor hard/soft light/dark near/far high/low first/last',
     'young': 'dog/puppy cat/kitten cow/calf sheep/lamb horse/foal pig/piglet goat/kid bear/cub '
              'duck/duckling hen/chick frog/tadpole goose/gosling swan/cygnet deer/fawn'}
-WORDINGS = {
+WORDINGS = {  # of a question, joined by |; see exercise()
     'plus': "What is {} plus {}?|Add {} and {}.|How much is {} + {}?|"
             "Tom has {} coins and finds {} more. How many has he now?",
     'minus': "What is {0} minus {1}?|Subtract {1} from {0}.|How much is {0} - {1}?|"
@@ -464,7 +467,7 @@ def instruct_examples(skills=SKILLS):
     random.Random(0).shuffle(examples)
     return examples
 
-def conversations():
+def chat_examples():
     """The skills, and in training also secrets, told or kept."""
     secrets = instruct_examples({'secret': 600})
     return instruct_examples() + [(split, e) for split, e in secrets if split == 'train']
@@ -501,7 +504,7 @@ def preference_examples():
     return pairs
 
 # to add a dataset of examples, write a function that makes (split, example), and name it here
-EXAMPLES = {'instruct': ('chat', conversations),
+EXAMPLES = {'instruct': ('chat', chat_examples),
             'preferences': ('preferences', preference_examples)}
 
 # ---- 6. other people's weights, in and out ----
@@ -695,13 +698,13 @@ if __name__ == '__main__':
     expect(globals(), 'vocab_size', least=256 + len(SPECIAL_TOKENS))  # all bytes are tokens
 
     # 2. other people's weights: commands of their own
-    made = export or weights and os.path.join(out_dir, 'ckpt.pt')
+    made = export or (weights and os.path.join(out_dir, 'ckpt.pt'))  # '' where neither is given
     if made and not importlib.util.find_spec('transformers'):
         sys.exit("weights= and export= need the transformers library: pip install transformers")
     if made and os.path.exists(made):
         sys.exit(f"{made} exists already: choose another folder, or delete it first")
     if export:
-        sys.exit(export_weights(export, out_dir))  # of None: the end, with status 0
+        sys.exit(export_weights(export, out_dir))  # it returns None: exit status 0
     if weights:
         sys.exit(import_weights(weights, out_dir))
 
@@ -711,7 +714,7 @@ if __name__ == '__main__':
     if input:
         source = re.sub(r'\.npz$', '.jsonl', input)
         pattern = os.path.join(glob.escape(source), '**') if os.path.isdir(source) else source
-        paths = text_files(glob.glob(pattern, recursive=True) or [source])  # or a file named [a].txt
+        paths = text_files(glob.glob(pattern, recursive=True) or [source])  # or a file [a].txt
         if all(map(RECORDS.fullmatch, paths)):
             first = next(checked(paths, dict, bad), {})
             kind, check = next((KINDS[k] for k in KINDS if k in first), ('chat', conversation))
@@ -733,9 +736,6 @@ if __name__ == '__main__':
             examples = list({json.dumps(e): e for e in examples}.values())  # without copies
         last = min(10, len(examples)) - 1  # of each ten, or of fewer than ten
         pairs = [('val' if i % 10 == last else 'train', e) for i, e in enumerate(examples)]
-    if kind == 'labels':
-        twice = len(pairs) - len({e['text'] for _, e in pairs})
-        print(f"{twice:,} texts occur under two labels")
 
     # 4. write it, whole or not at all
     folder = os.path.join(data_dir, dataset)
@@ -778,11 +778,11 @@ if __name__ == '__main__':
     # 5. what came of it
     if bad:
         print(f"passed over {len(bad):,} bad lines: " + '; '.join(list(bad)[:5]))
-    for split, c in counts.items():
-        print(f"{folder}, {split}: " + ', '.join(f"{n:,} {what}" for what, n in c.items()))
+    for split, count in counts.items():
+        print(f"{folder}, {split}: " + ', '.join(f"{n:,} {what}" for what, n in count.items()))
     if kind == 'text':
         print(f"tokenizer {tok.kind}, {tok.vocab_size:,} tokens in the vocabulary, "
-              f"{c['bytes'] / c['tokens']:.2f} bytes per token")
+              f"{counts['val']['bytes'] / counts['val']['tokens']:.2f} bytes per token")
         lines = [line for line in piece.split('\n') if 40 <= len(line) <= 90] + [piece[:80]]
         print('token by token: ' + '|'.join(tok.decode([i]) for i in tok.encode(lines[0])))
     script = {'text': 'train.py', 'chat': 'finetune.py', 'labels': 'finetune.py task=classify',

@@ -58,7 +58,7 @@ log_interval = 20           # steps between lines
 # on what
 device = 'auto'             # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16: of products; weights are float32
-parallel = 'ddp'            # ddp | zero | fsdp: split the batch; also optimizer; also weights
+parallel = 'ddp'            # ddp | zero | fsdp: split the batch; + gradients, optimizer; + weights
 cpu_offload = False         # zero, fsdp: keep the shards in CPU memory
 activation_checkpointing = False  # compute layers again in backward: slower by 1/3, less memory
 compile = False             # fuse the model's operations with torch.compile: slow start, then fast
@@ -215,7 +215,7 @@ if __name__ == '__main__':
     if saved:
         model.load_state_dict(saved_model.state_dict())
     model.activation_checkpointing = activation_checkpointing
-    model.chunked_loss = True
+    model.chunked_loss = True  # less memory for the same loss
     sharded = ddp and parallel != 'ddp'
     if not sharded:
         model.to(device)
@@ -307,7 +307,7 @@ if __name__ == '__main__':
     asked = stop_when_asked(ddp)  # no longer empty after Ctrl-C or kill
     stop = False                  # what all processes have agreed on
     while True:
-        # 8.1 evaluate, save, show
+        # 8.1 evaluate, save, show; at resumed_at, the saved run has evaluated already
         if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
             val_loss = evaluate(data['val'], eval_iters * batch_size)
             if log.evaluation(step, val_loss):  # True: the best so far

@@ -68,7 +68,7 @@ SHAPES = {  # which pixels, at (x, y) from its centre, belong to a shape of radi
     'square': lambda x, y, r: np.maximum(abs(x), abs(y)) <= r,
     'triangle': lambda x, y, r: (y <= 0.8 * r) & (abs(x) <= 0.55 * (y + r)),
     'cross': lambda x, y, r: SHAPES['square'](x, y, r) & (np.minimum(abs(x), abs(y)) <= 0.4 * r)}
-KINDS = list(product(COLOURS, SHAPES))  # 24 combinations; these four are never trained on:
+COMBINATIONS = list(product(COLOURS, SHAPES))  # 24; these four are never trained on:
 HELD_OUT = {('red', 'circle'), ('green', 'square'), ('blue', 'triangle'), ('yellow', 'cross')}
 TITLES = {'val': 'new scenes', 'new': 'new combinations'}  # of the splits not trained on
 QUARTERS = list(product(('top', 'bottom'), ('left', 'right')))
@@ -140,7 +140,8 @@ def questions_about(scene):
         counts.append((f"how many {size}shapes are there?", ('none', 'one', 'two', 'three')[n]))
     kinds = {(thing.colour, thing.shape) for thing in scene}
     words = set().union(*kinds)  # red, circle …
-    shared = {kind: len(words.intersection(kind)) for kind in KINDS if kind not in kinds | HELD_OUT}
+    others = [kind for kind in COMBINATIONS if kind not in kinds | HELD_OUT]
+    shared = {kind: len(words.intersection(kind)) for kind in others}
     most = max(shared.values())  # both words of a kind, or one where there is one shape
     no = [(f"is there a {c} {s}?", 'no') for (c, s), n in shared.items() if n == most]
     yes = [(f"is there {name(thing)}?", 'yes') for thing in scene]
@@ -221,7 +222,7 @@ def collate(tokenizer, texts):
     pad = nn.utils.rnn.pad_sequence
     return pad(rows, True, tokenizer.pad), pad(targets, True, -100)
 
-def mask_tokens(idx, targets, noise, tokenizer, word_dropout):
+def drop_words(idx, targets, noise, tokenizer, word_dropout):
     """Word dropout (Bowman et al. 2016, 3.1): where noise (B, T) is below word_dropout, a word that
     an answer has said so far turns into <|pad|>. Without it, a captioner learns that "red" is never
     followed by "circle", and trusts that more than the picture."""
@@ -399,7 +400,7 @@ def judge(text, example):
         return {'all': text == answer, ' '.join(question.split()[:2]): text == answer}
     if not example.scene:
         return {'exact': text == answer}
-    said = {kind for kind in KINDS if ' '.join(kind) in text}  # ('red', 'circle') …
+    said = {kind for kind in COMBINATIONS if ' '.join(kind) in text}  # ('red', 'circle') …
     there = {(thing.colour, thing.shape) for thing in example.scene}
     right = {'exact': text in captions(example.scene),
              'colour': {colour for colour, _ in said} == {colour for colour, _ in there},
@@ -484,9 +485,9 @@ if __name__ == '__main__':
         n = int(task == 'vqa')  # a question about each scene to measure with, five in training
         data = {'train': Scenes('train', seed, 5 * n), 'val': Scenes('val', 0, n),
                 'new': Scenes('new', 0, n)}
-        classes = [f"a {colour} {shape}" for colour, shape in KINDS]
+        classes = [f"a {colour} {shape}" for colour, shape in COMBINATIONS]
         scenes = [draw('train', i, seed)[1] for i in range(100)]
-        texts = [f"{captions(scene)} {questions_about(scene)}" for scene in scenes]
+        texts = [str(captions(scene) + questions_about(scene)) for scene in scenes]  # all words
     else:
         data, texts = load_own_pictures(os.path.join(data_dir, dataset), task)
         classes = sorted({label(example) for example in data['train']})
@@ -547,7 +548,7 @@ if __name__ == '__main__':
             grey = noise[:, 0] < 0.2
             pictures[grey] = pictures[grey].amax(-1, keepdim=True)
         else:
-            idx = mask_tokens(idx, targets, noise, tokenizer, word_dropout)
+            idx = drop_words(idx, targets, noise, tokenizer, word_dropout)
         with autocast:
             return model(pictures.to(device), idx.to(device), targets.to(device))
 
@@ -562,7 +563,7 @@ if __name__ == '__main__':
     asked = stop_when_asked()  # no longer empty after Ctrl-C or kill
     stop = False
     while True:
-        # 8.1 evaluate and save
+        # 8.1 evaluate, save; at resumed_at, the saved run has evaluated already
         if (step % eval_interval == 0 or step == max_iters) and step != resumed_at:
             val_loss = evaluate()
             if log.evaluation(step, val_loss):  # True: the best so far

@@ -55,7 +55,7 @@ def test_settings_file(script, tmp_path):
 
 @pytest.mark.parametrize('text, words', [
     ('rows = 7\nrowz = 8', ['bad.txt:2', "'rowz'", 'did you mean rows?']),
-    ('rows = "x"', ['bad.txt:1', 'whole number']),
+    ('rows = "x"', ['bad.txt:1', 'whole number']), ('rows = 1e999', ['bad.txt:1', 'whole number']),
     ('rows = __import__("os").getpid()', ['bad.txt:1', 'never executed']),
     ('import os', ['bad.txt:1', 'key = value']),
     ('rows = = 3', ['bad.txt:1', 'key = value']),

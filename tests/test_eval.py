@@ -46,12 +46,12 @@ def test_means_and_shares_with_their_errors():
 # ---- perplexity ----
 
 def test_windows_predict_every_token_once():
-    found = E.windows(list('abcdefg'), 4, 2, '⊥')
+    found = E.strided_windows(list('abcdefg'), 4, 2, '⊥')
     assert [(''.join(ids), n) for ids, n in found] == [('⊥abcd', 4), ('bcdef', 2), ('defg', 1)]
     for length in range(1, 20):
         for T in range(1, 7):
             for stride in range(1, T + 1):
-                rows = E.windows(range(length), T, stride, -1)
+                rows = E.strided_windows(range(length), T, stride, -1)
                 assert np.concatenate([ids[-n:] for ids, n in rows]).tolist() == list(range(length))
                 for ids, n in rows:  # at most T tokens of context, at least T - stride
                     assert len(ids) <= T + 1 and (len(ids) - n > T - stride or ids[0] == -1)

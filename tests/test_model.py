@@ -116,6 +116,9 @@ def test_the_chunked_loss_is_the_same_loss_with_the_same_gradients(monkeypatch, 
     assert model(idx, targets).item() == pytest.approx(plain[0].item(), rel=1e-6)  # without gradients, too
     for a, b in zip(plain, loss_and_gradients(model, idx, targets)):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+    if shape == 'modern':  # torch.compile takes the plain form: fullgraph=True allows no break in it
+        compiled = torch.compile(model, backend='eager', fullgraph=True)
+        assert loss_and_gradients(compiled, idx, targets)[0].item() == pytest.approx(plain[0].item(), rel=1e-6)
 
 def test_activation_checkpointing_changes_memory_and_nothing_else():
     model, idx = make(dropout=0.1).train(), torch.randint(101, (2, 20))

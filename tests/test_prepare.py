@@ -141,10 +141,6 @@ def test_labels(prepare, tmp_path, name, content):
     assert lines(folder, 'val') == [{'text': 'cash!', 'label': 'spam'}]
     assert json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
 
-def test_a_text_under_two_labels_is_told(prepare, tmp_path):
-    write_jsonl(tmp_path / 'a.jsonl', *[{'text': f't{n // 2}', 'label': n % 2} for n in range(12)])
-    assert '6 texts occur under two labels' in prepare('input=a.jsonl')[1]
-
 def test_tables_of_anything(prepare, tmp_path):
     rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
     folder, _ = prepare(f'input={write(tmp_path / "a.csv", "Prompt,Completion" + chr(10) + rows)}')
@@ -352,6 +348,13 @@ def test_pictures_of_your_own(prepare, tmp_path):
     assert np.array_equal(np.load(folder / 'val.npz')['images'], images[9:10])
     assert np.array_equal(np.load(folder / 'train.npz')['images'], np.delete(images, 9, 0))
     assert lines(folder, 'val')[0]['caption'] == 'c9' and 'vlm.py' in out
+
+@pytest.mark.parametrize('record', [{'qa': []}, {'caption': 5}, {'caption': 'a', 'qa': [['what?']]},
+                                    {'caption': 'a', 'qa': [['what?', 2]]}, {'caption': 'a', 'qa': 'what?'}])
+def test_what_is_said_of_a_picture_is_checked(run, tmp_path, record):
+    np.savez(tmp_path / 'p.npz', images=np.zeros((2, 4, 4, 3), np.uint8))
+    write_jsonl(tmp_path / 'p.jsonl', {'caption': 'a'}, record)
+    refused(run('prepare.py', 'dataset=mine', 'input=p.npz'), 'p.jsonl line 2')
 
 def claims(shape):
     """An .npz whose header says that its images are of this shape; it holds four bytes of them."""

@@ -87,11 +87,12 @@ def test_labels_are_read_where_finetune_trains_them(run, monkeypatch, tmp_path, 
     saved = load_checkpoint(str(tmp_path / 'out'))
     saved.update(labels=['ham', 'spam'], classifier=classifier.state_dict())
     torch.save(saved, tmp_path / 'out' / 'ckpt.pt')
-    ids = torch.tensor([[byte_tokenizer().eot, *b'You won!']])
-    ham, spam = classifier(model.hidden(ids)[0, -1 if causal else 0]).softmax(-1)
-    typed(monkeypatch, 'You won!\nhello\n')
-    first, second = run('sample.py', 'prompt=-', 'device=cpu').stdout.splitlines()
-    assert first == f"ham {ham:.3f}  spam {spam:.3f}  You won!" and second.endswith('  hello')
+    texts = ['You won!', 'a' * 90 + 'You won!']  # of the second, which is too long, the end counts
+    typed(monkeypatch, '\n'.join(texts))
+    for text, line in zip(texts, run('sample.py', 'prompt=-', 'device=cpu').stdout.splitlines(), strict=True):
+        ids = torch.tensor([[byte_tokenizer().eot, *text.encode()][-64:]])
+        ham, spam = classifier(model.hidden(ids)[0, -1 if causal else 0]).softmax(-1)
+        assert line == f"ham {ham:.3f}  spam {spam:.3f}  {text}"
     for mistake in (['prompt='], ['chat=True', 'prompt=hi'], ['serve=8000', 'prompt=hi']):
         refused(run('sample.py', *mistake, 'device=cpu'), 'is a classifier', status=2)
 

@@ -54,7 +54,7 @@ def test_held_out_combinations_are_never_trained_on():
         texts = V.captions(scene) + [question for topic in V.questions_about(scene) for question, _ in topic]
         assert not any(' '.join(kind) in text for kind in V.HELD_OUT for text in texts)
         seen |= {(thing.colour, thing.shape) for thing in scene}
-    assert seen == set(V.KINDS) - V.HELD_OUT  # and all others are
+    assert seen == set(V.COMBINATIONS) - V.HELD_OUT  # and all others are
     for i in range(100):
         assert V.HELD_OUT & {(thing.colour, thing.shape) for thing in V.draw('new', i, 0)[1]}
 
@@ -109,11 +109,11 @@ def test_words_are_tokens_targets_count_in_answers_alone_and_dropout_hides_what_
     assert idx[0, last + 1] == TOK.end and (idx[0, last + 2:] == TOK.pad).all()
     start = (idx == TOK.special['<|assistant|>']).nonzero()[0, 1].item() + 1
     noise = np.zeros(idx.shape)
-    masked = V.mask_tokens(idx, targets, noise, TOK, 0.3)  # 0 < 0.3: all that the answers have said
+    masked = V.drop_words(idx, targets, noise, TOK, 0.3)  # 0 < 0.3: all that the answers have said
     assert TOK.decode(masked[0, start:].tolist()).startswith('<|pad|><|end|>')
     noise[:] = 0.9
     noise[1, 4] = 0.1
-    masked = V.mask_tokens(idx, targets, noise, TOK, 0.3)
+    masked = V.drop_words(idx, targets, noise, TOK, 0.3)
     assert (masked != idx).nonzero().tolist() == [[1, 4]] and TOK.decode([idx[1, 4].item()]) == ' red'
 
 # ---- models ----
@@ -196,7 +196,7 @@ def test_retrieval_and_zero_shot_of_an_oracle(capsys):
     """Towers that put a picture and its caption in one place are always right, and those that do not are not."""
     known = {}
     def point(text):
-        kinds = [i for i, kind in enumerate(V.KINDS) if ' '.join(kind) in text]
+        kinds = [i for i, kind in enumerate(V.COMBINATIONS) if ' '.join(kind) in text]
         return F.normalize(torch.zeros(24).index_fill_(0, torch.tensor(kinds), 1.0), dim=0)
     class Oracle:
         def encode_image(self, pictures):
@@ -206,7 +206,7 @@ def test_retrieval_and_zero_shot_of_an_oracle(capsys):
     splits = {split: list(islice(V.Scenes(split, 0, 0), 600)) for split in ('val', 'new')}
     for example in sum(splits.values(), []):
         known[example.picture.tobytes()] = example.texts[1]
-    classes = [f'a {colour} {shape}' for colour, shape in V.KINDS]
+    classes = [f'a {colour} {shape}' for colour, shape in V.COMBINATIONS]
     gallery = V.measure_clip(Oracle(), TOK, splits, classes, 'cpu')
     text = capsys.readouterr().out
     assert text.count('100.0%') == 2 * (2 * 3 + 1) and text.count('4.2%') == 2 and text.count('  1.0%') == 4
