@@ -25,8 +25,8 @@ data_dir = 'data'
 truncate = False        # True: of a pair that is too long, keep the end; False: leave it out
 method = 'dpo'          # reward | dpo | ppo | grpo | constitution
 loss_type = 'sigmoid'   # sigmoid | hinge: the loss of a pair, in reward, dpo and constitution
-beta = 0.1              # dpo …: strength of the KL penalty towards the reference model
-rpo_alpha = 1.0         # and weight of -log p per token of the chosen answer (Pang et al. 2024)
+beta = 0.1              # dpo, constitution: strength of the KL penalty (sections 2, 4)
+rpo_alpha = 1.0         # weight of -log p per token of the chosen answer (Pang et al. 2024)
 # ppo and grpo
 reward = 'gold'         # gold | model: the rule behind dataset=preferences, or a reward model
 reward_from = 'out-reward'  # the folder of that model
@@ -36,7 +36,7 @@ ppo_epochs = 4          # steps of the optimizer that are made from each batch o
 clip = 0.2              # a probability that has moved by this fraction is pushed no further
 # how much
 max_new_tokens = 32     # longest answer
-batch_size = 32         # pairs, or answers, in a step
+batch_size = 32         # pairs, or answers, in a step; grpo: whole groups
 max_iters = 160
 # how fast
 learning_rate = 1e-4    # AdamW's peak rate
@@ -258,7 +258,7 @@ if __name__ == '__main__':
         resume(globals(), given, saved['settings'], 'dataset method reward')
     config = model.config
     if config.model_type != 'gpt' or not config.causal or 'labels' in saved or 'reward' in saved:
-        sys.exit(f"{source} is no model that can answer: start from one that finetune.py made")
+        sys.exit(f"{source} is no model that can answer: take one of finetune.py task=sft")
     expect(globals(), 'batch_size eval_interval log_interval ppo_epochs max_new_tokens', least=1)
     expect(globals(), 'group_size', least=2)  # for a standard deviation
     expect(globals(), 'max_iters warmup_iters grad_clip seed', least=0)
@@ -269,8 +269,8 @@ if __name__ == '__main__':
 
     # 3. the device
     device, dtype = resolve_device(device, dtype)
-    # float16 would need train.py's GradScaler. bfloat16's rounding changes log p by a few per cent
-    # between sampling and training, and PPO's ratios are not larger
+    # float16 would need train.py's GradScaler. bfloat16's rounding changes p by a few per cent
+    # between sampling and training: as far as ratios are from 1
     if dtype == 'float16' or (settings['dtype'] == 'auto' and not learns_from_pairs):
         dtype = 'float32'
     autocast = torch.autocast(device.split(':')[0], getattr(torch, dtype), dtype != 'float32')
@@ -279,7 +279,7 @@ if __name__ == '__main__':
     data = load_examples(os.path.join(data_dir, dataset))
     needed = {'chosen'} if learns_from_pairs or reward == 'model' else {'chosen', 'answer'}
     for key in needed - data['train'][0].keys():
-        sys.exit(f"{dataset} has no {key!r} in its lines: take reward=model, or other pairs")
+        sys.exit(f"{dataset} has no {key!r} in its lines (without 'answer': reward=model)")
     for split, examples in data.items():
         data[split] = encode_pairs(examples, tokenizer, config.block_size, max_new_tokens, truncate)
         print(f"{split}: {len(data[split]):,} of {len(examples):,} pairs fit into block_size")
@@ -342,7 +342,7 @@ if __name__ == '__main__':
     answers_each = group_size if method == 'grpo' else 1
     questions_per_step = max(batch_size // answers_each, 1)
     n_train = len(data['train'])
-    # each epoch reads all of them, in an order of its own
+    # each epoch reads all, in an order of its own
     order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n_train)
                             for epoch in range(max_iters * questions_per_step // n_train + 1)])
     optimizers = configure_optimizers(policy, 'adamw', learning_rate)
@@ -354,7 +354,7 @@ if __name__ == '__main__':
     saved = None  # frees its memory
 
     # 7. where it goes
-    print(f"method={method}, on {device}, {dtype}", flush=True)
+    print(f"method={method}, on {device}, {dtype}")
     log = Log(out_dir, step, max_iters, log_interval, batch_size, 'examples', best=best,
               columns=('accuracy', 'margin', 'chosen', 'rejected', 'gold', 'exact', 'reward', 'kl'))
 
@@ -392,7 +392,7 @@ if __name__ == '__main__':
         for i in range(0, len(data['val']), batch_size):
             for name, value in forward_pairs(data['val'][i:i + batch_size]).items():
                 columns[name] += value.tolist()
-        if method == 'reward':  # which worse answers it tells apart
+        if method == 'reward':  # by the worse answer's fault
             for pair, right in zip(data['val'], columns['accuracy']):
                 columns[pair.get('fault', 'all')].append(right)
         metrics = {name: sum(values) / len(values) for name, values in columns.items()}
@@ -413,7 +413,7 @@ if __name__ == '__main__':
             val_loss, metrics, more = evaluate()
             if log.evaluation(step, val_loss, **metrics):  # True: the best so far
                 save('ckpt.pt', val_loss=val_loss, dataset=dataset, **more)
-        if step > 0 and (step % eval_interval == 0 or step == max_iters or stop):
+        if step not in (0, resumed_at) and (step % eval_interval == 0 or step == max_iters or stop):
             save('resume.pt', optimizers=[o.state_dict() for o in optimizers], best=log.best,
                  head=policy.head.state_dict(), reference=reference.state_dict())
         if step >= max_iters or stop:
@@ -440,7 +440,7 @@ if __name__ == '__main__':
                 advantages = group_advantages(rewards, group_size)[:, None] * learned
             else:
                 # every token pays for leaving the reference, and the last one earns. note: as a
-                # reward, log p - log p_ref (k1) has the gradient of the KL; k3 would not have it
+                # reward, log p - log p_ref (k1) has the gradient of the KL; k3 would not
                 token_rewards = -kl_coef * (old_logp - ref_logp)
                 token_rewards[torch.arange(len(x)), last - 1] += rewards  # x[last] is y[last - 1]
                 advantages, returns = gae(token_rewards, values, learned)
@@ -482,5 +482,5 @@ if __name__ == '__main__':
         texts = [answer(questions[:12], 0, by, 0.0)[1] for by in (reference, best_policy)]
         for example, old, new in zip(questions, *texts):
             print(f"    {example['question'][:70]} -> {old[:40]!r} -> {new[:40]!r}")
-        print(f"next:  python sample.py out_dir={out_dir}")
+        print(f"next:  python sample.py out_dir={out_dir} chat=True")
     log.close()

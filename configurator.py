@@ -180,7 +180,7 @@ def help_text(source):
     return f"{ast.get_docstring(ast.parse(source))}\n\nsettings (key=value):\n{settings}"
 
 def nearest(word, words):
-    """' (did you mean ...?)' for a misspelling. Else, where words are all settings: see --help."""
+    """' (did you mean ...?)' for a misspelling; else, if `words` are all the settings, a hint."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     if close:
         return f" (did you mean {close[0]}?)"
@@ -189,7 +189,7 @@ def nearest(word, words):
 def one_line(kind, error, trace):
     """
     Python's excepthook: errors that users cause (no such file, disk full, no memory, Ctrl-C) end in
-    one line that names the place in the code. TRACEBACK=1 python … shows the whole traceback.
+    one line, most with the place in the code. TRACEBACK=1 python … shows the whole traceback.
     """
     folder = os.path.dirname(os.path.abspath(__file__))
     place = os.path.basename(sys.argv[0])
@@ -197,7 +197,7 @@ def one_line(kind, error, trace):
         if os.path.dirname(os.path.abspath(frame.filename)) == folder:
             place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
     # torch has no class of its own for "no memory on the CPU", or for a size past 64 bits
-    no_memory = issubclass(kind, RuntimeError) and re.search('memory|overflow', str(error))
+    no_memory = issubclass(kind, RuntimeError) and re.search('allocate|overflow', str(error))
     if issubclass(kind, BrokenPipeError):  # python sample.py | head: the reader has seen enough
         sys.stdout = None
     elif os.environ.get('TRACEBACK'):

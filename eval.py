@@ -21,13 +21,13 @@ dataset = 'python'     # a folder in data_dir, made by prepare.py
 data_dir = 'data'
 split = 'val'          # train | val
 input = ''             # a file: text; choices needs one: .jsonl of {"context", "choices", "label"}
-hypotheses = ''        # text: a .jsonl of {"hypothesis": "a cat", "references": ["a cat", …]}
+hypotheses = ''        # task=text: a .jsonl of {"hypothesis": "a cat", "references": ["a cat", …]}
 limit = 0              # stop after so many items (perplexity, kl: windows); 0: all
 batch_size = 8         # instruct: prompts at once
 block_size = 0         # perplexity, kl: tokens in a window; 0: as many as the model sees
 stride = 0             # … from window to window; 0: block_size; less: more context, slower
 max_new_tokens = 128   # of an answer
-temperature = 0.0      # 0 always takes the likeliest token
+temperature = 0.0      # 0 always takes the likeliest token; else at least 0.001
 num_samples = 50       # kl: positions to show
 votes = 'votes.jsonl'  # compare: where they are kept; run again to go on
 device = 'auto'        # auto (cuda, else mps, else cpu), or cpu, cuda, cuda:1, mps
@@ -96,16 +96,16 @@ def count_bytes(tokenizer, ids):
         return len(tokenizer.decode(ids).encode())
     return sum(len(tokenizer.bytes[i]) for i in ids)
 
-def perplexity(model, tokenizer, rows):
+def perplexity(model, tokenizer, windows):
     """exp(loss): the model is as unsure as between so many equally likely tokens. It depends on
     what a token is; bits per byte do not: they are what a compressor reaches that spends -log2 p
     bits on each token, and arithmetic coding does."""
-    nats = [-log_likelihood(model, ids, n) for ids, n in rows]
-    loss = mean_and_stderr(nats, [n for ids, n in rows])
+    nats = [-log_likelihood(model, ids, n) for ids, n in windows]
+    loss = mean_and_stderr(nats, [n for ids, n in windows])
     ppl = math.exp(loss['mean'])
     table = [{'measure': 'loss', **loss},
              {'measure': 'perplexity', **loss, 'mean': ppl, '±': ppl * loss['±']}]  # exp' = exp
-    n_bytes = [count_bytes(tokenizer, ids[-n:]) for ids, n in rows]
+    n_bytes = [count_bytes(tokenizer, ids[-n:]) for ids, n in windows]
     if sum(n_bytes) > 0:  # nan is not
         bits = mean_and_stderr([n / math.log(2) for n in nats], n_bytes)
         table.append({'measure': 'bits per byte', **bits})
@@ -276,7 +276,7 @@ def exact_match_by_skill(answers, chats):
             for skill, values in groups]
 
 if __name__ == '__main__':
-    # 1. settings, device, models; task=text needs none: the file holds what one wrote
+    # 1. settings, device, models; task=text needs none: its file holds the texts
     expect(globals(), 'batch_size max_new_tokens num_samples', least=1)
     expect(globals(), 'limit block_size stride seed temperature', least=0)
     device, dtype = resolve_device(device, dtype)
@@ -367,14 +367,14 @@ if __name__ == '__main__':
     if task == 'compare':
         a, b = models
         past = read_jsonl(votes, dict) if os.path.exists(votes) else []
+        about = {'a': a, 'b': b, 'dataset': dataset, 'split': split}
         # for each chat the name of the better model, or 'tie'; go on after those of earlier runs
-        better = [vote['better'] for vote in past if (vote['a'], vote['b']) == (a, b)]
-        for number, chat in enumerate(chats[len(better):], len(better)):
-            question = [m['content'] for m in chat['messages'][-2:-1]]  # or none
-            print(f"\n--- {number + 1} of {len(chats)}:", *question)
-            sides = np.random.default_rng([seed, number]).permutation([a, b]).tolist()
+        better = [vote['better'] for vote in past if about.items() <= vote.items()]
+        for i, chat in enumerate(chats[len(better):], len(better)):
+            print(f"\n{i + 1} of {len(chats)}:", *[m['content'] for m in chat['messages'][-2:-1]])
+            sides = np.random.default_rng([seed, i]).permutation([a, b]).tolist()
             for side, name in enumerate(sides, 1):
-                print(f"[{side}] {answer(name, [chat], seed + number)[0]}")
+                print(f"[{side}] {answer(name, [chat], seed + i)[0]}")
             vote = ''
             while vote not in ('1', '2', 't', 'q'):
                 print("better: 1 or 2? t: a tie, q: enough for now  ", end='', flush=True)
@@ -383,7 +383,7 @@ if __name__ == '__main__':
                 break
             better.append('tie' if vote == 't' else sides[int(vote) - 1])
             with open(votes, 'a', encoding='utf-8') as f:  # at once: no vote is ever lost
-                f.write(json.dumps({**chat, 'a': a, 'b': b, 'better': better[-1]}) + '\n')
+                f.write(json.dumps({**chat, **about, 'better': better[-1]}) + '\n')
         count = Counter(better)
         low, high = wilson(count[a], count[a] + count[b])
         rows = [{'better': a, 'than': b, 'wins': count[a], 'losses': count[b], 'ties': count['tie'],
@@ -391,10 +391,10 @@ if __name__ == '__main__':
 
     # 6. one table: text on the left, numbers on the right
     formats = {int: ',', float: ',.4f'}
-    table = [list(rows[0])]
+    cells = [list(rows[0])]
     for row in rows:
-        table.append([format(value, formats.get(type(value), '')) for value in row.values()])
-    widths = [max(map(len, column)) for column in zip(*table)]
+        cells.append([format(value, formats.get(type(value), '')) for value in row.values()])
+    widths = [max(map(len, column)) for column in zip(*cells)]
     aligns = ['<' if isinstance(value, str) else '>' for value in rows[0].values()]
-    for line in table:
+    for line in cells:
         print('  '.join(f"{cell:{a}{width}}" for cell, a, width in zip(line, aligns, widths)))

@@ -35,7 +35,7 @@ gradient_accumulation_steps = 1  # … double this: a step has batch_size * this
 max_iters = 2000                 # 2000 steps * 8 sequences * 256 tokens = 4.1M tokens
 # how fast
 optimizer = 'muon'          # muon | adamw: Muon in the layers and AdamW for the rest, or AdamW only
-learning_rate = 0.0         # AdamW's peak rate; 0: 0.005, and 0.001 for labels by thin matrices
+learning_rate = 0.0         # AdamW's peak rate; 0: 0.005, or 0.001 for classify by lora, adapter
 muon_learning_rate = 0.02   # Muon's peak rate; its steps are orthogonal matrices, another scale
 warmup_iters = 20           # steps in which it rises
 grad_clip = 1.0             # clip the gradient to this norm; 0 = do not clip
@@ -169,7 +169,7 @@ def merged_state_dict(model):
 # ---- the loss, and how well it does ----
 def hidden_at_targets(model, rows):
     """Rows (B, 4, T) -> the hidden states where there is a target (N, C), and the targets (N,): of
-    a chat, one token in six, which saves most of the logits. N is filled up to a multiple of 64
+    a chat, one token in five, which saves most of the logits. N is filled up to a multiple of 64
     with targets of -100, because oneDNN keeps memory for each shape that it has met."""
     x, y, positions, segments = rows.unbind(1)
     mask = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T): same segment …
@@ -181,13 +181,13 @@ def hidden_at_targets(model, rows):
     targets = F.pad(y.flatten()[index], (0, extra), value=-100)
     return h[F.pad(index, (0, extra))], targets
 
-def distillation_loss(logits, teacher_logits, targets, T=2.0):
-    """T² KL(teacher || student), summed over the targets; both logits (N, V) are divided by the
-    temperature T, which divides the gradients by T² (Hinton et al. 2015, section 2)."""
-    log_p = (teacher_logits.float() / T).log_softmax(-1)
-    log_q = (logits.float() / T).log_softmax(-1)
+def distillation_loss(logits, teacher_logits, targets, tau=2.0):
+    """tau² KL(teacher || student), summed over the targets; both logits (N, V) are divided by the
+    temperature tau, which divides the gradients by tau² (Hinton et al. 2015, section 2)."""
+    log_p = (teacher_logits.float() / tau).log_softmax(-1)
+    log_q = (logits.float() / tau).log_softmax(-1)
     kl = F.kl_div(log_q, log_p, log_target=True, reduction='none').sum(-1)  # (N,)
-    return T**2 * (kl * (targets >= 0)).sum()
+    return tau**2 * (kl * (targets >= 0)).sum()
 
 def exact_match(model, tokenizer, examples):
     """Answers the last question of each conversation, always by the likeliest token -> the texts,
@@ -240,7 +240,7 @@ if __name__ == '__main__':
 
     # 4. the data
     examples = load_examples(os.path.join(data_dir, dataset))
-    if (task == 'sft') != ('messages' in examples['train'][0]):
+    if {'sft': 'messages', 'classify': 'label'}[task] not in examples['train'][0]:
         sys.exit(f"task={task} does not fit dataset={dataset}: chats need sft, labels classify")
     labels = []
     if task == 'classify':
@@ -255,7 +255,7 @@ if __name__ == '__main__':
             pairs = [chat_targets(tokenizer, e['messages'], max_length) for e in lines]
         pairs = [(ids, targets) for ids, targets in pairs if len(ids) <= T]
         if len(pairs) < len(lines):
-            print(f"left out {len(lines) - len(pairs):,} of over {T} tokens: try truncate=True")
+            print(f"left out {len(lines) - len(pairs):,} longer than {T} tokens: try truncate=True")
         if not pairs:
             sys.exit(f"nothing in {split}.jsonl fits into block_size={T} tokens: add truncate=True")
         rows = data[split] = pack(pairs, T)
@@ -365,7 +365,7 @@ if __name__ == '__main__':
             metrics = {'accuracy': counts.trace() / counts.sum()} if labels else {}
             if log.evaluation(step, val_loss, **metrics):  # True: the best so far
                 save('ckpt.pt', val_loss=val_loss, dataset=dataset)
-        if step > 0 and (step % eval_interval == 0 or step == max_iters or stop):
+        if step not in (0, resumed_at) and (step % eval_interval == 0 or step == max_iters or stop):
             save('resume.pt', optimizers=[o.state_dict() for o in optimizers], best=log.best,
                  scaler=scaler.state_dict(), trained=model.state_dict(), before=before)
         if step >= max_iters or stop:
@@ -416,5 +416,5 @@ if __name__ == '__main__':
                 print(f"    {example['messages'][-2]['content']} -> {text}")
             print(f"exact match on {len(questions)} held-out questions, before and after:")
             print(f"    all {before:>7.1f} %{after:>7.1f} %")
-        print(f"next:  python sample.py out_dir={out_dir} prompt='…'")
+        print(f"next:  python sample.py out_dir={out_dir}", "prompt='…'" if labels else 'chat=True')
     log.close()

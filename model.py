@@ -10,9 +10,8 @@ The model, and everything else that two scripts must agree on.
     7. A run         what every training script needs around its loop: device, log, stopping
     8. Fast paths    what exists for speed or memory alone, and what each is equal to
 
-Shape letters, here and in every script: B batch, T time (tokens), C channels (n_embd), H heads,
-D channels per head, V vocabulary. There is nothing to run here: train.py trains the model, and
-tests/test_model.py shows what must hold.
+Shape letters, here and in every script: B batch, T time (tokens), S keys, C channels (n_embd),
+H heads, D channels per head, V vocabulary. tests/test_model.py shows what must hold.
 """
 import csv, ctypes, json, math, os, re, signal, sys, time
 from collections import defaultdict
@@ -32,7 +31,7 @@ from configurator import usage
 # ---- 1. GPT ----
 @dataclass
 class GPTConfig:
-    """The shape of a model; raises ValueError for an impossible one. The defaults are a small
+    """The shape of a model; raises ValueError where heads do not fit. The defaults are a small
     modern model (Qwen3 by architecture). GPT-2 is position='learned', norm='layernorm', mlp='gelu',
     qk_norm=False, bias=True, tie_weights=True."""
     model_type: str = 'gpt'     # gpt | lstm | mlp | bigram: the steps of the ladder in section 2
@@ -298,7 +297,7 @@ class GPT(nn.Module):
 
 # ---- 2. The ladder: predicting the next token from more and more context ----
 class LadderModel(nn.Module):
-    """What the steps of the ladder share. Each has its own hidden(idx), from wte to head."""
+    """What the steps of the ladder share. Each adds hidden(idx), from wte to head."""
     logits, forward, generate = GPT.logits, GPT.forward, GPT.generate  # these methods, as they are
     activation_checkpointing = chunked_loss = False
 
@@ -494,7 +493,7 @@ class KVCache:
         mask = columns <= new[:, None]  # (T, S): not the future
         if self.padding is None:
             return new, mask if T > 1 and start > 0 else None
-        # a row's first column: padding sees itself alone, since a softmax over nothing is nan
+        # the first column each may see; padding sees itself: a softmax over nothing is nan
         first = torch.minimum(self.padding[:, None], new)  # (B, T)
         mask = mask & (columns >= first[..., None])  # (B, T, S)
         return new - first, mask[:, None]
@@ -505,8 +504,7 @@ class KVCache:
         if layer not in self.layers:  # its first tokens, and room for the others
             self.layers[layer] = F.pad(torch.stack((k, v)), (0, 0, 0, self.columns - T))
         kv = self.layers[layer][..., :self.length, :]
-        kv[0, :, :, -T:] = k
-        kv[1, :, :, -T:] = v
+        kv[..., -T:, :] = torch.stack((k, v))
         return kv
 
 def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -549,7 +547,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0
     cache = None
     for step in range(max_new_tokens):
         if max(map(len, contexts)) > block_size:
-            contexts = [context[-(block_size // 2):] for context in contexts]
+            contexts = [context[-block_size // 2:] for context in contexts]
             cache = None
         # 1. the hidden state of the last token of each row, (B, C)
         if not isinstance(model, GPT):  # the ladder has no cache
@@ -643,7 +641,7 @@ class Muon(torch.optim.Optimizer):
 def full_tensor(x):
     """A gradient or its norm, whole where train.py has sharded it (parallel=zero, fsdp)."""
     if hasattr(x, 'placements'):  # it is a DTensor, torch's type for sharded tensors
-        return x.full_tensor().to(x.device_mesh.device_type)  # cpu_offload: was there
+        return x.full_tensor().to(x.device_mesh.device_type)  # cpu_offload: to the GPU
     return x
 
 def shard_like(tensor, p):
@@ -733,7 +731,7 @@ def load_dataset(folder):
 
 def load_examples(folder):
     """What prepare.py made of examples: {'train': [{…}, …], 'val': [{…}]}."""
-    command = f"prepare.py dataset={os.path.basename(folder)}"
+    command = f"prepare.py dataset={os.path.basename(folder)}, or give another dataset="
     splits = {}
     for split in ('train', 'val'):
         path = f'{folder}/{split}.jsonl'
@@ -764,7 +762,7 @@ def load_checkpoint(path, device='cpu', mmap=False):
     if not path.endswith('.pt'):
         path = f'{path}/ckpt.pt'
     folder = os.path.dirname(path) or '.'
-    script = os.path.basename(sys.argv[0])  # resume.pt, vlm.py: the same script again
+    script = os.path.basename(sys.argv[0])  # right for resume.pt and vlm.py
     if path.endswith('ckpt.pt') and script != 'vlm.py':
         script = {'out-sft': 'finetune.py', 'out-align': 'align.py',
                   'out-reward': 'align.py method=reward'}.get(folder, 'train.py')
@@ -860,7 +858,7 @@ class Log:
     step: int                   # where this run begins
     max_iters: int
     log_interval: int           # steps between lines
-    per_step: int               # tokens in a step, for the speed …
+    per_step: int               # tokens in a step …
     unit: str = 'tokens'        # … or whatever else is counted
     columns: tuple = ()         # names of more columns for log.csv
     best: float = math.inf      # the best validation loss so far
@@ -899,20 +897,22 @@ class Log:
     def training(self, step, loss, grad_norm, lr, last=False, **metrics):
         """Report a finished step: its loss and gradient norm (tensors, which stay on their device
         until there is a line to print), its learning rate, and other numbers."""
+        is_due = step % self.log_interval == 0 or step >= self.max_iters or last
+        loss = float(loss) if is_due else loss  # waits for the GPU
         now = time.perf_counter()
         for name, value in {'loss': loss, 'seconds': now - self.clock, **metrics}.items():
             self.pending[name].append(value)
-        if step % self.log_interval != 0 and step < self.max_iters and not last:
+        if not is_due:
             return
         means = {name: float(sum(values) / len(values)) for name, values in self.pending.items()}
         self.pending.clear()
         loss = means.pop('loss')
         speed = self.per_step / means.pop('seconds')
-        left = (self.max_iters - step) * (now - self.start) / (step - self.step)  # seconds
+        left = round((self.max_iters - step) * (now - self.start) / (step - self.step))  # seconds
         of_peak = f" ({100 * speed / self.peak:.0f} % of peak)" if self.peak else ""
         line = (f"step {step}/{self.max_iters} | loss {loss:.4f} | lr {lr:.2e} | "
                 f"norm {grad_norm:.2f} | {speed:,.0f} {self.unit}/s{of_peak} | "
-                f"{left // 60:.0f}:{left % 60:02.0f} left")
+                f"{left // 60}:{left % 60:02} left")
         self.write(line, means, step=step, train_loss=loss, lr=lr, grad_norm=float(grad_norm),
                    **{f'{self.unit}_per_second': speed})
 
@@ -937,11 +937,11 @@ class Log:
 
 # ---- 8. Fast paths: each says what it equals and what it saves ----
 def chunked_cross_entropy(x, targets, head, vocab_size, max_elements=2**24):
-    """Equals F.cross_entropy(head(x), targets, reduction='sum') for x (N, C) and targets (N,), but
-    computes logits and gradients of some rows at a time, and forgets the logits before the next.
+    """Equals F.cross_entropy(head(x), targets, reduction='sum') for x (N, C), targets (N,) and a
+    head without bias, but computes logits and gradients of some rows at a time, then forgets them.
     For GPT-2, 2,048 rows of 50,257 logits would take 400 MB, several times; these take 64.
     torch.compile fuses the plain form instead, which is quicker."""
-    rows = max(1, max_elements // vocab_size)  # at a time
+    rows = max(1, max_elements // vocab_size)
     if x.is_cuda:
         rows *= 16  # a GPU has the memory, and is slow at small products
     if len(x) <= rows or not isinstance(head, nn.Linear):

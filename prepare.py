@@ -346,8 +346,8 @@ def text_of(record):
     return record['text'].replace('\r\n', '\n')  # as open() reads the lines of a file
 
 # the first of these keys that a record has tells its kind, and its check; none: a conversation
-KINDS = {'caption': ('pictures', pictured), 'label': ('labels', labelled),
-         'chosen': ('preferences', preference), 'text': ('text', text_of)}
+KINDS = {'caption': ('pictures', pictured), 'chosen': ('preferences', preference),
+         'label': ('labels', labelled), 'output': ('chat', conversation), 'text': ('text', text_of)}
 
 # ---- 5. examples made up here ----
 WORDS = (
@@ -441,12 +441,12 @@ COURTESY = ' :)'  # how a courteous answer ends; align.py's gold_reward() knows 
 
 def instruct_examples(skills=SKILLS):
     """(split, example) of all skills. A tenth of all possible inputs, chosen by a hash, is held
-    out: but for facts, such an input never occurs in training. 10 % of training answers are
+    out: never in training (of a fact, never in this wording). 10 % of training answers are
     courteous and 33 % of secrets are refused, so that align.py has something to reinforce."""
     examples, style = [], random.Random('mood')  # of the answers: courteous, a refusal …
     for skill, number in skills.items():
         seen, wanted = set(), {'train': number, 'val': 50}
-        rng = random.Random(skill)  # a seed of its own: a new skill leaves the others as they are
+        rng = random.Random(skill)  # its own seed: a new skill leaves others' questions as they are
         for _ in range(20 * number):  # a bound for skills that have fewer different questions
             if not any(wanted.values()):
                 break
@@ -528,7 +528,7 @@ ARCHITECTURES = {
     'gpt2': {**COMMON, 'position': 'learned', 'norm': 'layernorm', 'mlp': 'gelu', 'bias': True},
     'llama': LLAMA,
     'qwen3': {**LLAMA, 'qk_norm': True, 'bias': False}}
-# what our model has no setting for, and the values of it that our model can run; or it is absent
+# their settings that ours lacks: the values that our model can run (a missing one is the first)
 FIXED = {'model_type': list(ARCHITECTURES), 'activation_function': ['gelu_new'],
          'hidden_act': ['silu'], 'sliding_window': [None], 'rope_type': ['default', 'llama3'],
          'scale_attn_by_inverse_layer_idx': [False], 'quantization_config': [None]}
@@ -746,13 +746,13 @@ if __name__ == '__main__':
             tok = make_tokenizer(tokenizer, vocab_size, texts(paths, bad))
             dtype = '<u2' if tok.vocab_size <= 65536 else '<u4'
             meta.update(dtype=dtype, tokenizer=tok.to_dict())
-            last = {}  # the document that each split has come to
+            newest = {}  # the document that each split has come to
             with open(f'{part}/train.bin', 'wb') as train, open(f'{part}/val.bin', 'wb') as val:
                 for split, number, piece in texts(paths, bad):
                     count = counts[split]
                     ids = tok.encode(piece)
-                    if last.get(split) != number:
-                        last[split] = number
+                    if newest.get(split) != number:
+                        newest[split] = number
                         count['documents'] += 1
                         if count['documents'] > 1:
                             ids = [tok.eot] + ids

@@ -49,7 +49,7 @@ def stream_text(model, tokenizer, ids, max_tokens, stop=(), **sampling):
     tokens is incomplete, or a stop string may have begun); its id; the logits (V,) that it was
     drawn from; and None, or with the last token why it ends: 'stop' or 'length'."""
     specials = set(tokenizer.special.values())
-    hold = max(map(len, stop), default=1) - 1  # may begin a stop string
+    hold = max(map(len, stop), default=1) - 1  # these may begin one
     written = []
     shown = 0  # characters yielded so far
     steps = generate(model, [ids], max_tokens, stop_tokens=specials, **sampling)
@@ -219,7 +219,7 @@ def parse_request(tokenizer, prompt='', messages=None, stream=False, stream_opti
     return ids, stream, top, {**sampling, 'stop': stop, 'max_tokens': max_tokens}
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection. In HTTP/1.0, the class's default, its end is the end of the answer."""
+    """One connection. In HTTP/1.0, the class's default, closing it ends the answer."""
     timeout = 20       # seconds, for one read from a socket or one write to it
     streaming = False  # whether the head of a streamed answer was sent
 
@@ -301,9 +301,9 @@ class Handler(BaseHTTPRequestHandler):
                 choice = {'index': 0, 'finish_reason': reason, 'text': message['content'],
                           'delta' if stream else 'message': message,
                           'logprobs': None if top is False else logprobs}
-                usage = {'prompt_tokens': len(ids), 'completion_tokens': count,
-                         'total_tokens': len(ids) + count}
-                self.send({**answer, 'choices': [choice], 'usage': usage},
+                counts = {'prompt_tokens': len(ids), 'completion_tokens': count,
+                          'total_tokens': len(ids) + count}
+                self.send({**answer, 'choices': [choice], 'usage': counts},
                           mime_type='text/event-stream' if stream else 'application/json')
                 message = {'content': ''}  # the next
                 logprobs = {key: [] for key in logprobs}
@@ -418,7 +418,7 @@ if __name__ == '__main__':
     elif show == 'embeddings':
         show_embeddings(model, tokenizer, text)
     elif labels:
-        for line in text.splitlines():
+        for line in text.splitlines():  # one text
             probs = label_probs(model, tokenizer, saved['classifier'], line)
             print(*[f"{label} {p:.3f} " for label, p in zip(labels, probs)], line)
     else:

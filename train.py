@@ -160,7 +160,7 @@ if __name__ == '__main__':
             sys.exit(f"process {rank} finds another {resume_path} than process 0: share {out_dir}")
     expect(globals(), 'n_layer n_head n_embd block_size batch_size gradient_accumulation_steps '
                       'eval_interval eval_iters log_interval', least=1)
-    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed', least=0)
+    expect(globals(), 'max_iters warmup_iters lr_decay_iters grad_clip seed n_kv_head', least=0)
     expect(globals(), 'learning_rate muon_learning_rate', above=0)
     expect(globals(), 'beta1 beta2 dropout', least=0, below=1)
     sequences_per_step = batch_size * gradient_accumulation_steps
@@ -317,7 +317,7 @@ if __name__ == '__main__':
                 text = complete(model, tokenizer, [[tokenizer.eot]], 80, temperature=0.8)[0]
                 print('    | ' + text.replace('\n', '\n    | '))
                 model.train()
-        if step > 0 and (step % eval_interval == 0 or step == max_iters or stop):
+        if step not in (0, resumed_at) and (step % eval_interval == 0 or step == max_iters or stop):
             states = [full_state_dict(o.state_dict()) for o in optimizers]
             save('resume.pt', optimizers=states, best=log.best, scaler=scaler.state_dict())
         if step >= max_iters or stop:
@@ -371,7 +371,7 @@ if __name__ == '__main__':
                   f"{len(text):,} bytes of validation text: {each}")
         if master_process:
             plot(out_dir)
-        use = {'clm': 'sample.py out_dir=', 'mlm': 'finetune.py task=classify init_from='}
+        use = {'clm': 'sample.py out_dir=', 'mlm': 'finetune.py task=classify dataset=… init_from='}
         print0(f"next:  python {use[objective]}{out_dir}")
     log.close()
     if ddp:

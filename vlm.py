@@ -13,7 +13,7 @@ tower's output, in one of three ways (fusion=), and learns to describe or to ans
 scene shows a combination of HELD_OUT: who knows "red" and "circle" should know a red circle.
 
 Writes out_dir/ckpt.pt (the best weights so far), resume.pt (to go on exactly), log.csv, sheet.png
-and, for task=caption, captions-*.jsonl, which eval.py scores. max_iters=0 only measures.
+and, for task=caption, captions-*.jsonl for eval.py. init_from=resume max_iters=0 only measures.
 """
 from configurator import configure, current, expect, resume, usage
 
@@ -367,7 +367,7 @@ class Reader(nn.Module):
 @torch.no_grad()
 def measure_clip(model, tokenizer, splits, names, device):
     """Retrieval among 100 pictures of different things; and zero-shot: which class name is
-    nearest (of new combinations, none was trained on)? The gallery: the last split's captions."""
+    nearest to a picture of one thing? The gallery: the last split's captions."""
     def similarity(examples, texts):  # (pictures, texts)
         idx, _ = collate(tokenizer, [('', text) for text in texts])
         images = model.encode_image(stack(examples).to(device))
@@ -394,7 +394,7 @@ def measure_clip(model, tokenizer, splits, names, device):
 
 def judge(text, example):
     """In which respects a text is right: an answer in 'all' and for its kind of question; a caption
-    in 'exact' (one of all true ones), in all 'colour', 'shape' and 'both', and in 'relation'."""
+    in 'exact' (one of all true ones), the sets of 'colour', 'shape', 'both', and 'relation'."""
     question, answer = example.texts
     if question:
         return {'all': text == answer, ' '.join(question.split()[:2]): text == answer}
@@ -456,7 +456,7 @@ def show(gallery, out_dir):
         imsave(f"{out_dir}/sheet.png", sheet)
 
 if __name__ == '__main__':
-    # 2. settings: those of the run that is resumed, or the shape of the checkpoint to start from
+    # 2. settings (1. is for train.py alone): of the run that is resumed, or the checkpoint's shape
     resuming = init_from == 'resume'
     source = os.path.join(out_dir, 'resume.pt') if resuming else init_from
     saved = load_checkpoint(source) if init_from != 'scratch' else None
@@ -568,7 +568,7 @@ if __name__ == '__main__':
             val_loss = evaluate()
             if log.evaluation(step, val_loss):  # True: the best so far
                 save('ckpt.pt', val_loss=val_loss, dataset=dataset)
-        if step > 0 and (step % eval_interval == 0 or step == max_iters or stop):
+        if step not in (0, resumed_at) and (step % eval_interval == 0 or step == max_iters or stop):
             save('resume.pt', optimizers=[o.state_dict() for o in optimizers], best=log.best)
         if step >= max_iters or stop:
             break

@@ -196,7 +196,7 @@ def test_confusion_by_hand(capsys):
 
 def test_long_examples_are_left_out_or_cut(go):
     write_dataset('data/long', [chat('hi', 'you'), chat('hi', 'x' * 50), chat('hi', 'x' * 100)], [chat('hi', 'you')])
-    assert 'left out 2 of over 48 tokens: try truncate=True' in go(dataset='long', max_iters=0).stdout
+    assert 'left out 2 longer than 48 tokens: try truncate=True' in go(dataset='long', max_iters=0).stdout
     assert 'train: 3 examples' in go(dataset='long', max_iters=0, truncate=True).stdout
 
 MISTAKES = [
