@@ -466,6 +466,7 @@ if __name__ == '__main__':
         log.training(step, metrics.pop('loss'), grad_norm, lr, last=stop, **metrics)
 
     # 9. the end: what was learned, by the best weights
+    log.close()
     if step < max_iters:
         print(f"stopped at step {step}; next:  python align.py init_from=resume out_dir={out_dir}")
     elif method == 'reward':
@@ -483,4 +484,3 @@ if __name__ == '__main__':
         for example, old, new in zip(questions, *texts):
             print(f"    {example['question'][:70]} -> {old[:40]!r} -> {new[:40]!r}")
         print(f"next:  python sample.py out_dir={out_dir} chat=True")
-    log.close()

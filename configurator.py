@@ -209,7 +209,7 @@ def one_line(kind, error, trace):
         print(f"{place}: not enough memory, take a smaller model or batch_size: {first_line}",
               file=sys.stderr)
     elif issubclass(kind, OSError):
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        what = f"{error.filename}: {error.strerror or error}" if error.filename else str(error)
         print(f"{place}: {what}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

@@ -397,6 +397,7 @@ if __name__ == '__main__':
         log.training(step, loss_sum, grad_norm, get_lr(step - 1), last=stop)
 
     # 9. the end: what was learned, by the best weights
+    log.close()  # from here on, Ctrl-C ends at once
     if step < max_iters:
         print(f"stopped at step {step}; next:  python finetune.py init_from=resume "
               f"out_dir={out_dir}")
@@ -417,4 +418,3 @@ if __name__ == '__main__':
             print(f"exact match on {len(questions)} held-out questions, before and after:")
             print(f"    all {before:>7.1f} %{after:>7.1f} %")
         print(f"next:  python sample.py out_dir={out_dir}", "prompt='…'" if labels else 'chat=True')
-    log.close()

@@ -58,7 +58,7 @@ class GPTConfig:
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
-        odd_width = self.n_embd % (2 * self.n_head)  # rotary positions rotate pairs of channels
+        odd_width = self.model_type == 'gpt' and self.n_embd % (2 * self.n_head)  # to rotate pairs
         if self.n_head % self.n_kv_head or (odd_width and not self.head_dim):
             raise ValueError(f"n_embd={self.n_embd} n_head={self.n_head} n_kv_head={self.n_kv_head}"
                              ": 2 * n_head must divide n_embd, and n_kv_head n_head")
@@ -702,7 +702,7 @@ def lr_schedule(step, schedule, warmup_iters, decay_iters, floor=0.0):
     fractions = {'linear': 1 - done, 'cosine': 0.5 * (1 + math.cos(math.pi * done))}
     return floor + (1 - floor) * fractions[schedule]
 
-# ---- 6. Files: what is missing or damaged ends in one line with the next command ----
+# ---- 6. Files ----
 FORMAT = 'ninefiles-2'
 
 @contextmanager
@@ -782,7 +782,7 @@ def load_model(path, device='cpu'):
     with refuse_damage(path, 'train.py'):
         model = build_on_meta(GPTConfig(**saved['config']))  # no numbers yet
         model.load_state_dict(saved['model'], assign=True)  # takes the tensors, copies nothing
-        if model.config.tie_weights:
+        if isinstance(model, GPT) and model.config.tie_weights:
             model.head.weight = model.wte.weight  # two tensors since assign=True
         return model.float().to(device), Tokenizer(**saved['tokenizer']), saved
 

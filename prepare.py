@@ -30,7 +30,7 @@ train.jsonl and val.jsonl. They come as .jsonl, .json, .csv or .tsv, also with .
 
 Copies are dropped (but of pictures): they would leak from training into validation. Every tenth
 document or example is for validation; of fewer than ten files of text, the last tenth of each; of
-fewer than ten examples, the last. All of it is checked here, and the other scripts trust it.
+fewer than ten examples, the last. All of it is checked here.
 """
 from configurator import configure, expect, nearest, usage
 
@@ -194,11 +194,10 @@ def python_files(data_dir):
 TEXTS = {'python': python_files, 'shakespeare': shakespeare}
 
 RECORDS = re.compile(r'.*\.(jsonl|json|csv|tsv)(\.gz)?')  # files that hold many examples
-COLUMNS = {'message': 'text', 'sentence': 'text', 'class': 'label'}  # other names in tables
 
 def records(path):
     """What such a file lists: lines of JSON, or dictionaries. The first line of a table names its
-    columns, in any case: Class,Message -> {'label': 'spam', 'text': 'win now'}, …"""
+    columns, in any case: Label,Text -> {'label': 'spam', 'text': 'win now'}, …"""
     suffix = RECORDS.fullmatch(path)[1]
     f = open_text(path)
     if suffix == 'jsonl':
@@ -211,8 +210,7 @@ def records(path):
     csv.field_size_limit(2**31 - 1)  # by default, a text of 131,073 characters is an error
     options = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if suffix == 'tsv' else {}
     rows = csv.DictReader(f, restval='', **options)  # restval: of columns that a line lacks
-    names = [name.strip().lower() for name in rows.fieldnames or []]
-    rows.fieldnames = [COLUMNS.get(name, name) for name in names]
+    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
     return rows
 
 def checked(paths, check, bad=None):
@@ -239,13 +237,14 @@ def checked(paths, check, bad=None):
 # ---- 3. from text to ids ----
 def texts(paths, bad=None):
     """All text as (split, number of the document, piece of text), without copies. Every tenth
-    document is for validation; of fewer than ten files, the last tenth of each. A file is read
-    twice, first for its length, then to yield it: so memory does not grow with the text."""
+    is for validation; of fewer than ten files, the last tenth of each; of fewer than ten records,
+    the last. A file is read twice, first for its length: so memory does not grow with the text."""
     if all(map(RECORDS.fullmatch, paths)):  # each record is a document
+        last = len(set(itertools.islice(filter(None, checked(paths, text_of, bad)), 10))) - 1
         seen = set()  # hashes, so that memory does not grow with the length of the texts
         for text in checked(paths, text_of, bad):
             if text and hash(text) not in seen:
-                split = 'val' if len(seen) % 10 == 9 else 'train'
+                split = 'val' if len(seen) % 10 == last else 'train'
                 yield split, len(seen), text
                 seen.add(hash(text))
         return
@@ -673,10 +672,10 @@ def replace_folder(folder):
         os.rename(old, folder)
     shutil.rmtree(old, ignore_errors=True)
     os.makedirs(folder, exist_ok=True)
-    for found in os.listdir(folder):
-        if not re.fullmatch(r'(train|val)\.(bin|jsonl|npz)|meta\.json|\.DS_Store', found):
-            sys.exit(f"{folder} holds {found}, which prepare.py did not write: move it away, or "
-                     "choose another dataset=")
+    found = ' '.join(sorted(os.listdir(folder)))
+    if not re.fullmatch(r'(\.DS_Store ?)?(meta\.json( (train|val)\.(bin|jsonl|npz))*)?', found):
+        sys.exit(f"{folder} holds {found[:80]}, which prepare.py did not write: move it away, or "
+                 "choose another dataset=")
     with tempfile.TemporaryDirectory(dir=parent, prefix=f'.{name}.') as temporary:
         new = os.path.join(temporary, name)
         os.mkdir(new)
@@ -704,7 +703,7 @@ if __name__ == '__main__':
     if made and os.path.exists(made):
         sys.exit(f"{made} exists already: choose another folder, or delete it first")
     if export:
-        sys.exit(export_weights(export, out_dir))  # it returns None: exit status 0
+        sys.exit(export_weights(export, out_dir))  # of None: exit status 0
     if weights:
         sys.exit(import_weights(weights, out_dir))
 
@@ -716,7 +715,7 @@ if __name__ == '__main__':
         pattern = os.path.join(glob.escape(source), '**') if os.path.isdir(source) else source
         paths = text_files(glob.glob(pattern, recursive=True) or [source])  # or a file [a].txt
         if all(map(RECORDS.fullmatch, paths)):
-            first = next(checked(paths, dict, bad), {})
+            first = next(checked(paths, dict, bad), {}) if source == input else {'caption'}
             kind, check = next((KINDS[k] for k in KINDS if k in first), ('chat', conversation))
     elif dataset in TEXTS:
         paths = text_files(TEXTS[dataset](data_dir))

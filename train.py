@@ -353,6 +353,7 @@ if __name__ == '__main__':
         log.training(step, loss_sum, grad_norm, get_lr(step - 1), last=stop)
 
     # 9. the end: what was learned
+    log.close()  # from here on, Ctrl-C ends at once
     if step < max_iters:
         print0(f"stopped at step {step}; next:  python train.py init_from=resume out_dir={out_dir}")
     else:
@@ -373,7 +374,6 @@ if __name__ == '__main__':
             plot(out_dir)
         use = {'clm': 'sample.py out_dir=', 'mlm': 'finetune.py task=classify dataset=… init_from='}
         print0(f"next:  python {use[objective]}{out_dir}")
-    log.close()
     if ddp:
         dist.barrier()  # leave together: a process that is gone early breaks the connections
         dist.destroy_process_group()

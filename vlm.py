@@ -585,6 +585,7 @@ if __name__ == '__main__':
         log.training(step, loss.detach(), grad_norm, learning_rate * lr_fraction, last=stop)
 
     # 9. the end: what was learned, by the best weights
+    log.close()  # from here on, Ctrl-C ends at once
     if step < max_iters:
         print(f"stopped at step {step}; next:  python vlm.py init_from=resume out_dir={out_dir}")
     else:
@@ -596,4 +597,3 @@ if __name__ == '__main__':
             else:
                 gallery = measure_words(model, tokenizer, splits, out_dir, device, block_size)
         show(gallery, out_dir)
-    log.close()

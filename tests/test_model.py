@@ -346,7 +346,7 @@ def test_schedules_by_hand(schedule, expected):
     warmup = [M.lr_schedule(step, schedule, 4, 100) for step in range(4)]
     assert warmup == pytest.approx([0.2, 0.4, 0.6, 0.8])
     falling = [M.lr_schedule(step, schedule, 0, 100, floor=0.1) for step in (0, 50, 90, 100)]
-    assert falling == pytest.approx(expected, abs=1e-4)
+    assert falling == pytest.approx(expected, abs=1e-4) and M.lr_schedule(150, schedule, 0, 100) == 0  # never below
 
 # ---- checkpoints ----
 

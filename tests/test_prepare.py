@@ -90,6 +90,8 @@ def test_every_tenth_document_is_for_validation(prepare, tmp_path):
     tokenizer, data = load_dataset(str(folder))
     assert tokenizer.decode(data['val'].tolist()) == 'document 9<|endoftext|>document 19'
     assert data['train'].tolist().count(tokenizer.eot) == 22
+    write_jsonl(tmp_path / 'few.jsonl', *[{'text': text} for text in texts[:5]])
+    assert 'train: 4 documents, ' in prepare('input=few.jsonl')[1]  # of fewer than ten, the last is for validation
 
 def test_every_tenth_example_is_for_validation_and_copies_are_dropped(prepare, tmp_path):
     examples = [{'prompt': f'q{i}', 'completion': 'a'} for i in range(20)]
@@ -131,7 +133,7 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_passed_over(prepare, tmp_p
     ('a.csv', 'text,label\r\nhi there,ham\r\n"win, now",spam\r\nsee you,ham\r\ncash!,spam '),
     ('a.json', json.dumps([{'text': text, 'label': label} for text, label in (
         ('hi there', 'ham'), ('win, now', 'spam'), ('see you', 'ham'), ('cash!', 'spam'))])),
-    ('a.tsv', '\ufeffClass\tMESSAGE\nham\thi there\nspam\twin, now\n\nham \tsee you\nspam\tcash!\n'),
+    ('a.tsv', '\ufeffLabel\tTEXT\nham\thi there\nspam\twin, now\n\nham \tsee you\nspam\tcash!\n'),
     ('a.jsonl', '{"text": "hi there", "label": "ham"}\n{"text": "win, now", "label": " spam"}\n\n'
                 '{"text": "see you", "label": "ham"}\n{"text": "cash!", "label": "spam"}')])
 def test_labels(prepare, tmp_path, name, content):
@@ -275,13 +277,13 @@ def test_a_stop_is_mended(tmp_path):
     assert contents(folder) == {'meta.json': b''} and list(tmp_path.iterdir()) == [folder]
 
 def test_two_at_once_never_mix(tmp_path):
-    """Each writes its name into two files; whoever ends last, they agree."""
+    """Each writes its name into three files; whoever ends last, they agree."""
     folder = tmp_path / 'mine'
     def several(own):
         for _ in range(30):
             try:
                 with P.replace_folder(str(folder)) as part:
-                    for name in ('train.bin', 'val.bin'):
+                    for name in ('meta.json', 'train.bin', 'val.bin'):
                         Path(part, name).write_text(str(own))
             except OSError:  # it lost the race, which a script says in one line
                 continue
@@ -293,7 +295,7 @@ def test_two_at_once_never_mix(tmp_path):
     with P.replace_folder(str(folder)) as part:  # the next start mends
         found = contents(folder)
         Path(part, 'meta.json').write_text('')
-    assert len(found) == 2 and found['train.bin'] == found['val.bin']
+    assert len(found) == 3 and found['train.bin'] == found['val.bin']
 
 # ---- mistakes ----
 
