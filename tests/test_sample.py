@@ -77,7 +77,7 @@ def test_a_chat(go, monkeypatch, loaded):
     assert ['hm<|end|>' in prompt for prompt in prompts] == [False, True, False]
     assert all('be kind' in prompt for prompt in prompts)
     typed(monkeypatch, 'hi\n')
-    assert go('chat=True', 'max_new_tokens=8').stdout.endswith('\n> \n')
+    assert go('chat=True', 'temperature=0', 'max_new_tokens=8').stdout.endswith('\n> \n')
 
 @pytest.mark.parametrize('causal', [True, False])
 def test_labels_are_read_where_finetune_trains_them(run, monkeypatch, tmp_path, causal):
