@@ -302,12 +302,12 @@ class CrossAttention(nn.Module):
 
     def forward(self, x, image):
         B, T, C = x.shape
-        H, D = self.config.n_head, self.config.head_dim
-        q = self.q(self.norm(x)).view(B, T, H, D)
-        k, v = self.kv(image).view(B, -1, 2 * H, D).split(H, dim=2)  # (B, N, H, D)
+        n_head, D = self.config.n_head, self.config.head_dim
+        q = self.q(self.norm(x)).view(B, T, n_head, D)
+        k, v = self.kv(image).view(B, -1, 2 * n_head, D).split(n_head, dim=2)  # (B, N, n_head, D)
         q, k = F.rms_norm(q, (D,)), F.rms_norm(k, (D,))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, …, D)
-        y = F.scaled_dot_product_attention(q, k, v)  # (B, H, T, D)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, n_head, …, D)
+        y = F.scaled_dot_product_attention(q, k, v)  # (B, n_head, T, D)
         return x + self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 class Reader(nn.Module):
