@@ -270,7 +270,7 @@ if __name__ == '__main__':
     print0(f"on {device}, {dtype}, {world_size} process{'es' if world_size > 1 else ''}")
     gpu = torch.cuda.get_device_name() if device_type == 'cuda' else ''
     if gpu and not compile:
-        print0("compile=True would take a minute to start, and then train about twice as fast")
+        print0("compile=True would take a minute to start, and then train faster")
     peak = next((flops for name, flops in PEAK_FLOPS.items() if name in gpu), 0)
     log = Log(out_dir, step, max_iters, log_interval, tokens_per_step, best=best,
               peak=world_size * peak / max(flops_per_token, 1), master_process=master_process)
