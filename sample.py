@@ -49,7 +49,7 @@ def stream_text(model, tokenizer, ids, max_tokens, stop=(), **sampling):
     tokens is incomplete, or a stop string may have begun); its id; the logits (V,) that it was
     drawn from; and None, or with the last token why it ends: 'stop' or 'length'."""
     specials = set(tokenizer.special.values())
-    hold = max(map(len, stop), default=1) - 1  # these may begin one
+    hold = max(map(len, stop), default=1) - 1  # may begin a stop
     written = []
     shown = 0  # characters yielded so far
     steps = generate(model, [ids], max_tokens, stop_tokens=specials, **sampling)
@@ -418,7 +418,7 @@ if __name__ == '__main__':
     elif show == 'embeddings':
         show_embeddings(model, tokenizer, text)
     elif labels:
-        for line in text.splitlines():  # one text
+        for line in text.splitlines():  # a text each
             probs = label_probs(model, tokenizer, saved['classifier'], line)
             print(*[f"{label} {p:.3f} " for label, p in zip(labels, probs)], line)
     else:

@@ -357,7 +357,7 @@ def test_gpt2_has_124_million_parameters():
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_a_checkpoint_gives_back_the_same_model(tmp_path, shape):
-    model, idx = save_untrained(str(tmp_path), **SHAPES[shape]), torch.randint(101, (1, 20))
+    model, idx = save_untrained(str(tmp_path), **{'tie_weights': True, **SHAPES[shape]}), torch.randint(101, (1, 20))
     again, tokenizer, saved = M.load_model(str(tmp_path))
     assert torch.equal(again(idx), model(idx)) and tokenizer.to_dict() == byte_tokenizer().to_dict() and saved['step'] == 0
     assert len(list(again.parameters())) == len(list(model.parameters()))  # what was tied is tied again

@@ -144,8 +144,8 @@ def test_labels(prepare, tmp_path, name, content):
     assert json.loads((folder / 'meta.json').read_text())['kind'] == 'labels'
 
 def test_tables_of_anything(prepare, tmp_path):
-    rows = ''.join(f'"question, {i}","answer\nof two lines"\n' for i in range(10))
-    folder, _ = prepare(f'input={write(tmp_path / "a.csv", "Prompt,Completion" + chr(10) + rows)}')
+    rows = ''.join(f'"question, {i}","answer\nof two lines",both\n' for i in range(10))
+    folder, _ = prepare(f'input={write(tmp_path / "a.csv", "Instruction,Output,Text" + chr(10) + rows)}')
     assert [m['content'] for m in lines(folder, 'val')[0]['messages']] == ['question, 9', 'answer\nof two lines']
     write(tmp_path / 'b.csv.gz', gzip.compress(b'Text,n\n' + b'"once, again",1\n' * 2 + b''.join(b'"%d times",1\n' % n for n in range(9))))
     assert 'train: 9 documents, ' in prepare('input=b.csv.gz')[1]
@@ -263,6 +263,8 @@ def test_what_was_there_survives_a_failure(prepare, run, tmp_path, text):
     write(folder / 'input.txt', 'my only copy')
     refused(run('prepare.py', 'dataset=mine', f'input={text}'), 'holds input.txt', 'another dataset=')
     assert contents(folder) == {**before, 'input.txt': b'my only copy'}
+    write(tmp_path / 'data/own/val.jsonl', 'not by prepare.py, which writes a meta.json')
+    refused(run('prepare.py', 'dataset=own', f'input={text}'), 'holds val.jsonl')
 
 def test_a_stop_is_mended(tmp_path):
     folder, old = tmp_path / 'mine', tmp_path / '.mine.old'
@@ -351,12 +353,11 @@ def test_pictures_of_your_own(prepare, tmp_path):
     assert np.array_equal(np.load(folder / 'train.npz')['images'], np.delete(images, 9, 0))
     assert lines(folder, 'val')[0]['caption'] == 'c9' and 'vlm.py' in out
 
-@pytest.mark.parametrize('record', [{'qa': []}, {'caption': 5}, {'caption': 'a', 'qa': [['what?']]},
-                                    {'caption': 'a', 'qa': [['what?', 2]]}, {'caption': 'a', 'qa': 'what?'}])
+@pytest.mark.parametrize('record', [{'text': 'a', 'label': 'b'}, {'caption': 5}, {'caption': 'a', 'qa': [['what?']]}])
 def test_what_is_said_of_a_picture_is_checked(run, tmp_path, record):
     np.savez(tmp_path / 'p.npz', images=np.zeros((2, 4, 4, 3), np.uint8))
-    write_jsonl(tmp_path / 'p.jsonl', {'caption': 'a'}, record)
-    refused(run('prepare.py', 'dataset=mine', 'input=p.npz'), 'p.jsonl line 2')
+    write_jsonl(tmp_path / 'p.jsonl', record, {'caption': 'a'})
+    refused(run('prepare.py', 'dataset=mine', 'input=p.npz'), 'p.jsonl line 1')
 
 def claims(shape):
     """An .npz whose header says that its images are of this shape; it holds four bytes of them."""
